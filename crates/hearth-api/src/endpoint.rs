@@ -1,0 +1,365 @@
+//! Every endpoint of the node, once. The node's router, the client and the OpenAPI document use these constants.
+
+use schemars::{Schema, SchemaGenerator};
+
+use crate::v1;
+
+/// The prefix of every path.
+pub const PREFIX: &str = "/v1";
+
+/// Paths, with `{machine}` and the like as axum and OpenAPI write them.
+pub mod path {
+    /// This document.
+    pub const OPENAPI: &str = "/v1/openapi.json";
+    /// The node.
+    pub const NODE: &str = "/v1/node";
+    /// Ends the node.
+    pub const NODE_STOP: &str = "/v1/node/stop";
+    /// Prerequisites.
+    pub const DOCTOR: &str = "/v1/doctor";
+    /// Artefacts.
+    pub const SETUP: &str = "/v1/setup";
+    /// All machines.
+    pub const MACHINES: &str = "/v1/machines";
+    /// One machine.
+    pub const MACHINE: &str = "/v1/machines/{machine}";
+    /// Starts it.
+    pub const MACHINE_START: &str = "/v1/machines/{machine}/start";
+    /// Stops it.
+    pub const MACHINE_STOP: &str = "/v1/machines/{machine}/stop";
+    /// Sends it a signal.
+    pub const MACHINE_KILL: &str = "/v1/machines/{machine}/kill";
+    /// Waits for its end.
+    pub const MACHINE_WAIT: &str = "/v1/machines/{machine}/wait";
+    /// Connects to its workload.
+    pub const MACHINE_ATTACH: &str = "/v1/machines/{machine}/attach";
+    /// Runs a process in it.
+    pub const MACHINE_EXEC: &str = "/v1/machines/{machine}/exec";
+    /// What its workload printed.
+    pub const MACHINE_LOGS: &str = "/v1/machines/{machine}/logs";
+    /// Its serial console.
+    pub const MACHINE_CONSOLE: &str = "/v1/machines/{machine}/console";
+    /// Files in it.
+    pub const MACHINE_FILES: &str = "/v1/machines/{machine}/files";
+    /// What a path in it is.
+    pub const MACHINE_FILE_STAT: &str = "/v1/machines/{machine}/files/stat";
+    /// All images.
+    pub const IMAGES: &str = "/v1/images";
+    /// One image.
+    pub const IMAGE: &str = "/v1/images/inspect";
+    /// Fetches one.
+    pub const IMAGES_PULL: &str = "/v1/images/pull";
+    /// Makes one.
+    pub const IMAGES_BUILD: &str = "/v1/images/build";
+}
+
+/// What an endpoint answers with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// One JSON document.
+    Json,
+    /// JSON, a line each: [`v1::ProgressLine`].
+    Lines,
+    /// Frames of [`crate::stream`] on the upgraded connection.
+    Upgrade,
+    /// Frames of [`crate::stream`] as the body.
+    Frames,
+    /// Raw bytes.
+    Bytes,
+    /// Nothing.
+    Empty,
+}
+
+type SchemaOf = fn(&mut SchemaGenerator) -> Schema;
+
+/// One endpoint.
+#[derive(Debug, Clone, Copy)]
+pub struct Endpoint {
+    /// HTTP method, in lower case as OpenAPI writes it.
+    pub method: &'static str,
+    /// Path with parameters in braces.
+    pub path: &'static str,
+    /// Name for generated clients.
+    pub operation: &'static str,
+    /// What it does, in a sentence.
+    pub summary: &'static str,
+    /// Query parameters: name and what it means.
+    pub query: &'static [(&'static str, &'static str)],
+    /// The request's body.
+    pub request: Option<SchemaOf>,
+    /// What it answers with.
+    pub answer: Answer,
+    /// The answer's document or line.
+    pub response: Option<SchemaOf>,
+}
+
+fn schema<T: schemars::JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
+    generator.subschema_for::<T>()
+}
+
+const fn endpoint(
+    method: &'static str,
+    path: &'static str,
+    operation: &'static str,
+    summary: &'static str,
+    answer: Answer,
+) -> Endpoint {
+    Endpoint {
+        method,
+        path,
+        operation,
+        summary,
+        query: &[],
+        request: None,
+        answer,
+        response: None,
+    }
+}
+
+impl Endpoint {
+    const fn query(self, query: &'static [(&'static str, &'static str)]) -> Self {
+        Self { query, ..self }
+    }
+
+    const fn takes(self, request: SchemaOf) -> Self {
+        Self {
+            request: Some(request),
+            ..self
+        }
+    }
+
+    const fn gives(self, response: SchemaOf) -> Self {
+        Self {
+            response: Some(response),
+            ..self
+        }
+    }
+}
+
+/// All endpoints, in the order of the document.
+pub const ALL: &[Endpoint] = &[
+    endpoint(
+        "get",
+        path::OPENAPI,
+        "openapi",
+        "Returns this document.",
+        Answer::Json,
+    ),
+    endpoint(
+        "get",
+        path::NODE,
+        "node_status",
+        "Tells which node answers.",
+        Answer::Json,
+    )
+    .gives(schema::<v1::NodeStatus>),
+    endpoint(
+        "post",
+        path::NODE_STOP,
+        "node_stop",
+        "Ends the node.",
+        Answer::Empty,
+    )
+    .takes(schema::<v1::StopNode>),
+    endpoint(
+        "get",
+        path::DOCTOR,
+        "doctor",
+        "Examines every prerequisite of this host.",
+        Answer::Json,
+    )
+    .gives(schema::<v1::DoctorReport>),
+    endpoint(
+        "get",
+        path::SETUP,
+        "setup_list",
+        "Lists kernels, agents and initramfs images.",
+        Answer::Json,
+    )
+    .gives(schema::<v1::SetupReport>),
+    endpoint(
+        "post",
+        path::SETUP,
+        "setup",
+        "Prepares a kernel, an agent and an initramfs.",
+        Answer::Lines,
+    )
+    .takes(schema::<v1::SetupRequest>)
+    .gives(schema::<v1::ProgressLine<v1::SetupReport>>),
+    endpoint(
+        "get",
+        path::MACHINES,
+        "machine_list",
+        "Lists machines.",
+        Answer::Json,
+    )
+    .query(&[("all", "true: those that do not run, too")])
+    .gives(schema::<Vec<v1::Machine>>),
+    endpoint(
+        "post",
+        path::MACHINES,
+        "machine_create",
+        "Creates a machine.",
+        Answer::Json,
+    )
+    .takes(schema::<v1::CreateMachine>)
+    .gives(schema::<v1::Machine>),
+    endpoint(
+        "get",
+        path::MACHINE,
+        "machine_inspect",
+        "Tells everything about a machine.",
+        Answer::Json,
+    )
+    .gives(schema::<v1::Machine>),
+    endpoint(
+        "delete",
+        path::MACHINE,
+        "machine_remove",
+        "Removes a machine and its disk.",
+        Answer::Empty,
+    )
+    .query(&[("force", "true: kills it first if it runs")]),
+    endpoint(
+        "post",
+        path::MACHINE_START,
+        "machine_start",
+        "Starts a machine.",
+        Answer::Json,
+    )
+    .gives(schema::<v1::Machine>),
+    endpoint(
+        "post",
+        path::MACHINE_STOP,
+        "machine_stop",
+        "Stops a machine.",
+        Answer::Json,
+    )
+    .takes(schema::<v1::StopMachine>)
+    .gives(schema::<v1::Machine>),
+    endpoint(
+        "post",
+        path::MACHINE_KILL,
+        "machine_kill",
+        "Sends the workload a signal.",
+        Answer::Empty,
+    )
+    .query(&[("signal", "name or number; KILL when absent")]),
+    endpoint(
+        "post",
+        path::MACHINE_WAIT,
+        "machine_wait",
+        "Waits for a machine's end.",
+        Answer::Json,
+    )
+    .gives(schema::<v1::ExitStatus>),
+    endpoint(
+        "post",
+        path::MACHINE_ATTACH,
+        "machine_attach",
+        "Connects to the workload.",
+        Answer::Upgrade,
+    )
+    .query(&[
+        (
+            "start",
+            "true: starts the machine, so that nothing it prints is missed",
+        ),
+        ("stdin", "true: this client's input is the workload's"),
+        ("rows", "lines of the client's terminal"),
+        ("columns", "characters in a line of the client's terminal"),
+    ]),
+    endpoint(
+        "post",
+        path::MACHINE_EXEC,
+        "machine_exec",
+        "Runs a process beside the workload.",
+        Answer::Upgrade,
+    )
+    .takes(schema::<v1::ExecRequest>),
+    endpoint(
+        "get",
+        path::MACHINE_LOGS,
+        "machine_logs",
+        "Returns what the workload printed.",
+        Answer::Frames,
+    )
+    .query(&[
+        ("follow", "true: goes on until the machine ends"),
+        ("tail", "only so many of the last lines"),
+        ("timestamps", "true: RFC 3339 before each line"),
+    ]),
+    endpoint(
+        "get",
+        path::MACHINE_CONSOLE,
+        "machine_console",
+        "Returns the serial console.",
+        Answer::Bytes,
+    )
+    .query(&[("follow", "true: goes on until the machine ends")]),
+    endpoint(
+        "get",
+        path::MACHINE_FILES,
+        "file_get",
+        "Returns a file or tree as a tar archive.",
+        Answer::Bytes,
+    )
+    .query(&[("path", "absolute path in the machine")]),
+    endpoint(
+        "put",
+        path::MACHINE_FILES,
+        "file_put",
+        "Unpacks a tar archive into a directory.",
+        Answer::Empty,
+    )
+    .query(&[
+        ("path", "absolute path of the directory"),
+        ("keep_owners", "true: owners as in the archive"),
+    ]),
+    endpoint(
+        "get",
+        path::MACHINE_FILE_STAT,
+        "file_stat",
+        "Tells what a path in the machine is.",
+        Answer::Json,
+    )
+    .query(&[("path", "absolute path in the machine")])
+    .gives(schema::<v1::FileStat>),
+    endpoint("get", path::IMAGES, "image_list", "Lists images.", Answer::Json)
+        .gives(schema::<Vec<v1::Image>>),
+    endpoint(
+        "delete",
+        path::IMAGES,
+        "image_remove",
+        "Removes an image.",
+        Answer::Empty,
+    )
+    .query(&[("reference", "the image")]),
+    endpoint(
+        "get",
+        path::IMAGE,
+        "image_inspect",
+        "Tells everything about an image.",
+        Answer::Json,
+    )
+    .query(&[("reference", "the image")])
+    .gives(schema::<v1::Image>),
+    endpoint(
+        "post",
+        path::IMAGES_PULL,
+        "image_pull",
+        "Fetches an image and prepares it.",
+        Answer::Lines,
+    )
+    .takes(schema::<v1::PullImage>)
+    .gives(schema::<v1::ProgressLine<v1::Image>>),
+    endpoint(
+        "post",
+        path::IMAGES_BUILD,
+        "image_build",
+        "Makes an image of packages.",
+        Answer::Lines,
+    )
+    .takes(schema::<v1::BuildImage>)
+    .gives(schema::<v1::ProgressLine<v1::Image>>),
+];

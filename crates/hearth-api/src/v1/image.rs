@@ -1,0 +1,80 @@
+//! Images.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// An image in the store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Image {
+    /// Full reference, as in `docker.io/library/debian:12`.
+    pub reference: String,
+    /// Digest of its manifest.
+    pub digest: String,
+    /// Bytes of its layers as they came.
+    pub size_bytes: u64,
+    /// Bytes of the root file system made of them.
+    pub rootfs_bytes: u64,
+    /// RFC 3339; when the image was built, where it says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created_at: Option<String>,
+    /// Number of layers.
+    pub layers: u32,
+    /// How it wants to be run.
+    pub config: ImageConfig,
+}
+
+/// How an image wants to be run.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub struct ImageConfig {
+    /// ENTRYPOINT.
+    pub entrypoint: Vec<String>,
+    /// CMD.
+    pub command: Vec<String>,
+    /// ENV.
+    pub environment: Vec<String>,
+    /// USER.
+    pub user: String,
+    /// WORKDIR.
+    pub working_directory: String,
+    /// STOPSIGNAL.
+    pub stop_signal: Option<String>,
+    /// LABEL.
+    pub labels: BTreeMap<String, String>,
+    /// VOLUME.
+    pub volumes: Vec<String>,
+    /// EXPOSE, as in `80/tcp`.
+    pub exposed_ports: Vec<String>,
+}
+
+/// Asks for an image from a registry, a layout, an archive or a directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PullImage {
+    /// The reference.
+    pub reference: String,
+}
+
+/// Asks for an image made of packages.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BuildImage {
+    /// What to start from.
+    pub recipe: Recipe,
+    /// Packages of the distribution to put in.
+    #[serde(default)]
+    pub packages: Vec<String>,
+    /// The reference it gets.
+    pub reference: String,
+}
+
+/// What an image is built from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Recipe {
+    /// A minimal Debian of the release that the host's package sources offer.
+    Debian,
+    /// The static busybox of the host's distribution, and nothing else.
+    Busybox,
+}

@@ -1,0 +1,249 @@
+//! Machines: what is asked for, and what is.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Asks for a new machine. It is created, not started.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateMachine {
+    /// Its name; made up when absent.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// What it is.
+    pub spec: MachineSpec,
+    /// Secret environment of the workload, by name. Kept in the node's memory only: it is in no record, no answer, no log,
+    /// and gone when the node ends.
+    #[serde(default)]
+    pub secrets: BTreeMap<String, String>,
+}
+
+/// What a machine is; recorded as it came.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MachineSpec {
+    /// Image reference, as in `debian:12`, `localhost:5000/app`, `oci:DIR:TAG`, `docker-archive:FILE`, `dir:DIR`.
+    pub image: String,
+    /// Replaces the image's CMD when not empty.
+    #[serde(default)]
+    pub command: Vec<String>,
+    /// Replaces the image's ENTRYPOINT (and drops its CMD); an empty list is no entrypoint.
+    #[serde(default)]
+    pub entrypoint: Option<Vec<String>>,
+    /// `NAME=value`, added to the image's ENV; later ones win.
+    #[serde(default)]
+    pub environment: Vec<String>,
+    /// Replaces the image's WORKDIR.
+    #[serde(default)]
+    pub working_directory: Option<String>,
+    /// Replaces the image's USER: `name|uid[:group|gid]`.
+    #[serde(default)]
+    pub user: Option<String>,
+    /// Host name inside; the machine's id when absent.
+    #[serde(default)]
+    pub hostname: Option<String>,
+    /// Labels, for people and programs.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Thousandths of a processor; 1000 when absent.
+    #[serde(default)]
+    pub cpu_milli: Option<u32>,
+    /// Memory in bytes; 256 MiB when absent, 64 MiB at least.
+    #[serde(default)]
+    pub memory_bytes: Option<u64>,
+    /// Size of the machine's writable disk in bytes; 2 GiB when absent. It takes what is written, not more.
+    #[serde(default)]
+    pub disk_bytes: Option<u64>,
+    /// The workload gets a terminal.
+    #[serde(default)]
+    pub terminal: bool,
+    /// The workload's standard input is kept open for attached clients.
+    #[serde(default)]
+    pub stdin: bool,
+    /// The machine is removed when it ends.
+    #[serde(default)]
+    pub auto_remove: bool,
+    /// The machine is stopped when it has run so long, in seconds.
+    #[serde(default)]
+    pub timeout_seconds: Option<u64>,
+    /// Which virtual machine monitor runs it.
+    #[serde(default)]
+    pub driver: DriverChoice,
+    /// The signal that asks the workload to end, as `SIGTERM` or `15`; replaces the image's STOPSIGNAL.
+    #[serde(default)]
+    pub stop_signal: Option<String>,
+}
+
+/// Which virtual machine monitor runs a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DriverChoice {
+    /// The best one this host can run.
+    #[default]
+    Auto,
+    /// QEMU.
+    Qemu,
+}
+
+/// What lies between the workload and the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Border {
+    /// Hardware virtualization.
+    Kvm,
+    /// An emulated processor: correct, slower, and a weaker border than hardware.
+    Emulated,
+}
+
+/// A machine as it is now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Machine {
+    /// Twelve hexadecimal digits.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// What was asked for.
+    pub spec: MachineSpec,
+    /// Names of its secrets; never their values.
+    pub secrets: Vec<String>,
+    /// Manifest digest of its image.
+    pub image_digest: String,
+    /// Entrypoint and command as they run.
+    pub arguments: Vec<String>,
+    /// How it stands.
+    pub state: MachineState,
+    /// RFC 3339.
+    pub created_at: String,
+    /// The virtual machine monitor, as in `qemu`.
+    pub driver: String,
+    /// What lies between it and the host.
+    pub border: Border,
+    /// Virtual processors.
+    pub vcpus: u32,
+    /// Processor quota in microseconds for each 100 ms, where less than its virtual processors was asked for.
+    pub cpu_quota_us: Option<u64>,
+    /// Memory in MiB.
+    pub memory_mib: u64,
+    /// Counts changes of this machine's record.
+    pub generation: u64,
+    /// Where the time of its last start went, in order.
+    pub stages: Vec<Stage>,
+}
+
+/// A stretch of a machine's start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Stage {
+    /// What was done.
+    pub name: String,
+    /// How long it took, in microseconds.
+    pub duration_us: u64,
+}
+
+/// How a machine stands, and since when.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct MachineState {
+    /// In one word.
+    pub status: MachineStatus,
+    /// The workload's exit code, once it has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<u8>,
+    /// Why it failed or ended otherwise than by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Process id of the virtual machine monitor, while there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+    /// RFC 3339; the workload's last start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<String>,
+    /// RFC 3339; the workload's last end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished_at: Option<String>,
+}
+
+/// The state of a machine in one word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum MachineStatus {
+    /// Never started.
+    Created,
+    /// Its virtual machine boots.
+    Starting,
+    /// Its workload runs.
+    Running,
+    /// It was asked to end.
+    Stopping,
+    /// Its workload has ended.
+    Exited,
+    /// It did not come up, or its virtual machine died.
+    Failed,
+    /// It is being removed.
+    Removing,
+}
+
+/// How a workload or an exec ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ExitStatus {
+    /// The exit code: its own, or 128 plus the number of the signal that ended it.
+    pub exit_code: u8,
+    /// Why, when it is not the program's own doing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// Asks for a process beside the workload.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ExecRequest {
+    /// Program and arguments.
+    pub command: Vec<String>,
+    /// `NAME=value`, added to the workload's own environment.
+    #[serde(default)]
+    pub environment: Vec<String>,
+    /// Working directory; the workload's when absent.
+    #[serde(default)]
+    pub working_directory: Option<String>,
+    /// User; the workload's when absent.
+    #[serde(default)]
+    pub user: Option<String>,
+    /// A terminal of this size (rows, columns).
+    #[serde(default)]
+    pub terminal: Option<(u16, u16)>,
+    /// Standard input is connected.
+    #[serde(default)]
+    pub stdin: bool,
+}
+
+/// Asks a machine to end.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StopMachine {
+    /// Seconds before it is killed; 10 when absent.
+    #[serde(default)]
+    pub grace_seconds: Option<u32>,
+}
+
+/// What a path in a machine is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct FileStat {
+    /// What it is, symbolic links followed.
+    pub kind: FileKind,
+    /// Bytes.
+    pub size: u64,
+    /// Permission bits.
+    pub mode: u32,
+}
+
+/// A file's type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum FileKind {
+    /// A regular file.
+    File,
+    /// A directory.
+    Directory,
+    /// Something else.
+    Other,
+}

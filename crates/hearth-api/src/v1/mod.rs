@@ -1,0 +1,20 @@
+//! Version 1 of the wire types. Fields are added, never renamed; what a client does not know it ignores.
+
+pub mod doctor;
+pub mod error;
+pub mod image;
+pub mod machine;
+pub mod node;
+pub mod progress;
+pub mod setup;
+
+pub use doctor::{DoctorCheck, DoctorReport, DoctorState};
+pub use error::{ErrorBody, ErrorCode};
+pub use image::{BuildImage, Image, ImageConfig, PullImage, Recipe};
+pub use machine::{
+    Border, CreateMachine, DriverChoice, ExecRequest, ExitStatus, FileKind, FileStat, Machine, MachineSpec,
+    MachineState, MachineStatus, Stage, StopMachine,
+};
+pub use node::{NodeStatus, StopNode};
+pub use progress::{Progress, ProgressLine, Unit};
+pub use setup::{Artefact, ArtefactKind, SetupReport, SetupRequest};

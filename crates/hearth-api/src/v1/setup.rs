@@ -1,0 +1,58 @@
+//! Kernels, agents and initramfs images.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Asks for a kernel, an agent and an initramfs; what is there already is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SetupRequest {
+    /// A kernel of one's own (bzImage or ELF), an absolute path on the node's host; the distribution's when absent.
+    #[serde(default)]
+    pub kernel: Option<String>,
+    /// Its modules, a `/lib/modules/VERSION` tree; none when absent.
+    #[serde(default)]
+    pub modules: Option<String>,
+    /// The agent's binary; the one beside the node's executable when absent.
+    #[serde(default)]
+    pub agent: Option<String>,
+    /// Builds the kernel from the distribution's source, with Hearth's configuration.
+    #[serde(default)]
+    pub build_kernel: bool,
+}
+
+/// What is set up now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SetupReport {
+    /// Everything that is there.
+    pub artefacts: Vec<Artefact>,
+}
+
+/// One artefact.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Artefact {
+    /// What it is.
+    pub kind: ArtefactKind,
+    /// A kernel's release, an agent's version.
+    pub version: String,
+    /// Where it lies.
+    pub path: String,
+    /// `sha256:` and 64 hexadecimal digits.
+    pub digest: String,
+    /// Bytes.
+    pub size_bytes: u64,
+}
+
+/// What an artefact is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ArtefactKind {
+    /// An ELF vmlinux.
+    Kernel,
+    /// The kernel modules that the guest loads.
+    Modules,
+    /// The agent in the guest.
+    Agent,
+    /// What the guest boots from: agent and modules.
+    Initramfs,
+}

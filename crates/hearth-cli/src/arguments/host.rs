@@ -1,0 +1,126 @@
+//! Verbs about this host: what is set up, what is missing, the node, this program.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use clap_complete::Shell;
+
+/// Prepare a guest kernel, the guest agent and an initramfs.
+#[derive(Debug, Args)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "\
+Examples:
+  hearth setup                                      the distribution's kernel
+  hearth setup --list
+  hearth setup kernel --build                       a small kernel that boots in half the time
+  hearth setup --kernel bzImage --modules /lib/modules/6.12.1
+
+What is there already is kept."
+)]
+pub(crate) struct Setup {
+    #[command(subcommand)]
+    pub(crate) command: Option<SetupCommand>,
+    /// Kernel of your own, bzImage or ELF
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kernel: Option<PathBuf>,
+    /// Its modules, a tree as /lib/modules/VERSION
+    #[arg(long, value_name = "DIR", requires = "kernel")]
+    pub(crate) modules: Option<PathBuf>,
+    /// Guest agent; the one that came with hearth otherwise
+    #[arg(long, value_name = "FILE")]
+    pub(crate) agent: Option<PathBuf>,
+    /// Only list what is there
+    #[arg(long, conflicts_with_all = ["kernel", "modules", "agent"])]
+    pub(crate) list: bool,
+    /// Print JSON
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+}
+
+/// The parts that can be set up alone.
+#[derive(Debug, Subcommand)]
+pub(crate) enum SetupCommand {
+    /// Prepare the guest kernel
+    Kernel {
+        /// Build it from the distribution's source, with Hearth's configuration: minutes, not seconds
+        #[arg(long, required = true)]
+        build: bool,
+    },
+}
+
+/// Examine every prerequisite of this host.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  hearth doctor
+  hearth doctor --json | jq '.checks[] | select(.state != \"ok\")'
+
+Exit code: 1 when machines cannot run here.")]
+pub(crate) struct Doctor {
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Look after the node: the daemon that runs machines.
+///
+/// A node is started by the first verb that needs one. 'hearth node' alone runs one in the foreground, as a service
+/// manager wants it.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  hearth node                    in the foreground
+  hearth node status --json
+  hearth node stop --stop-machines")]
+pub(crate) struct Node {
+    #[command(subcommand)]
+    pub(crate) command: NodeCommand,
+}
+
+/// The verbs about the node.
+#[derive(Debug, Subcommand)]
+pub(crate) enum NodeCommand {
+    Status(NodeStatus),
+    Stop(NodeStop),
+}
+
+/// Tell which node answers; exit code 1 when none does.
+#[derive(Debug, Args)]
+pub(crate) struct NodeStatus {
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// End the node; with machines running it refuses.
+#[derive(Debug, Args)]
+pub(crate) struct NodeStop {
+    /// Stop running machines first
+    #[arg(long)]
+    pub(crate) stop_machines: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Print a shell's completion script.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  hearth completions bash > /etc/bash_completion.d/hearth
+  hearth completions zsh > \"${fpath[1]}/_hearth\"
+  hearth completions fish > ~/.config/fish/completions/hearth.fish")]
+pub(crate) struct Completions {
+    /// Shell
+    #[arg(value_enum)]
+    pub(crate) shell: Shell,
+}
+
+/// Print the version of this program, and of the node if one runs.
+#[derive(Debug, Args)]
+pub(crate) struct Version {
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}

@@ -1,0 +1,144 @@
+//! What a person may type: verbs, flags, and their help. Nothing is interpreted here; `resolve` does that.
+
+mod files;
+mod host;
+mod image;
+mod machine;
+mod run;
+
+use std::path::PathBuf;
+
+use clap::builder::Styles;
+use clap::builder::styling::{AnsiColor, Effects};
+use clap::{Parser, Subcommand};
+
+use crate::error::Voice;
+
+pub(crate) use files::{Console, Copy, Logs};
+pub(crate) use host::{
+    Completions, Doctor, Node, NodeCommand, NodeStatus, NodeStop, Setup, SetupCommand, Version,
+};
+pub(crate) use image::{
+    Image, ImageBuild, ImageCommand, ImageInspect, ImageList, ImagePull, ImageRemove, Recipe,
+};
+pub(crate) use machine::{Attach, Inspect, Kill, List, Remove, Start, Stop, Wait};
+pub(crate) use run::{Driver, Exec, Pull, Run};
+
+const STYLES: Styles = Styles::styled()
+    .header(AnsiColor::Green.on_default().effects(Effects::BOLD))
+    .usage(AnsiColor::Green.on_default().effects(Effects::BOLD))
+    .literal(AnsiColor::Cyan.on_default().effects(Effects::BOLD))
+    .placeholder(AnsiColor::Cyan.on_default());
+
+const EXAMPLES: &str = "\
+Examples:
+  hearth setup                                        once: fetches a guest kernel
+  hearth run -it --rm debian:12 bash                  a shell in a microVM of its own
+  hearth run -d --name web -m 512m registry/app:1     in the background
+  hearth exec web ps aux                              beside the workload
+  hearth logs -f web
+  hearth stop web && hearth rm web
+
+'hearth VERB --help' explains a verb. What hearth does, anybody can do over the node's API.";
+
+/// Runs code you do not trust, each in its own microVM.
+#[derive(Debug, Parser)]
+#[command(
+    name = "hearth",
+    version,
+    about,
+    styles = STYLES,
+    after_help = EXAMPLES,
+    max_term_width = 100,
+    arg_required_else_help = true,
+    propagate_version = false
+)]
+pub(crate) struct Cli {
+    /// Socket of a node that somebody else runs; none is started then [env: HEARTH_SOCKET]
+    #[arg(long, global = true, value_name = "PATH", help_heading = "Global options")]
+    pub(crate) socket: Option<PathBuf>,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// The verbs, in the order of the help.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Run(Box<Run>),
+    Exec(Exec),
+    Ps(List),
+    Start(Start),
+    Stop(Stop),
+    Kill(Kill),
+    Rm(Remove),
+    Wait(Wait),
+    Attach(Attach),
+    Logs(Logs),
+    Console(Console),
+    Inspect(Inspect),
+    Cp(Copy),
+    Image(Image),
+    Setup(Setup),
+    Doctor(Doctor),
+    Node(Node),
+    Completions(Completions),
+    Version(Version),
+}
+
+impl Command {
+    /// Whether its exit code is its workload's, so that its own failures need another: 125, as in docker.
+    pub(crate) fn voice(&self) -> Voice {
+        match self {
+            Self::Run(_) | Self::Exec(_) | Self::Attach(_) => Voice::Workload,
+            Self::Start(start) if start.attach || start.interactive => Voice::Workload,
+            _ => Voice::Own,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn run(arguments: &[&str]) -> Run {
+        let all = ["hearth", "run"].iter().chain(arguments);
+        match Cli::try_parse_from(all).map(|cli| cli.command) {
+            Ok(Command::Run(run)) => *run,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_after_the_image_belong_to_the_command() {
+        let parsed = run(&["-it", "--rm", "busybox", "--rm", "-c", "--", "-d"]);
+        assert_eq!(parsed.image_and_command, ["busybox", "--rm", "-c", "--", "-d"]);
+        assert!(parsed.interactive && parsed.tty && parsed.rm && !parsed.detach);
+    }
+
+    #[test]
+    fn the_command_may_follow_two_dashes() {
+        assert_eq!(
+            run(&["busybox", "--", "ls", "-l"]).image_and_command,
+            ["busybox", "--", "ls", "-l"]
+        );
+        assert_eq!(
+            run(&["--", "busybox", "ls", "-l"]).image_and_command,
+            ["busybox", "ls", "-l"]
+        );
+    }
+
+    #[test]
+    fn short_flags_take_their_value_in_every_way() {
+        let parsed = run(&["-m256m", "-eA=1", "-e", "B", "-l=x=y", "busybox"]);
+        assert_eq!(parsed.memory.map(|m| m.bytes()), Some(256 << 20));
+        assert_eq!(parsed.env, ["A=1", "B"]);
+        assert_eq!(parsed.label, ["x=y"]);
+    }
+}

@@ -1,0 +1,151 @@
+//! `run` and `exec`: the verbs that start processes.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use hearth_machine::{ByteSize, CpuMilli};
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  hearth run --rm busybox echo hello
+  hearth run -it --rm debian:12 bash
+  hearth run -d --name db -m 1g --cpus 2 -e MODE=test localhost:5000/db:latest
+  hearth run --rm --secret TOKEN=@token.txt --timeout 5m oci:./image sh -c 'deploy'
+
+Exit code: the workload's own; 128 plus the number of the signal that ended it; 127 when the command does not
+exist in the image, 126 when it cannot be executed, 125 when hearth itself failed.
+With -it, ctrl-p ctrl-q detaches and leaves the machine running.";
+
+/// Create a machine of an image and run a command in it.
+#[derive(Debug, Args)]
+#[command(after_help = RUN_EXAMPLES, override_usage = "hearth run [OPTIONS] IMAGE [--] [COMMAND [ARGUMENT]...]")]
+pub(crate) struct Run {
+    /// Image, and the command to run instead of its own: NAME[:TAG][@DIGEST], oci:DIR[:TAG], docker-archive:FILE, dir:DIR
+    #[arg(
+        required = true,
+        trailing_var_arg = true,
+        num_args = 1..,
+        value_names = ["IMAGE", "COMMAND"]
+    )]
+    pub(crate) image_and_command: Vec<String>,
+    /// Run in the background and print the machine's id
+    #[arg(short, long)]
+    pub(crate) detach: bool,
+    /// Connect standard input
+    #[arg(short, long)]
+    pub(crate) interactive: bool,
+    /// Give the workload a terminal
+    #[arg(short, long)]
+    pub(crate) tty: bool,
+    /// Remove the machine when it ends
+    #[arg(long)]
+    pub(crate) rm: bool,
+    /// Name of the machine; one is made up otherwise
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+    /// Processors, in thousandths (500m) or whole and parts (2, 1.5) [default: 1]
+    #[arg(long, value_name = "N", help_heading = "Resources")]
+    pub(crate) cpus: Option<CpuMilli>,
+    /// Memory, as in 256m or 2g; 64m at least [default: 256m]
+    #[arg(short, long, value_name = "SIZE", help_heading = "Resources")]
+    pub(crate) memory: Option<ByteSize>,
+    /// Size of the writable disk; it takes what is written, not more [default: 2g]
+    #[arg(long, value_name = "SIZE", help_heading = "Resources")]
+    pub(crate) disk: Option<ByteSize>,
+    /// Stop the machine after so long, as in 30s, 5m or 1h30m
+    #[arg(long, value_name = "DURATION", help_heading = "Resources")]
+    pub(crate) timeout: Option<String>,
+    /// Environment variable; NAME alone takes its value from here
+    #[arg(short, long, value_name = "NAME[=VALUE]", help_heading = "Process")]
+    pub(crate) env: Vec<String>,
+    /// File of environment variables, one NAME=VALUE or NAME a line
+    #[arg(long, value_name = "FILE", help_heading = "Process")]
+    pub(crate) env_file: Vec<PathBuf>,
+    /// Secret environment variable: it is kept in memory and shown nowhere. Of @FILE, the content less one newline at its end
+    #[arg(long, value_name = "NAME=VALUE|NAME=@FILE", help_heading = "Process")]
+    pub(crate) secret: Vec<String>,
+    /// Working directory
+    #[arg(short, long, value_name = "DIR", help_heading = "Process")]
+    pub(crate) workdir: Option<String>,
+    /// User, and group after a colon, by name or number
+    #[arg(short, long, value_name = "USER[:GROUP]", help_heading = "Process")]
+    pub(crate) user: Option<String>,
+    /// Program to run instead of the image's entrypoint; '' for none
+    #[arg(long, value_name = "PROGRAM", help_heading = "Process")]
+    pub(crate) entrypoint: Option<String>,
+    /// Host name inside; the machine's id otherwise
+    #[arg(long, value_name = "NAME", help_heading = "Process")]
+    pub(crate) hostname: Option<String>,
+    /// Signal that 'stop' sends first
+    #[arg(long, value_name = "SIGNAL", help_heading = "Process")]
+    pub(crate) stop_signal: Option<String>,
+    /// Label
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    pub(crate) label: Vec<String>,
+    /// Virtual machine monitor
+    #[arg(long, value_enum, default_value_t = Driver::Auto)]
+    pub(crate) driver: Driver,
+    /// When to fetch the image
+    #[arg(long, value_enum, default_value_t = Pull::Missing)]
+    pub(crate) pull: Pull,
+}
+
+/// A virtual machine monitor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Driver {
+    /// The best one that this host can run
+    Auto,
+    /// QEMU
+    Qemu,
+}
+
+/// When to fetch an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Pull {
+    /// Before every run
+    Always,
+    /// When it is not there
+    Missing,
+    /// Not at all
+    Never,
+}
+
+const EXEC_EXAMPLES: &str = "\
+Examples:
+  hearth exec web ps aux
+  hearth exec -it web sh
+  tar c . | hearth exec -i -w /srv web tar x
+
+Exit code: as 'hearth run'.";
+
+/// Run a command in a running machine, beside its workload.
+#[derive(Debug, Args)]
+#[command(after_help = EXEC_EXAMPLES, override_usage = "hearth exec [OPTIONS] MACHINE [--] COMMAND [ARGUMENT]...")]
+pub(crate) struct Exec {
+    /// Machine, by name, id or start of an id, and the command
+    #[arg(
+        required = true,
+        trailing_var_arg = true,
+        num_args = 1..,
+        value_names = ["MACHINE", "COMMAND"]
+    )]
+    pub(crate) machine_and_command: Vec<String>,
+    /// Connect standard input
+    #[arg(short, long)]
+    pub(crate) interactive: bool,
+    /// Give the command a terminal
+    #[arg(short, long)]
+    pub(crate) tty: bool,
+    /// Environment variable; NAME alone takes its value from here
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    pub(crate) env: Vec<String>,
+    /// File of environment variables, one NAME=VALUE or NAME a line
+    #[arg(long, value_name = "FILE")]
+    pub(crate) env_file: Vec<PathBuf>,
+    /// Working directory
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) workdir: Option<String>,
+    /// User, and group after a colon, by name or number
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    pub(crate) user: Option<String>,
+}

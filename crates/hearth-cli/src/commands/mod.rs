@@ -1,0 +1,82 @@
+//! The verbs, a module for each family: resolved request in, API calls, printed answer out.
+//!
+//! A new verb gets its arguments in `arguments`, its module here, and a line in [`dispatch`].
+
+mod copy;
+mod exec;
+mod host;
+mod image;
+mod list;
+mod machine;
+mod node;
+mod output;
+mod program;
+mod run;
+mod setup;
+
+use std::process::ExitCode;
+
+use crate::arguments::{Cli, Command};
+use crate::error::CliError;
+use crate::node::Node;
+use crate::print::note;
+use crate::resolve::System;
+use crate::stream::Ended;
+
+/// Runs a verb.
+///
+/// # Errors
+/// Returns [`CliError`] for a person to read.
+pub(crate) async fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
+    if let Command::Completions(arguments) = &cli.command {
+        return program::completions(arguments);
+    }
+    let node = Node::locate(cli.socket.as_deref())?;
+    match cli.command {
+        Command::Run(arguments) => run::run(&node, crate::resolve::run(*arguments, &System)?).await,
+        Command::Exec(arguments) => exec::exec(&node, arguments).await,
+        Command::Ps(arguments) => list::list(&node, &arguments).await,
+        Command::Start(arguments) => machine::start(&node, &arguments).await,
+        Command::Stop(arguments) => machine::stop(&node, &arguments).await,
+        Command::Kill(arguments) => machine::kill(&node, &arguments).await,
+        Command::Rm(arguments) => machine::remove(&node, &arguments).await,
+        Command::Wait(arguments) => machine::wait(&node, &arguments).await,
+        Command::Attach(arguments) => machine::attach(&node, &arguments).await,
+        Command::Logs(arguments) => output::logs(&node, &arguments).await,
+        Command::Console(arguments) => output::console(&node, &arguments).await,
+        Command::Inspect(arguments) => machine::inspect(&node, &arguments).await,
+        Command::Cp(arguments) => copy::copy(&node, &arguments).await,
+        Command::Image(arguments) => image::image(&node, arguments.command).await,
+        Command::Setup(arguments) => setup::setup(&node, arguments).await,
+        Command::Doctor(arguments) => host::doctor(&node, &arguments).await,
+        Command::Node(arguments) => node::node(&node, arguments.command).await,
+        Command::Completions(arguments) => program::completions(&arguments),
+        Command::Version(arguments) => program::version(&node, &arguments).await,
+    }
+}
+
+/// Ends as the workload ended.
+fn exit_code(ended: Ended) -> ExitCode {
+    match ended {
+        Ended::Exited(status) => {
+            if let Some(reason) = &status.reason {
+                note(&format!("hearth: {}", crate::print::plain(reason)));
+            }
+            ExitCode::from(status.exit_code)
+        }
+        Ended::Detached => ExitCode::SUCCESS,
+        Ended::Interrupted(signal) => ExitCode::from(128 + signal),
+    }
+}
+
+/// Prints an error now, because others are still to do; true when it was one.
+fn report<T>(result: Result<T, CliError>) -> Result<Option<T>, CliError> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.is_broken_pipe() => Err(error),
+        Err(error) => {
+            note(&error.message());
+            Ok(None)
+        }
+    }
+}

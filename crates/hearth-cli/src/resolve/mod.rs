@@ -1,0 +1,143 @@
+//! From arguments and the caller's environment to requests of the API. Pure but for [`Host`], which tests replace.
+
+mod copy;
+mod duration;
+mod environment;
+mod reference;
+mod run;
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+pub(crate) use copy::{CopyPlan, CopyRefused, Place, Side, place_in_machine, plan as plan_copy};
+pub(crate) use reference::{absolute, image_reference};
+pub(crate) use run::{Attachment, RunRequest, exec, run};
+
+/// What arguments may refer to on this side.
+pub(crate) trait Host {
+    /// Returns an environment variable.
+    fn variable(&self, name: &str) -> Option<OsString>;
+    /// Returns a file's content.
+    fn read(&self, path: &Path) -> std::io::Result<Vec<u8>>;
+    /// Returns the working directory.
+    fn directory(&self) -> std::io::Result<PathBuf>;
+}
+
+/// The real one.
+pub(crate) struct System;
+
+impl Host for System {
+    fn variable(&self, name: &str) -> Option<OsString> {
+        std::env::var_os(name)
+    }
+
+    fn read(&self, path: &Path) -> std::io::Result<Vec<u8>> {
+        std::fs::read(path)
+    }
+
+    fn directory(&self) -> std::io::Result<PathBuf> {
+        std::env::current_dir()
+    }
+}
+
+/// Says which argument makes no sense.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ResolveError {
+    /// An environment variable without a name.
+    #[error("{0:?} is not an environment variable: NAME=VALUE or NAME is")]
+    Variable(String),
+    /// A name that is not text on this side.
+    #[error("the value of {0} in this environment is not UTF-8")]
+    ValueNotText(String),
+    /// A file that cannot be read.
+    #[error("{} cannot be read", path.display())]
+    File {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file that should be text.
+    #[error("{} is not UTF-8", .0.display())]
+    FileNotText(PathBuf),
+    /// A line of an environment file.
+    #[error("{}, line {line}: a variable's name has no white space and is not empty", path.display())]
+    FileLine {
+        /// The file.
+        path: PathBuf,
+        /// Counted from one.
+        line: usize,
+    },
+    /// A secret without a name or value.
+    // The text itself is not shown: it may hold the secret.
+    #[error("--secret wants NAME=VALUE or NAME=@FILE")]
+    Secret,
+    /// A secret given twice.
+    #[error("the secret {0} is given twice")]
+    SecretTwice(String),
+    /// A secret that no environment variable can hold.
+    #[error("the secret {0} holds a NUL byte, which an environment variable cannot")]
+    SecretNul(String),
+    /// A label without a name.
+    #[error("{0:?} is not a label: NAME=VALUE or NAME is")]
+    Label(String),
+    /// A time span.
+    #[error("{0:?} is not a duration: a number of seconds, or one as in 30s, 5m or 1h30m")]
+    Duration(String),
+    /// exec without a command.
+    #[error("the command is missing: hearth exec MACHINE COMMAND")]
+    NoCommand,
+    /// start -a of several machines.
+    #[error("only one machine can be attached to")]
+    SeveralAttached,
+    /// logs --tail
+    #[error("{0:?} is not a number of lines, and not 'all'")]
+    Tail(String),
+    /// The working directory cannot be told.
+    #[error("the working directory cannot be told")]
+    Directory(#[source] std::io::Error),
+    /// A path that JSON cannot carry.
+    #[error("the path {} is not UTF-8", .0.display())]
+    PathNotText(PathBuf),
+    /// cp between two local paths.
+    #[error("one of source and destination must be MACHINE:PATH")]
+    CopyLocal,
+    /// cp between two machines.
+    #[error("copying between machines goes through here: hearth cp A:PATH - | hearth cp - B:PATH")]
+    CopyRemote,
+    /// An empty path.
+    #[error("{0:?} has no path")]
+    CopyPath(String),
+}
+
+#[cfg(test)]
+pub(crate) mod fake {
+    //! A host made of maps.
+
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    #[derive(Default)]
+    pub(crate) struct FakeHost {
+        pub(crate) variables: BTreeMap<&'static str, &'static str>,
+        pub(crate) files: BTreeMap<&'static str, &'static [u8]>,
+    }
+
+    impl Host for FakeHost {
+        fn variable(&self, name: &str) -> Option<OsString> {
+            self.variables.get(name).map(OsString::from)
+        }
+
+        fn read(&self, path: &Path) -> std::io::Result<Vec<u8>> {
+            let file = path.to_str().and_then(|path| self.files.get(path));
+            file.map(|content| content.to_vec())
+                .ok_or_else(|| std::io::ErrorKind::NotFound.into())
+        }
+
+        fn directory(&self) -> std::io::Result<PathBuf> {
+            Ok(PathBuf::from("/work"))
+        }
+    }
+}

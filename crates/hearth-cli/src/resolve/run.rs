@@ -1,0 +1,225 @@
+//! `run` and `exec`: arguments to requests.
+
+use std::collections::BTreeMap;
+
+use hearth_api::v1;
+
+use super::{Host, ResolveError, duration, environment, image_reference};
+use crate::arguments::{Driver, Exec, Pull, Run};
+
+/// Everything that `run` asks for.
+#[derive(Debug)]
+pub(crate) struct RunRequest {
+    /// What the node is asked to create.
+    pub(crate) create: v1::CreateMachine,
+    /// When the image is fetched.
+    pub(crate) pull: Pull,
+    /// How this process stays with the workload; `None` in the background.
+    pub(crate) attachment: Option<Attachment>,
+}
+
+/// How this process connects to a process in a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Attachment {
+    /// Standard input goes there.
+    pub(crate) stdin: bool,
+    /// It has a terminal.
+    pub(crate) terminal: bool,
+}
+
+/// Resolves `run`.
+///
+/// # Errors
+/// Returns [`ResolveError`] for the first argument that makes no sense.
+pub(crate) fn run(arguments: Run, host: &impl Host) -> Result<RunRequest, ResolveError> {
+    let (image, command) = split(&arguments.image_and_command);
+    let spec = v1::MachineSpec {
+        image: image_reference(&image, host)?,
+        command,
+        entrypoint: arguments.entrypoint.map(entrypoint),
+        environment: environment::collect(&arguments.env_file, &arguments.env, host)?,
+        working_directory: arguments.workdir,
+        user: arguments.user,
+        hostname: arguments.hostname,
+        labels: labels(&arguments.label)?,
+        cpu_milli: arguments.cpus.map(|cpus| cpus.milli()),
+        memory_bytes: arguments.memory.map(|memory| memory.bytes()),
+        disk_bytes: arguments.disk.map(|disk| disk.bytes()),
+        terminal: arguments.tty,
+        stdin: arguments.interactive,
+        auto_remove: arguments.rm,
+        timeout_seconds: arguments.timeout.as_deref().map(duration::seconds).transpose()?,
+        driver: match arguments.driver {
+            Driver::Auto => v1::DriverChoice::Auto,
+            Driver::Qemu => v1::DriverChoice::Qemu,
+        },
+        stop_signal: arguments.stop_signal,
+    };
+    let secrets = environment::secrets(&arguments.secret, host)?;
+    let attachment = Attachment {
+        stdin: arguments.interactive,
+        terminal: arguments.tty,
+    };
+    Ok(RunRequest {
+        create: v1::CreateMachine {
+            name: arguments.name,
+            spec,
+            secrets,
+        },
+        pull: arguments.pull,
+        attachment: Some(attachment).filter(|_| !arguments.detach),
+    })
+}
+
+/// Resolves `exec`: the machine, the request without a terminal's size, and how to connect.
+///
+/// # Errors
+/// Returns [`ResolveError`] for the first argument that makes no sense.
+pub(crate) fn exec(
+    arguments: Exec,
+    host: &impl Host,
+) -> Result<(String, v1::ExecRequest, Attachment), ResolveError> {
+    let (machine, command) = split(&arguments.machine_and_command);
+    if command.is_empty() {
+        return Err(ResolveError::NoCommand);
+    }
+    let request = v1::ExecRequest {
+        command,
+        environment: environment::collect(&arguments.env_file, &arguments.env, host)?,
+        working_directory: arguments.workdir,
+        user: arguments.user,
+        terminal: None,
+        stdin: arguments.interactive,
+    };
+    let attachment = Attachment {
+        stdin: arguments.interactive,
+        terminal: arguments.tty,
+    };
+    Ok((machine, request, attachment))
+}
+
+/// Splits `IMAGE [--] COMMAND...`.
+fn split(all: &[String]) -> (String, Vec<String>) {
+    let (first, rest) = all
+        .split_first()
+        .map_or((String::new(), all), |(f, r)| (f.clone(), r));
+    let rest = rest.strip_prefix(&["--".to_owned()]).unwrap_or(rest);
+    (first, rest.to_vec())
+}
+
+/// An empty one means none at all.
+fn entrypoint(program: String) -> Vec<String> {
+    if program.is_empty() {
+        Vec::new()
+    } else {
+        vec![program]
+    }
+}
+
+fn labels(arguments: &[String]) -> Result<BTreeMap<String, String>, ResolveError> {
+    let one = |argument: &String| {
+        let (name, value) = argument.split_once('=').unwrap_or((argument, ""));
+        if name.is_empty() {
+            Err(ResolveError::Label(argument.clone()))
+        } else {
+            Ok((name.to_owned(), value.to_owned()))
+        }
+    };
+    arguments.iter().map(one).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::super::fake::FakeHost;
+    use super::*;
+    use crate::arguments::{Cli, Command};
+
+    fn resolved(arguments: &str) -> Result<RunRequest, ResolveError> {
+        let all = ["hearth", "run"].into_iter().chain(arguments.split(' '));
+        match Cli::try_parse_from(all).unwrap().command {
+            Command::Run(arguments) => run(*arguments, &FakeHost::default()),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn every_flag_reaches_the_request() {
+        let flags = "-it --rm --name web --cpus 1.5 -m 512m --disk 2g -e A=1 -w /srv -u app:app --entrypoint /init \
+                     -l team=x -l bare --timeout 5m --driver qemu --pull never --hostname h --stop-signal INT \
+                     --secret TOKEN=s dir:rootfs -- serve --port 80";
+        let request = resolved(flags).unwrap();
+        let expected = v1::MachineSpec {
+            image: "dir:/work/rootfs".into(),
+            command: ["serve", "--port", "80"].map(str::to_owned).to_vec(),
+            entrypoint: Some(vec!["/init".into()]),
+            environment: vec!["A=1".into()],
+            working_directory: Some("/srv".into()),
+            user: Some("app:app".into()),
+            hostname: Some("h".into()),
+            labels: [("bare".into(), String::new()), ("team".into(), "x".into())].into(),
+            cpu_milli: Some(1500),
+            memory_bytes: Some(536_870_912),
+            disk_bytes: Some(2 << 30),
+            terminal: true,
+            stdin: true,
+            auto_remove: true,
+            timeout_seconds: Some(300),
+            driver: v1::DriverChoice::Qemu,
+            stop_signal: Some("INT".into()),
+        };
+        assert_eq!(request.create.spec, expected);
+        assert_eq!(request.create.name.as_deref(), Some("web"));
+        assert_eq!(request.create.secrets, [("TOKEN".into(), "s".into())].into());
+        assert_eq!(request.pull, Pull::Never);
+        let both = Attachment {
+            stdin: true,
+            terminal: true,
+        };
+        assert_eq!(request.attachment, Some(both));
+    }
+
+    #[test]
+    fn what_is_not_said_is_left_to_the_node() {
+        let request = resolved("busybox").unwrap();
+        let expected = v1::MachineSpec {
+            image: "busybox".into(),
+            ..v1::MachineSpec::default()
+        };
+        assert_eq!(request.create.spec, expected);
+        assert_eq!(request.pull, Pull::Missing);
+        assert!(resolved("-d busybox").unwrap().attachment.is_none());
+    }
+
+    #[test]
+    fn an_empty_entrypoint_is_none_at_all() {
+        let request = resolved("--entrypoint= busybox").unwrap();
+        assert_eq!(request.create.spec.entrypoint, Some(Vec::new()));
+    }
+
+    #[test]
+    fn half_a_processor_is_500_thousandths() {
+        for cpus in ["500m", "0.5"] {
+            let request = resolved(&format!("--cpus {cpus} busybox")).unwrap();
+            assert_eq!(request.create.spec.cpu_milli, Some(500));
+        }
+    }
+
+    #[test]
+    fn exec_without_a_command_is_refused() {
+        let arguments = Exec {
+            machine_and_command: vec!["web".into(), "--".into()],
+            interactive: false,
+            tty: false,
+            env: Vec::new(),
+            env_file: Vec::new(),
+            workdir: None,
+            user: None,
+        };
+        assert!(matches!(
+            exec(arguments, &FakeHost::default()),
+            Err(ResolveError::NoCommand)
+        ));
+    }
+}

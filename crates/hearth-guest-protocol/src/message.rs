@@ -1,0 +1,365 @@
+//! The messages: what the payload of each frame kind says. Encoded with postcard.
+//!
+//! Text that a kernel takes as bytes (arguments, environment, paths) is bytes here. Every list has a bound in the
+//! frame's own length; what does not fit one frame is refused by [`encode`].
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_bytes::ByteBuf;
+
+use crate::frame::{Header, Kind, MAX_PAYLOAD};
+
+/// Opens the talk. Sent by the host on each connection, answered by the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// The oldest generation the sender speaks.
+    pub oldest: u16,
+    /// The newest generation the sender speaks.
+    pub newest: u16,
+    /// Chosen by the host, repeated by the guest.
+    pub nonce: u64,
+    /// The sender's version, for people.
+    pub version: String,
+    /// From the guest: nanoseconds from the kernel's start to the agent's first line. From the host: zero.
+    pub uptime_ns: u64,
+}
+
+/// What makes a booted guest this machine. Sent once, before the first [`Execute`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Configure {
+    /// The host name inside.
+    pub hostname: String,
+    /// The block device of the read-only image, as in `/dev/vda`.
+    pub image_device: String,
+    /// The file system on it, as in `erofs`.
+    pub image_filesystem: String,
+    /// The block device of the machine's own writable disk (ext4).
+    pub disk_device: String,
+    /// The content of `/etc/hosts`.
+    pub hosts: ByteBuf,
+    /// The content of `/etc/resolv.conf`.
+    pub resolv_conf: ByteBuf,
+    /// Wall clock of the host, in nanoseconds since 1970.
+    pub clock_unix_ns: u64,
+    /// Random bytes of the host for the guest's random number generator.
+    pub entropy: [u8; 32],
+}
+
+/// Whose life a process is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Role {
+    /// The workload: it is PID 1 of the namespaces that the others join. One per guest life.
+    Main,
+    /// A process beside it, in the same namespaces.
+    Exec,
+}
+
+/// Starts a process. Answered by [`Status::Started`] or a [`Failure`], ended by an [`Outcome`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Execute {
+    /// Workload or a process beside it.
+    pub role: Role,
+    /// Program and arguments; a program without a slash is looked up in the environment's PATH inside.
+    pub arguments: Vec<ByteBuf>,
+    /// `NAME=value`, complete; secrets are here and only here.
+    pub environment: Vec<ByteBuf>,
+    /// The working directory; `/` when empty. Created for the workload where it is missing, as docker does.
+    pub working_directory: ByteBuf,
+    /// `name|uid[:group|gid]`, looked up inside; root when empty.
+    pub user: String,
+    /// A terminal of this size; without one, pipes.
+    pub terminal: Option<TerminalSize>,
+    /// Whether standard input is connected; otherwise it is /dev/null.
+    pub stdin: bool,
+}
+
+/// Rows and columns of a terminal, in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TerminalSize {
+    /// Lines.
+    pub rows: u16,
+    /// Characters in a line.
+    pub columns: u16,
+}
+
+/// A signal for the process of a session; its Linux number (1 to 64).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Signal {
+    /// The number, as in signal(7) for x86-64.
+    pub number: u8,
+}
+
+/// How a session's process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// It exited with this status.
+    Exited(u8),
+    /// A signal of this number ended it.
+    Signaled(u8),
+}
+
+impl Outcome {
+    /// Returns the shell's exit code: the status, or 128 plus the signal's number.
+    pub const fn exit_code(self) -> u8 {
+        match self {
+            Self::Exited(status) => status,
+            Self::Signaled(number) => 128_u8.wrapping_add(number),
+        }
+    }
+}
+
+/// What the guest tells of itself or of a session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Status {
+    /// On the control session: configured, disks mounted; processes may be started.
+    Ready,
+    /// On the control session: everything ended, disks at rest; the machine may be switched off.
+    Stopped,
+    /// On an execute session: the process runs.
+    Started {
+        /// Its process id in the guest's outermost namespace.
+        pid: u32,
+    },
+    /// On a file or dial session: the file or connection is open.
+    Opened,
+}
+
+/// Why the guest could not do what was asked. Closes the session, if on one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// For programs.
+    pub code: FailureCode,
+    /// For people; names the path, user or port concerned.
+    pub message: String,
+}
+
+/// What kind of failure it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum FailureCode {
+    /// The program does not exist (exit code 127).
+    CommandNotFound,
+    /// The program exists and cannot be run (exit code 126).
+    CommandNotExecutable,
+    /// No such user or group in the image.
+    UnknownUser,
+    /// The working directory cannot be entered.
+    BadWorkingDirectory,
+    /// A file or directory does not exist.
+    NoSuchFile,
+    /// The request makes no sense now: exec before the workload, a second workload, a session in use.
+    BadRequest,
+    /// Nothing listens on that port.
+    ConnectionRefused,
+    /// The guest could not mount its disks.
+    Storage,
+    /// The workload is gone, and its namespaces with it.
+    WorkloadGone,
+    /// Any other error of the guest's kernel.
+    System,
+}
+
+/// Ends every process and brings the disks to rest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stop {
+    /// The signal that asks the workload to end (its image's STOPSIGNAL, SIGTERM otherwise); 0 kills at once.
+    pub signal: u8,
+    /// How long it may take, in milliseconds, before it is killed.
+    pub grace_ms: u32,
+}
+
+/// A file operation inside the workload's root, symbolic links followed inside it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FileRequest {
+    /// Sends `path` as a tar stream on the session's output; its first entry is the path's base name.
+    Get {
+        /// Absolute path.
+        path: ByteBuf,
+    },
+    /// Unpacks the tar stream of the session's input into the directory `path`, which must exist.
+    Put {
+        /// Absolute path.
+        path: ByteBuf,
+        /// Owners as the archive says; otherwise everything belongs to root.
+        keep_owners: bool,
+    },
+    /// Sends a [`FileStat`] on the session's output.
+    Stat {
+        /// Absolute path.
+        path: ByteBuf,
+    },
+}
+
+/// What `path` is, after symbolic links.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileStat {
+    /// What it is.
+    pub kind: FileKind,
+    /// Bytes.
+    pub size: u64,
+    /// Permission bits, as in chmod(2).
+    pub mode: u32,
+}
+
+/// A file's type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FileKind {
+    /// A regular file.
+    File,
+    /// A directory.
+    Directory,
+    /// A device, socket or fifo.
+    Other,
+}
+
+/// Connects to a TCP port on the guest's loopback; then input and output are the connection's bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dial {
+    /// The port.
+    pub port: u16,
+}
+
+/// What the guest uses. Bytes, or nanoseconds since the guest's start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Stats {
+    /// Processor time of all processes, nanoseconds.
+    pub cpu_ns: u64,
+    /// Memory the guest's kernel manages.
+    pub memory_total: u64,
+    /// Memory that is free or can be freed.
+    pub memory_available: u64,
+    /// Size of the machine's disk.
+    pub disk_total: u64,
+    /// What of it is free.
+    pub disk_free: u64,
+    /// Processes of the workload.
+    pub processes: u32,
+}
+
+/// Grants a session's sender more bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreditGrant {
+    /// How many.
+    pub bytes: u32,
+}
+
+/// Says that a message does not fit one frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the message is {0} bytes, more than the {MAX_PAYLOAD} that one frame carries")]
+pub struct MessageTooLong(pub usize);
+
+/// Says that a frame's payload is not the message that its kind promises.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the payload is not a well-formed message")]
+pub struct MalformedMessage;
+
+/// Appends `message` to `out` as one frame.
+///
+/// # Errors
+/// Returns [`MessageTooLong`] when it does not fit; `out` is unchanged then.
+pub fn encode<M: Serialize>(
+    kind: Kind,
+    session: u32,
+    message: &M,
+    out: &mut Vec<u8>,
+) -> Result<(), MessageTooLong> {
+    // postcard into a growing vector cannot fail for these types: no map, no unknown length.
+    let payload = postcard::to_allocvec(message).map_err(|_| MessageTooLong(usize::MAX))?;
+    if payload.len() > MAX_PAYLOAD {
+        return Err(MessageTooLong(payload.len()));
+    }
+    Header::new(kind, session).write(&payload, out);
+    Ok(())
+}
+
+/// Reads a message from a frame's payload; bytes behind it are an error.
+///
+/// # Errors
+/// Returns [`MalformedMessage`].
+pub fn decode<M: DeserializeOwned>(payload: &[u8]) -> Result<M, MalformedMessage> {
+    match postcard::take_from_bytes(payload) {
+        Ok((message, [])) => Ok(message),
+        _ => Err(MalformedMessage),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec;
+
+    use super::*;
+
+    fn execute() -> Execute {
+        Execute {
+            role: Role::Exec,
+            arguments: vec![ByteBuf::from(*b"sh"), ByteBuf::from([0xff, 0x01])],
+            environment: vec![ByteBuf::from(*b"A=b")],
+            working_directory: ByteBuf::from(*b"/w"),
+            user: "1000:10".into(),
+            terminal: Some(TerminalSize {
+                rows: 24,
+                columns: 300,
+            }),
+            stdin: true,
+        }
+    }
+
+    #[test]
+    fn golden_bytes_of_an_execute_message() {
+        let payload = postcard::to_allocvec(&execute()).unwrap();
+        let expected: &[u8] = b"\x01\x02\x02sh\x02\xff\x01\x01\x03A=b\x02/w\x071000:10\x01\x18\xac\x02\x01";
+        assert_eq!(payload, expected);
+        assert_eq!(decode::<Execute>(expected), Ok(execute()));
+    }
+
+    #[test]
+    fn golden_bytes_of_the_small_messages() {
+        let golden: [(Vec<u8>, &[u8]); 6] = [
+            (postcard::to_allocvec(&Outcome::Signaled(9)).unwrap(), b"\x01\x09"),
+            (
+                postcard::to_allocvec(&Status::Started { pid: 300 }).unwrap(),
+                b"\x02\xac\x02",
+            ),
+            (
+                postcard::to_allocvec(&Stop {
+                    signal: 15,
+                    grace_ms: 10_000,
+                })
+                .unwrap(),
+                b"\x0f\x90\x4e",
+            ),
+            (postcard::to_allocvec(&Dial { port: 8080 }).unwrap(), b"\x90\x3f"),
+            (
+                postcard::to_allocvec(&CreditGrant { bytes: 131_072 }).unwrap(),
+                b"\x80\x80\x08",
+            ),
+            (postcard::to_allocvec(&Signal { number: 2 }).unwrap(), b"\x02"),
+        ];
+        for (bytes, expected) in golden {
+            assert_eq!(bytes, expected);
+        }
+    }
+
+    #[test]
+    fn bytes_behind_a_message_are_an_error() {
+        let mut payload = postcard::to_allocvec(&execute()).unwrap();
+        payload.push(0);
+        assert_eq!(decode::<Execute>(&payload), Err(MalformedMessage));
+    }
+
+    #[test]
+    fn a_message_that_does_not_fit_a_frame_is_refused() {
+        let mut large = execute();
+        large.environment = vec![ByteBuf::from(vec![b'x'; MAX_PAYLOAD])];
+        let mut out = vec![1];
+        assert!(encode(Kind::Execute, 1, &large, &mut out).is_err());
+        assert_eq!(out, [1]);
+    }
+
+    #[test]
+    fn exit_codes_are_the_shells() {
+        assert_eq!(Outcome::Exited(3).exit_code(), 3);
+        assert_eq!(Outcome::Signaled(15).exit_code(), 143);
+    }
+}

@@ -1,0 +1,152 @@
+//! The event loop: moves bytes between the channel and the core, in turns that are bounded, so that nothing waits long.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use hearth_guest_protocol::Decoder;
+use rustix::io::{Errno, read, write};
+
+use crate::boot::BootError;
+use crate::console;
+use crate::core::Core;
+use crate::poller::{Busy, Poller, Ready, Source};
+use crate::sys;
+
+/// Reads of the channel in one turn, of at most 4 KiB each.
+const READS: usize = 64;
+
+/// Writes to the channel in one turn, of at most 32 KiB each.
+const WRITES: usize = 8;
+
+/// The agent as a whole.
+pub(crate) struct Agent {
+    poller: Poller,
+    port: OwnedFd,
+    readable: bool,
+    writable: bool,
+    decoder: Decoder,
+    children: OwnedFd,
+    core: Core,
+}
+
+impl Agent {
+    /// Makes the agent of an opened channel; `uptime` is the age of the guest at its first line.
+    ///
+    /// # Errors
+    /// Returns [`BootError`] when there is no event loop to be had.
+    pub(crate) fn new(port: OwnedFd, uptime: Duration) -> Result<Self, BootError> {
+        let poller = Poller::new().map_err(io::Error::from)?;
+        let children = sys::child_signals()?;
+        poller.add(&port, Source::Channel).map_err(io::Error::from)?;
+        poller.add(&children, Source::Children).map_err(io::Error::from)?;
+        let core = Core::new(uptime, &poller).map_err(io::Error::from)?;
+        Ok(Self {
+            poller,
+            port,
+            readable: true,
+            writable: true,
+            decoder: Decoder::new(),
+            children,
+            core,
+        })
+    }
+
+    /// Runs for ever.
+    pub(crate) fn run(&mut self) -> ! {
+        loop {
+            self.receive();
+            self.send();
+            let busy = match self.can_receive() || self.can_send() {
+                true => Busy::Yes,
+                false => Busy::No,
+            };
+            for ready in self.poller.wait(busy) {
+                self.wake(ready);
+            }
+        }
+    }
+
+    fn wake(&mut self, ready: Ready) {
+        match ready.source {
+            Source::Channel => {
+                self.readable |= ready.read;
+                self.writable |= ready.write;
+                if ready.hung_up {
+                    self.disconnected();
+                }
+            }
+            Source::Children => {
+                let mut signal = [0; 128];
+                while read(&self.children, &mut signal[..]).is_ok() {}
+                self.core.reap(&self.poller);
+            }
+            Source::Timer => self.core.expired(),
+            Source::Session(id, part) => self.core.wake(id, part, ready, &self.poller),
+        }
+    }
+
+    /// The host is gone: what it had begun to say is void. A machine at rest has nobody left to wait for.
+    fn disconnected(&mut self) {
+        self.readable = false;
+        self.writable = false;
+        self.decoder.clear();
+        self.core.disconnected();
+        if self.core.is_stopped() {
+            console::power_off();
+        }
+    }
+
+    fn can_receive(&self) -> bool {
+        self.readable && !self.core.out.is_full()
+    }
+
+    fn can_send(&self) -> bool {
+        self.writable && !self.core.out.is_empty()
+    }
+
+    fn receive(&mut self) {
+        for _ in 0..READS {
+            self.decode();
+            if !self.can_receive() {
+                return;
+            }
+            match read(&self.port, self.decoder.space()) {
+                Ok(0) | Err(Errno::AGAIN) => self.readable = false,
+                Ok(count) => self.decoder.filled(count),
+                Err(Errno::INTR) => {}
+                Err(errno) => console::fatal(format_args!("cannot read from the channel: {errno}")),
+            }
+        }
+    }
+
+    /// Hands over the frames that have come; none while the host must read first.
+    fn decode(&mut self) {
+        while !self.core.out.is_full() {
+            match self.decoder.next_frame() {
+                Ok(Some(frame)) => self.core.handle(&frame, &self.poller),
+                Ok(None) => return,
+                Err(error) => {
+                    self.core.out_of_step(&error);
+                    self.decoder.resynchronise();
+                }
+            }
+        }
+    }
+
+    fn send(&mut self) {
+        for _ in 0..WRITES {
+            while self.core.out.has_room() && self.core.pull() {}
+            if !self.can_send() {
+                return;
+            }
+            match write(&self.port, self.core.out.unsent()) {
+                Ok(count) => self.core.out.advance(count),
+                Err(Errno::AGAIN) => self.writable = false,
+                Err(Errno::INTR) => {}
+                Err(errno) => console::fatal(format_args!("cannot write to the channel: {errno}")),
+            }
+        }
+        self.core.advance();
+    }
+}

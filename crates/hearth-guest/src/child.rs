@@ -1,0 +1,264 @@
+//! What happens between fork and execve, in the child: namespaces, root, terminal, identity, working directory, program.
+//! An error goes to the agent as a [`Report`]; then the child ends.
+
+use std::convert::Infallible;
+use std::ffi::{CString, OsStr};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use hearth_guest_protocol::message::{Execute, Failure, FailureCode, Role};
+use rustix::fs::{Mode, OFlags, fchown};
+use rustix::io::Errno;
+use rustix::process::{DumpableBehavior, chdir, ioctl_tiocsctty, set_dumpable_behavior, setsid};
+use rustix::pty::ptsname;
+use rustix::thread::{
+    CapabilitySet, Gid, ThreadNameSpaceType, Uid, move_into_thread_name_spaces,
+    remove_capability_from_bounding_set, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
+};
+
+use crate::container::{self, ContainerError};
+use crate::program::{self, ProgramError};
+use crate::report::{self, Report};
+use crate::spawn::{Pipes, Place};
+use crate::user::{self, Identity, UnknownUser};
+use crate::{sys, terminal};
+
+/// Why a program could not be started.
+#[derive(Debug, thiserror::Error)]
+enum ChildError {
+    #[error("the workload has ended")]
+    WorkloadGone,
+    #[error(transparent)]
+    Container(#[from] ContainerError),
+    #[error(transparent)]
+    User(#[from] UnknownUser),
+    #[error("cannot use the working directory {path:?}: {errno}")]
+    WorkingDirectory { path: String, errno: Errno },
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    #[error("{what} contains a zero byte")]
+    ZeroByte { what: &'static str },
+    #[error("cannot set up {what}: {errno}")]
+    System { what: &'static str, errno: Errno },
+}
+
+impl ChildError {
+    fn code(&self) -> FailureCode {
+        match self {
+            Self::WorkloadGone => FailureCode::WorkloadGone,
+            Self::User(_) => FailureCode::UnknownUser,
+            Self::WorkingDirectory { .. } => FailureCode::BadWorkingDirectory,
+            Self::Program(ProgramError::Refused(..)) => FailureCode::CommandNotExecutable,
+            Self::Program(_) => FailureCode::CommandNotFound,
+            Self::ZeroByte { .. } => FailureCode::BadRequest,
+            Self::Container(_) | Self::System { .. } => FailureCode::System,
+        }
+    }
+}
+
+fn step(what: &'static str) -> impl FnOnce(Errno) -> ChildError {
+    move |errno| ChildError::System { what, errno }
+}
+
+/// Becomes the requested program, or says why not and ends.
+pub(crate) fn run(request: &Execute, place: Place<'_>, pipes: &Pipes, report: BorrowedFd<'_>) -> Infallible {
+    match become_program(request, place, pipes, report) {
+        Ok(never) => match never {},
+        Err(error) => {
+            let failure = Failure {
+                code: error.code(),
+                message: error.to_string(),
+            };
+            report::send(report, &Report::Failed(failure), None);
+            sys::exit(127)
+        }
+    }
+}
+
+fn become_program(
+    request: &Execute,
+    place: Place<'_>,
+    pipes: &Pipes,
+    report: BorrowedFd<'_>,
+) -> Result<Infallible, ChildError> {
+    sys::reset_signals();
+    // Until execve the agent's own program is in this process: the workload must not get at it through /proc.
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(step("a process"))?;
+    setsid().map_err(step("a session"))?;
+    enter(place)?;
+    let identity = user::look_up(&request.user)?;
+    match request.terminal {
+        Some(size) => {
+            let (master, slave) = terminal::open(size).map_err(step("a terminal"))?;
+            use_terminal(&slave, &identity)?;
+            if request.role == Role::Main {
+                let path = ptsname(&master, Vec::new()).map_err(step("the console"))?;
+                container::show_console(&path)?;
+            }
+            report::send(report, &Report::Terminal, Some(master.as_fd()));
+        }
+        None => use_pipes(pipes, &identity)?,
+    }
+    let environment = environment(request, &identity)?;
+    let working_directory = working_directory(request);
+    go_to(working_directory, request.role)?;
+    assume(&identity)?;
+    execute(request, &environment)
+}
+
+/// Joins or makes the workload's namespaces.
+fn enter(place: Place<'_>) -> Result<(), ChildError> {
+    match place {
+        Place::New => {
+            // Here and not with the fork: the cgroup that is its root is the one this process is in by now.
+            sys::unshare(libc::CLONE_NEWCGROUP).map_err(|error| ChildError::System {
+                what: "a cgroup namespace",
+                errno: Errno::from_io_error(&error).unwrap_or(Errno::INVAL),
+            })?;
+            Ok(container::enter()?)
+        }
+        Place::Beside(workload) => {
+            let all = ThreadNameSpaceType::MOUNT
+                | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
+                | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
+                | ThreadNameSpaceType::CONTROL_GROUP;
+            match move_into_thread_name_spaces(workload, all) {
+                Err(Errno::SRCH) => Err(ChildError::WorkloadGone),
+                other => other.map_err(step("the workload's namespaces")),
+            }
+        }
+    }
+}
+
+fn use_terminal(slave: &OwnedFd, identity: &Identity) -> Result<(), ChildError> {
+    ioctl_tiocsctty(slave).map_err(step("a controlling terminal"))?;
+    fchown(slave, Some(Uid::from_raw(identity.uid)), None).map_err(step("the terminal's owner"))?;
+    (0..3).try_for_each(|number| place_stream(slave.as_fd(), number))
+}
+
+/// The streams belong to the user, so that it can open them anew through /dev/stdout and the like, as in docker.
+fn use_pipes(pipes: &Pipes, identity: &Identity) -> Result<(), ChildError> {
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
+    let null = null.map_err(step("/dev/null"))?;
+    for (number, pipe) in (0..).zip([&pipes.input, &pipes.output, &pipes.error]) {
+        if let Some(pipe) = pipe {
+            fchown(pipe, Some(Uid::from_raw(identity.uid)), None).map_err(step("the streams' owner"))?;
+        }
+        place_stream(pipe.as_ref().unwrap_or(&null).as_fd(), number)?;
+    }
+    Ok(())
+}
+
+fn place_stream(fd: BorrowedFd<'_>, number: i32) -> Result<(), ChildError> {
+    sys::place(fd, number).map_err(|error| ChildError::System {
+        what: "the standard streams",
+        errno: Errno::from_io_error(&error).unwrap_or(Errno::BADF),
+    })
+}
+
+fn working_directory(request: &Execute) -> &Path {
+    match &request.working_directory[..] {
+        [] => Path::new("/"),
+        bytes => Path::new(OsStr::from_bytes(bytes)),
+    }
+}
+
+/// Goes to the working directory, which for the workload is made where it is missing, as docker does.
+fn go_to(path: &Path, role: Role) -> Result<(), ChildError> {
+    let failed = |errno| ChildError::WorkingDirectory {
+        path: path.display().to_string(),
+        errno,
+    };
+    if !path.is_absolute() {
+        return Err(failed(Errno::INVAL));
+    }
+    if role == Role::Main {
+        container::make_directories(path).map_err(failed)?;
+    }
+    chdir(path).map_err(failed)
+}
+
+/// Completes the environment as docker does.
+fn environment(request: &Execute, identity: &Identity) -> Result<Vec<CString>, ChildError> {
+    let given = request.environment.iter().map(|variable| variable.to_vec());
+    let mut variables: Vec<Vec<u8>> = given.collect();
+    let hostname = rustix::system::uname().nodename().to_bytes().to_vec();
+    let terminal = request.terminal.map(|_| b"xterm".to_vec());
+    let defaults: [(&[u8], Option<Vec<u8>>); 4] = [
+        (b"PATH=", Some(program::DEFAULT_PATH.to_vec())),
+        (b"HOSTNAME=", Some(hostname)),
+        (b"TERM=", terminal),
+        (b"HOME=", Some(identity.home.clone())),
+    ];
+    for (name, value) in defaults {
+        if let Some(value) = value.filter(|_| !variables.iter().any(|variable| variable.starts_with(name))) {
+            variables.push([name, &value].concat());
+        }
+    }
+    strings(variables, "the environment")
+}
+
+fn strings(bytes: Vec<Vec<u8>>, what: &'static str) -> Result<Vec<CString>, ChildError> {
+    let strings = bytes.into_iter().map(CString::new).collect::<Result<_, _>>();
+    strings.map_err(|_| ChildError::ZeroByte { what })
+}
+
+/// The capabilities of a docker container.
+const CAPABILITIES: CapabilitySet = CapabilitySet::CHOWN
+    .union(CapabilitySet::DAC_OVERRIDE)
+    .union(CapabilitySet::FSETID)
+    .union(CapabilitySet::FOWNER)
+    .union(CapabilitySet::MKNOD)
+    .union(CapabilitySet::NET_RAW)
+    .union(CapabilitySet::SETGID)
+    .union(CapabilitySet::SETUID)
+    .union(CapabilitySet::SETFCAP)
+    .union(CapabilitySet::SETPCAP)
+    .union(CapabilitySet::NET_BIND_SERVICE)
+    .union(CapabilitySet::SYS_CHROOT)
+    .union(CapabilitySet::KILL)
+    .union(CapabilitySet::AUDIT_WRITE);
+
+/// Becomes the user. What the program may do follows from the bounding set: execve gives root all of it, others nothing.
+fn assume(identity: &Identity) -> Result<(), ChildError> {
+    for capability in (0..64).map(|bit| CapabilitySet::from_bits_retain(1 << bit)) {
+        match remove_from_bounding_set(capability) {
+            // The first number that this kernel does not know.
+            Err(Errno::INVAL) => break,
+            other => other.map_err(step("capabilities"))?,
+        }
+    }
+    let groups: Vec<Gid> = identity.groups.iter().copied().map(Gid::from_raw).collect();
+    let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
+    set_thread_groups(&groups).map_err(step("groups"))?;
+    set_thread_res_gid(gid, gid, gid).map_err(step("the group"))?;
+    set_thread_res_uid(uid, uid, uid).map_err(step("the user"))
+}
+
+fn remove_from_bounding_set(capability: CapabilitySet) -> Result<(), Errno> {
+    if CAPABILITIES.contains(capability) {
+        return Ok(());
+    }
+    remove_capability_from_bounding_set(capability)
+}
+
+fn execute(request: &Execute, environment: &[CString]) -> Result<Infallible, ChildError> {
+    let path = environment
+        .iter()
+        .find_map(|variable| variable.to_bytes().strip_prefix(b"PATH="));
+    let command = request.arguments.first().map_or(&b""[..], |argument| argument);
+    let file = program::find(command, path.unwrap_or(program::DEFAULT_PATH))?;
+    let arguments = request
+        .arguments
+        .iter()
+        .map(|argument| argument.to_vec())
+        .collect();
+    let arguments = strings(arguments, "an argument")?;
+    let file = CString::new(file.as_os_str().as_bytes());
+    let file = file.map_err(|_| ChildError::ZeroByte { what: "the program" })?;
+    let error: io::Error = sys::execute(&file, &arguments, environment);
+    let errno = Errno::from_io_error(&error).unwrap_or(Errno::INVAL);
+    Err(program::refusal(String::from_utf8_lossy(command).into_owned(), errno).into())
+}

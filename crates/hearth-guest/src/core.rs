@@ -1,0 +1,523 @@
+//! What the agent knows and decides: takes frames and events, keeps sessions, fills the outbox. [`crate::agent`] moves
+//! the bytes and calls it.
+
+use std::collections::BTreeMap;
+use std::ops::Bound::{Excluded, Unbounded};
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use hearth_guest_protocol::message::{
+    self, Configure, CreditGrant, Dial, Execute, Failure, FailureCode, FileRequest, Hello, Outcome, Role,
+    Signal, Status, TerminalSize,
+};
+use hearth_guest_protocol::{CONTROL, Frame, GENERATIONS, Header, Kind, negotiate};
+use rustix::io::Errno;
+use rustix::process::{Pid, WaitOptions, WaitStatus, wait};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
+};
+use serde::de::DeserializeOwned;
+
+use crate::console::complain;
+use crate::dial::Connection;
+use crate::outbox::Outbox;
+use crate::poller::{Part, Poller, Ready, Source};
+use crate::session::{Session, Verdict, Work};
+use crate::spawn::{Nursery, Place, SpawnError};
+use crate::stop::{DRAIN, Facts, Step, Stop};
+use crate::stream::Sink;
+use crate::{machine, stats, sys};
+
+/// The most sessions at once.
+const SESSIONS_MAX: usize = 1024;
+
+/// A request that is refused, and why.
+type Refusal = (FailureCode, String);
+
+/// The state of the agent.
+pub(crate) struct Core {
+    /// What waits for the channel.
+    pub(crate) out: Outbox,
+    uptime: Duration,
+    greeted: bool,
+    configured: bool,
+    nursery: Nursery,
+    sessions: BTreeMap<u32, Session>,
+    /// The session that had its turn last.
+    turn: u32,
+    /// The workload's session, once there is one; its outcome, once it has ended.
+    main: Option<u32>,
+    main_outcome: Option<Outcome>,
+    stop: Stop,
+    overdue: bool,
+    /// Whether the agent has children that are not reaped.
+    children: bool,
+    timer: OwnedFd,
+}
+
+impl Core {
+    /// Makes the state of an agent that has just started.
+    ///
+    /// # Errors
+    /// Returns the kernel's error.
+    pub(crate) fn new(uptime: Duration, poller: &Poller) -> Result<Self, Errno> {
+        let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
+        let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
+        poller.add(&timer, Source::Timer)?;
+        Ok(Self {
+            out: Outbox::new(),
+            uptime,
+            greeted: false,
+            configured: false,
+            nursery: Nursery::new()?,
+            sessions: BTreeMap::new(),
+            turn: 0,
+            main: None,
+            main_outcome: None,
+            stop: Stop::Running,
+            overdue: false,
+            children: false,
+            timer,
+        })
+    }
+
+    /// Tells whether the machine has come to rest.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stop == Stop::Stopped
+    }
+
+    /// Takes note that the host is gone; whoever comes next must greet first.
+    pub(crate) fn disconnected(&mut self) {
+        self.greeted = false;
+    }
+
+    /// Takes note that the stream is out of step, which a host that has greeted should hear.
+    pub(crate) fn out_of_step(&mut self, error: &dyn std::error::Error) {
+        if self.greeted {
+            complain!("{error}");
+            self.refuse(CONTROL, (FailureCode::BadRequest, error.to_string()));
+        }
+    }
+
+    /// Takes a frame of the host.
+    pub(crate) fn handle(&mut self, frame: &Frame<'_>, poller: &Poller) {
+        let session = frame.header.session;
+        if !self.greeted && frame.header.kind != Kind::Hello {
+            return;
+        }
+        if let Err(refusal) = self.dispatch(frame, poller) {
+            self.refuse(session, refusal);
+        }
+    }
+
+    fn dispatch(&mut self, frame: &Frame<'_>, poller: &Poller) -> Result<(), Refusal> {
+        let (Header { kind, session, flags }, payload) = (frame.header, frame.payload);
+        match kind {
+            Kind::Hello => self.greet(&read(payload)?),
+            Kind::Configure => self.configure(&read(payload)?)?,
+            Kind::Execute => self.execute(session, &read(payload)?, poller)?,
+            Kind::File => self.files(session, &read(payload)?, poller)?,
+            Kind::Dial => self.dial(session, read(payload)?, poller)?,
+            Kind::Stdin => self.broken_off(session, |session, out| session.take(payload, flags, out)),
+            Kind::Credit => {
+                let grant: CreditGrant = read(payload)?;
+                self.broken_off(session, |session, _| session.granted(grant.bytes));
+            }
+            Kind::Resize => {
+                let size: TerminalSize = read(payload)?;
+                self.sessions
+                    .entry(session)
+                    .and_modify(|session| session.resize(size));
+            }
+            Kind::Signal => self.signal(session, read(payload)?)?,
+            Kind::Close => self.close(session),
+            Kind::Stop => self.stop(read(payload)?),
+            Kind::Ping => self.out.bytes(Header::new(Kind::Pong, session), payload),
+            Kind::Stats => self.out.message(Kind::Stats, session, &stats::read()),
+            Kind::Output | Kind::Result | Kind::Status | Kind::Error | Kind::Pong => {
+                return Err((
+                    FailureCode::BadRequest,
+                    format!("a guest takes no {kind:?} frames"),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn refuse(&mut self, session: u32, (code, message): Refusal) {
+        self.out.message(Kind::Error, session, &Failure { code, message });
+    }
+
+    /// Answers the host's greeting, and tells it what there is: a host that was restarted knows nothing.
+    fn greet(&mut self, hello: &Hello) {
+        let kept = self.out.restart();
+        let behind = self.out.len();
+        let answer = Hello {
+            oldest: *GENERATIONS.start(),
+            newest: *GENERATIONS.end(),
+            nonce: hello.nonce,
+            version: env!("CARGO_PKG_VERSION").into(),
+            uptime_ns: u64::try_from(self.uptime.as_nanos()).unwrap_or(u64::MAX),
+        };
+        self.out.message(Kind::Hello, CONTROL, &answer);
+        match negotiate(GENERATIONS, hello.oldest..=hello.newest) {
+            Ok(_) => self.greeted = true,
+            Err(error) => self.refuse(CONTROL, (FailureCode::BadRequest, error.to_string())),
+        }
+        if self.configured {
+            self.out.message(Kind::Status, CONTROL, &Status::Ready);
+        }
+        for (id, session) in &mut self.sessions {
+            session.reconnected(kept.data.get(id).copied().unwrap_or(0), &mut self.out);
+        }
+        if self.is_stopped() {
+            self.out.message(Kind::Status, CONTROL, &Status::Stopped);
+        }
+        self.out.bring_forward(behind);
+        // What was said to an earlier connection may not have been heard.
+        if let (Some(id), Some(outcome)) = (self.main, self.main_outcome)
+            && !self.sessions.contains_key(&id)
+            && !kept.ended.contains(&id)
+        {
+            self.out.message(Kind::Result, id, &outcome);
+        }
+    }
+
+    fn configure(&mut self, request: &Configure) -> Result<(), Refusal> {
+        if self.configured {
+            return Err((FailureCode::BadRequest, "the guest is configured already".into()));
+        }
+        machine::configure(request).map_err(|error| (error.code(), error.to_string()))?;
+        self.configured = true;
+        self.out.message(Kind::Status, CONTROL, &Status::Ready);
+        Ok(())
+    }
+
+    /// Makes sure that a new session may be opened under this number.
+    fn admit(&mut self, id: u32) -> Result<(), Refusal> {
+        let refusal = match () {
+            () if id == CONTROL => "session 0 is no session",
+            () if !self.configured => "the guest is not configured",
+            () if !self.stop.is_running() => "the machine is stopping",
+            () if self.sessions.len() >= SESSIONS_MAX => "there are too many sessions",
+            () => return Ok(()),
+        };
+        Err((FailureCode::BadRequest, refusal.into()))
+    }
+
+    /// Tells whether a number is in use; the host hears of it on the control session, as an error on the session itself
+    /// would end the one that uses it.
+    fn is_taken(&mut self, id: u32) -> bool {
+        let taken = self.sessions.contains_key(&id);
+        if taken {
+            self.refuse(
+                CONTROL,
+                (FailureCode::BadRequest, format!("session {id} is in use")),
+            );
+        }
+        taken
+    }
+
+    fn execute(&mut self, id: u32, request: &Execute, poller: &Poller) -> Result<(), Refusal> {
+        if self.is_taken(id) {
+            return Ok(());
+        }
+        self.admit(id)?;
+        let (work, place) = match (request.role, self.main) {
+            (Role::Main, None) => (Work::Main, Place::New),
+            (Role::Main, Some(_)) => {
+                return Err((
+                    FailureCode::BadRequest,
+                    "there has been a workload already".into(),
+                ));
+            }
+            (Role::Exec, None) => return Err((FailureCode::BadRequest, "there is no workload yet".into())),
+            (Role::Exec, Some(main)) => (Work::Exec, Place::Beside(self.workload(main)?)),
+        };
+        let spawned = self.nursery.execute(request, place).map_err(refusal)?;
+        self.children = true;
+        if matches!(work, Work::Main) {
+            self.main = Some(id);
+        }
+        let input = match request.stdin && request.terminal.is_some() {
+            true => Sink::Awaited,
+            false => Sink::Closed,
+        };
+        self.keep(id, Session::of_process(id, work, spawned, input, poller))
+    }
+
+    /// Returns a handle to the workload, which must run its program by now.
+    fn workload(&self, main: u32) -> Result<std::os::fd::BorrowedFd<'_>, Refusal> {
+        let session = self.sessions.get(&main);
+        let running = session.and_then(|session| Some((session.is_started(), session.pidfd()?)));
+        match running {
+            Some((true, pidfd)) => Ok(pidfd),
+            Some((false, _)) => Err((FailureCode::BadRequest, "the workload is not started yet".into())),
+            None => Err(refusal(SpawnError::WorkloadGone)),
+        }
+    }
+
+    fn files(&mut self, id: u32, request: &FileRequest, poller: &Poller) -> Result<(), Refusal> {
+        if self.is_taken(id) {
+            return Ok(());
+        }
+        self.admit(id)?;
+        // Before the workload runs and after it is gone its root is there all the same.
+        let workload = self.main.and_then(|main| self.workload(main).ok());
+        let spawned = self.nursery.files(request, workload).map_err(refusal)?;
+        self.children = true;
+        self.keep(
+            id,
+            Session::of_process(id, Work::Files, spawned, Sink::Closed, poller),
+        )
+    }
+
+    fn dial(&mut self, id: u32, request: Dial, poller: &Poller) -> Result<(), Refusal> {
+        if self.is_taken(id) {
+            return Ok(());
+        }
+        self.admit(id)?;
+        let connection = Connection::start(request.port).map_err(|errno| {
+            (
+                FailureCode::System,
+                format!("cannot connect to port {}: {errno}", request.port),
+            )
+        })?;
+        self.keep(id, Session::of_connection(id, connection, poller))
+    }
+
+    fn keep(&mut self, id: u32, session: Result<Session, Errno>) -> Result<(), Refusal> {
+        let session =
+            session.map_err(|errno| (FailureCode::System, format!("cannot watch the session: {errno}")))?;
+        self.sessions.insert(id, session);
+        Ok(())
+    }
+
+    /// Does something in which the host can break flow control; a session in which it did is ended.
+    fn broken_off<E: std::error::Error>(
+        &mut self,
+        id: u32,
+        act: impl FnOnce(&mut Session, &mut Outbox) -> Result<(), E>,
+    ) {
+        // A session that has just ended may still be sent to.
+        let Some(session) = self.sessions.get_mut(&id) else {
+            return;
+        };
+        if let Err(error) = act(session, &mut self.out) {
+            self.refuse(id, (FailureCode::BadRequest, error.to_string()));
+            self.abandon(id);
+        }
+    }
+
+    fn signal(&mut self, id: u32, signal: Signal) -> Result<(), Refusal> {
+        if !(1..=64).contains(&signal.number) {
+            return Err((
+                FailureCode::BadRequest,
+                format!("there is no signal {}", signal.number),
+            ));
+        }
+        if let Some(pid) = self.sessions.get(&id).and_then(Session::pid) {
+            sys::kill(pid, signal.number);
+        }
+        Ok(())
+    }
+
+    /// Ends a session that the host has lost interest in; from the workload it has merely looked away.
+    fn close(&mut self, id: u32) {
+        if self.main != Some(id) {
+            self.abandon(id);
+        }
+    }
+
+    /// Forgets a session and kills what runs in it: the group, which a process leads since its start.
+    fn abandon(&mut self, id: u32) {
+        if let Some(session) = self.sessions.remove(&id)
+            && let Some(pid) = session.pid()
+        {
+            sys::kill(pid, libc::SIGKILL as u8);
+            let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
+        }
+    }
+
+    /// Takes an event of a session.
+    pub(crate) fn wake(&mut self, id: u32, part: Part, ready: Ready, poller: &Poller) {
+        if let Some(session) = self.sessions.get_mut(&id)
+            && let Verdict::Over = session.wake(part, ready, poller, &mut self.out)
+        {
+            self.over(id);
+        }
+    }
+
+    /// Forgets a session that has said its last.
+    fn over(&mut self, id: u32) {
+        if let Some(session) = self.sessions.remove(&id)
+            && self.main == Some(id)
+            && !session.is_started()
+        {
+            // A workload that could not be started was none: the host may try again.
+            self.main = None;
+        }
+    }
+
+    /// Reaps children that ended.
+    pub(crate) fn reap(&mut self, poller: &Poller) {
+        loop {
+            match wait(WaitOptions::NOHANG) {
+                Ok(Some((pid, status))) => self.ended(pid, status, poller),
+                Ok(None) => break,
+                Err(Errno::INTR) => {}
+                Err(_) => {
+                    self.children = false;
+                    break;
+                }
+            }
+        }
+        self.advance();
+    }
+
+    fn ended(&mut self, pid: Pid, status: WaitStatus, poller: &Poller) {
+        let mut sessions = self.sessions.iter_mut();
+        // A child of a session that was closed, or an orphan of the agent's own.
+        let Some((&id, session)) = sessions.find(|(_, session)| session.pid() == Some(pid)) else {
+            return;
+        };
+        let outcome = outcome(status);
+        if self.main == Some(id) {
+            self.main_outcome = Some(outcome);
+        }
+        if let Verdict::Over = session.ended(outcome, poller, &mut self.out) {
+            self.over(id);
+        }
+    }
+
+    /// Moves what the next session has to say into the outbox; false when none has anything that may be sent.
+    pub(crate) fn pull(&mut self) -> bool {
+        let behind = self.sessions.range((Excluded(self.turn), Unbounded));
+        let mut in_turn = behind.chain(self.sessions.range(..=self.turn));
+        let Some((&id, _)) = in_turn.find(|(_, session)| session.is_ready()) else {
+            return false;
+        };
+        self.turn = id;
+        if let Some(session) = self.sessions.get_mut(&id)
+            && let Verdict::Over = session.pull(&mut self.out)
+        {
+            self.over(id);
+        }
+        true
+    }
+
+    fn stop(&mut self, request: message::Stop) {
+        let workload = self.main.and_then(|main| self.sessions.get(&main)?.pid());
+        if !self.stop.is_running() {
+            // Asked again: a host in a hurry.
+            self.overdue |= self.stop == Stop::Asked && request.signal == 0;
+            return self.advance();
+        }
+        self.stop = Stop::Asked;
+        match workload {
+            Some(pid) if (1..=64).contains(&request.signal) => {
+                sys::kill(pid, request.signal);
+                self.set_timer(Duration::from_millis(u64::from(request.grace_ms)));
+            }
+            _ => self.overdue = true,
+        }
+        self.advance();
+    }
+
+    /// Takes note that the deadline of a stop has passed.
+    pub(crate) fn expired(&mut self) {
+        let mut count = [0; 8];
+        if rustix::io::read(&self.timer, &mut count[..]).is_ok() {
+            self.overdue = true;
+            self.advance();
+        }
+    }
+
+    /// Goes on with a stop as far as it can.
+    pub(crate) fn advance(&mut self) {
+        if self.stop.is_running() || self.is_stopped() {
+            return;
+        }
+        loop {
+            let mut processes = self
+                .sessions
+                .values()
+                .filter(|session| !matches!(session.work(), Work::Dial(_)));
+            let facts = Facts {
+                workload: self
+                    .main
+                    .is_some_and(|main| self.sessions.get(&main).and_then(Session::pid).is_some()),
+                children: self.children,
+                sessions: processes.next().is_some(),
+                overdue: self.overdue,
+            };
+            match self.stop.step(facts) {
+                Step::Wait => return,
+                Step::Kill => self.kill_all(),
+                Step::Rest => self.rest(),
+                Step::Drain => {
+                    self.overdue = false;
+                    self.set_timer(DRAIN);
+                }
+                Step::Tell => self.out.message(Kind::Status, CONTROL, &Status::Stopped),
+            }
+            self.children = has_children();
+        }
+    }
+
+    /// Kills every process there is: the workload takes along all of its namespace.
+    fn kill_all(&mut self) {
+        for pid in self.sessions.values().filter_map(Session::pid) {
+            sys::kill(pid, libc::SIGKILL as u8);
+        }
+    }
+
+    fn rest(&mut self) {
+        let child = sys::fork(0, None, || {
+            machine::rest();
+            sys::exit(0)
+        });
+        if let Err(error) = child {
+            complain!("cannot make a process to unmount the disks: {error}");
+            machine::rest();
+        }
+    }
+
+    fn set_timer(&self, after: Duration) {
+        // A timer of zero would be none.
+        let after = after.max(Duration::from_nanos(1));
+        let none = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        let time = Itimerspec {
+            it_interval: none,
+            it_value: Timespec::try_from(after).unwrap_or(none),
+        };
+        if let Err(errno) = timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &time) {
+            complain!("cannot set a timer: {errno}");
+        }
+    }
+}
+
+fn refusal(error: SpawnError) -> Refusal {
+    (error.code(), error.to_string())
+}
+
+fn read<M: DeserializeOwned>(payload: &[u8]) -> Result<M, Refusal> {
+    message::decode(payload).map_err(|error| (FailureCode::BadRequest, error.to_string()))
+}
+
+fn outcome(status: WaitStatus) -> Outcome {
+    match (status.exit_status(), status.terminating_signal()) {
+        (Some(code), _) => Outcome::Exited(code as u8),
+        (None, signal) => Outcome::Signaled(signal.unwrap_or(0) as u8),
+    }
+}
+
+/// Asks the kernel whether the agent has children, reaped by nobody yet.
+fn has_children() -> bool {
+    use rustix::process::{WaitId, WaitIdOptions, waitid};
+    let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    !matches!(waitid(WaitId::All, look), Err(Errno::CHILD))
+}

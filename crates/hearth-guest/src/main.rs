@@ -1,0 +1,57 @@
+//! The agent in the guest: PID 1 of every Linux machine, one thread, one event loop.
+//!
+//! ```text
+//! main        boot, then the loop
+//!   boot      mounts, kernel modules, limits; port finds the channel
+//!   agent     frames and events in, sessions and control frames out
+//!     machine   configure: clock, entropy, disks; stop: disks at rest
+//!     session   one process, file operation or connection: its streams and its flow control
+//!     outbox    what waits for the channel
+//!     spawn     makes processes; child is what runs in them before execve (container, user, program, terminal)
+//!     files     tar streams, in a child
+//!     dial      connections to the loopback
+//! sys         every unsafe call
+//! ```
+//!
+//! Single-threaded on purpose: so a forked child may run ordinary code before it executes the program.
+
+mod agent;
+mod boot;
+mod child;
+mod console;
+mod container;
+mod core;
+mod dial;
+mod files;
+mod machine;
+mod outbox;
+mod poller;
+mod port;
+mod program;
+mod report;
+mod session;
+mod spawn;
+mod stats;
+mod stop;
+mod stream;
+mod sys;
+mod terminal;
+mod uevents;
+mod user;
+
+fn main() {
+    console::line(format_args!("hearth-guest {}", env!("CARGO_PKG_VERSION")));
+    console::on_panic();
+    if rustix::process::getpid() != rustix::process::Pid::INIT {
+        console::line(format_args!(
+            "hearth-guest is the first process of a virtual machine, nothing else"
+        ));
+        std::process::exit(2);
+    }
+    let uptime = boot::uptime();
+    let booted = boot::boot();
+    match booted.and_then(|port| agent::Agent::new(port, uptime)) {
+        Ok(mut agent) => agent.run(),
+        Err(error) => console::fatal(format_args!("{error}")),
+    }
+}

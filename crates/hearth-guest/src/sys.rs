@@ -1,0 +1,211 @@
+//! The system calls that rustix does not wrap safely. Everything `unsafe` of the agent is here; nothing here decides.
+
+use std::convert::Infallible;
+use std::ffi::CString;
+use std::io;
+use std::mem::{size_of, zeroed};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::process::Pid;
+
+/// Set in every forked child: its death is not the machine's.
+static CHILD: AtomicBool = AtomicBool::new(false);
+
+/// Tells whether this process is the agent itself, not a forked child of it.
+pub(crate) fn is_agent() -> bool {
+    !CHILD.load(Ordering::Relaxed)
+}
+
+/// A process that the agent made.
+#[derive(Debug)]
+pub(crate) struct Forked {
+    /// Its id in the agent's namespace.
+    pub(crate) pid: Pid,
+    /// A handle to it that never names another process.
+    pub(crate) pidfd: OwnedFd,
+}
+
+/// Forks into new namespaces (`CLONE_NEW*` in `namespaces`) and a cgroup; `body` runs in the child, which ends with it.
+///
+/// `CLONE_INTO_CGROUP` is what needs clone3: moving a process into a cgroup later waits for an RCU grace period.
+///
+/// # Errors
+/// Returns the kernel's error.
+pub(crate) fn fork(
+    namespaces: libc::c_int,
+    cgroup: Option<BorrowedFd<'_>>,
+    body: impl FnOnce() -> Infallible,
+) -> io::Result<Forked> {
+    /// As in the kernel's sched.h; the C library's constant does not fit its type.
+    const CLONE_INTO_CGROUP: u64 = 1 << 33;
+    let mut pidfd: RawFd = -1;
+    // SAFETY: clone_args is plain data, for which all zeroes is a valid value.
+    let mut arguments: libc::clone_args = unsafe { zeroed() };
+    arguments.flags = (libc::CLONE_PIDFD as u64) | namespaces as u64;
+    arguments.pidfd = ptr::from_mut(&mut pidfd) as u64;
+    arguments.exit_signal = libc::SIGCHLD as u64;
+    if let Some(cgroup) = cgroup {
+        arguments.flags |= CLONE_INTO_CGROUP;
+        arguments.cgroup = cgroup.as_raw_fd() as u64;
+    }
+    // SAFETY: without CLONE_VM this is a fork: the child gets a copy of everything. The agent has one thread, so no
+    // lock is held by somebody who does not exist in the child.
+    let pid = unsafe {
+        libc::syscall(
+            libc::SYS_clone3,
+            &raw const arguments,
+            size_of::<libc::clone_args>(),
+        )
+    };
+    if pid == 0 {
+        CHILD.store(true, Ordering::Relaxed);
+        body();
+    }
+    let pid = i32::try_from(pid)
+        .ok()
+        .and_then(Pid::from_raw)
+        .filter(|_| pid > 0);
+    let pid = pid.ok_or_else(io::Error::last_os_error)?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    Ok(Forked { pid, pidfd })
+}
+
+/// Ends this process at once, without running anything else.
+pub(crate) fn exit(status: i32) -> Infallible {
+    // SAFETY: _exit takes any status and does not return.
+    unsafe { libc::_exit(status) }
+}
+
+/// Blocks SIGCHLD and makes it readable from a descriptor.
+///
+/// # Errors
+/// Returns the kernel's error.
+pub(crate) fn child_signals() -> io::Result<OwnedFd> {
+    // SAFETY: the set is initialised by sigemptyset before anything reads it; the descriptor is new and ours.
+    unsafe {
+        let mut set: libc::sigset_t = zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, libc::SIGCHLD);
+        libc::sigprocmask(libc::SIG_BLOCK, &raw const set, ptr::null_mut());
+        let fd = libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(OwnedFd::from_raw_fd(fd))
+    }
+}
+
+/// Gives a child the signals of a fresh process: none blocked, none ignored.
+pub(crate) fn reset_signals() {
+    // SAFETY: an empty set and SIG_DFL are valid for every signal; for those that cannot be set the calls fail harmlessly.
+    unsafe {
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        let mut set: libc::sigset_t = zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const set, ptr::null_mut());
+    }
+}
+
+/// Replaces this process by a program; returns only with the error.
+pub(crate) fn execute(program: &CString, arguments: &[CString], environment: &[CString]) -> io::Error {
+    let pointers = |strings: &[CString]| -> Vec<*const libc::c_char> {
+        strings.iter().map(|s| s.as_ptr()).chain([ptr::null()]).collect()
+    };
+    let (arguments, environment) = (pointers(arguments), pointers(environment));
+    // SAFETY: both lists end with a null pointer, and the strings they point to outlive the call.
+    unsafe { libc::execve(program.as_ptr(), arguments.as_ptr(), environment.as_ptr()) };
+    io::Error::last_os_error()
+}
+
+/// Makes `to` (a number below 3) another name of `from`, kept across execve.
+///
+/// # Errors
+/// Returns the kernel's error.
+pub(crate) fn place(from: BorrowedFd<'_>, to: RawFd) -> io::Result<()> {
+    // SAFETY: the agent keeps descriptors 0 to 2 for the standard streams and owns none of them in Rust's sense.
+    match unsafe { libc::dup2(from.as_raw_fd(), to) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+/// Closes every descriptor above the standard streams in a child that will not execute a program, but for `keep`.
+pub(crate) fn close_others(keep: &[BorrowedFd<'_>]) {
+    let mut numbers: Vec<u32> = keep.iter().map(|fd| fd.as_raw_fd().unsigned_abs()).collect();
+    numbers.sort_unstable();
+    let mut from: u32 = 3;
+    for number in numbers.into_iter().chain([u32::MAX]) {
+        if number > from {
+            // SAFETY: the child never uses what it closes here: its owners are the agent's values, which it never drops.
+            unsafe { libc::syscall(libc::SYS_close_range, from, number - 1, 0) };
+        }
+        from = from.max(number.saturating_add(1));
+    }
+}
+
+/// Feeds 32 random bytes to the kernel's generator, credits them, and makes it use them at once.
+///
+/// # Errors
+/// Returns the kernel's error.
+pub(crate) fn add_entropy(random: BorrowedFd<'_>, seed: &[u8; 32]) -> io::Result<()> {
+    const RNDADDENTROPY: libc::c_ulong = 0x4008_5203;
+    const RNDRESEEDCRNG: libc::c_ulong = 0x5207;
+    #[repr(C)]
+    struct RandPoolInfo {
+        entropy_count: libc::c_int,
+        buf_size: libc::c_int,
+        buf: [u8; 32],
+    }
+    let info = RandPoolInfo {
+        entropy_count: 256,
+        buf_size: 32,
+        buf: *seed,
+    };
+    // SAFETY: the structure is the kernel's rand_pool_info with the 32 bytes that buf_size announces.
+    let added = unsafe { libc::ioctl(random.as_raw_fd(), RNDADDENTROPY as _, &raw const info) };
+    // SAFETY: RNDRESEEDCRNG takes no argument.
+    let reseeded = unsafe { libc::ioctl(random.as_raw_fd(), RNDRESEEDCRNG as _) };
+    if added < 0 || reseeded < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Brings a network interface up.
+///
+/// # Errors
+/// Returns the kernel's error.
+pub(crate) fn interface_up(socket: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
+    // SAFETY: ifreq is plain data, for which all zeroes is a valid value.
+    let mut request: libc::ifreq = unsafe { zeroed() };
+    for (to, &from) in request.ifr_name.iter_mut().zip(name).take(libc::IFNAMSIZ - 1) {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    // SAFETY: SIOCSIFFLAGS reads an ifreq with a terminated name and its flags.
+    match unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+/// Gives this process namespaces of its own.
+///
+/// # Errors
+/// Returns the kernel's error.
+pub(crate) fn unshare(namespaces: libc::c_int) -> io::Result<()> {
+    // SAFETY: none of the CLONE_NEW* flags unshares memory or descriptors.
+    match unsafe { libc::unshare(namespaces) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+/// Sends a signal, any of 1 to 64, to a process; false when it is gone.
+pub(crate) fn kill(pid: Pid, signal: u8) -> bool {
+    // SAFETY: kill takes any numbers.
+    unsafe { libc::kill(pid.as_raw_nonzero().get(), libc::c_int::from(signal)) == 0 }
+}

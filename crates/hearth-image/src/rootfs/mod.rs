@@ -1,0 +1,22 @@
+//! Layers to one read-only root file system image, by streaming: content goes from the decompressed archive straight
+//! into the image; nothing of a layer is ever unpacked as files onto the host. `crate::store` calls it.
+//!
+//! ```text
+//! blob --(thread: read, decompress)--> tar --> tree (what is visible) --> erofs writer --> image
+//! ```
+
+mod build;
+mod graft;
+mod path;
+mod pax;
+mod sparse;
+mod stream;
+mod tar;
+mod tree;
+
+pub use build::{EntryError, RootfsError};
+pub(crate) use build::{Job, LayerBlob, build};
+pub use path::PathError;
+pub use pax::PaxError;
+pub use tar::ArchiveError;
+pub use tree::MergeError;

@@ -1,0 +1,183 @@
+//! Pax extended header records: `LENGTH KEY=VALUE\n`, where only the length says where a record ends.
+
+/// What pax records say of the next entry. Later records override earlier ones.
+#[derive(Debug, Default)]
+pub(crate) struct Pax {
+    pub(crate) path: Option<Vec<u8>>,
+    pub(crate) link: Option<Vec<u8>>,
+    pub(crate) size: Option<u64>,
+    pub(crate) uid: Option<u64>,
+    pub(crate) gid: Option<u64>,
+    /// Seconds and nanoseconds.
+    pub(crate) mtime: Option<(i64, u32)>,
+    pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Bytes of a sparse file in format 1.0.
+    pub(crate) sparse_size: Option<u64>,
+    /// The real name of a sparse file; `path` is a stand-in then.
+    pub(crate) sparse_name: Option<Vec<u8>>,
+    xattr_bytes: usize,
+}
+
+/// Says why pax records are refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PaxError {
+    /// A record does not follow `LENGTH KEY=VALUE`.
+    #[error("a record is not of the form LENGTH KEY=VALUE")]
+    Record,
+    /// A value is not of its key's form.
+    #[error("the value of {0} is not valid")]
+    Value(String),
+    /// Extended attributes are over the limit.
+    #[error("the extended attributes take more than {0} bytes")]
+    Xattrs(usize),
+    /// A format of sparse files that nothing has written since 2006.
+    #[error("it is a sparse file of the pax formats 0.0 or 0.1; only 1.0 is known")]
+    OldSparse,
+}
+
+impl Pax {
+    /// Adds all records of one extended header.
+    pub(crate) fn parse(&mut self, mut records: &[u8], xattr_limit: usize) -> Result<(), PaxError> {
+        while !records.is_empty() {
+            let (record, rest) = split_record(records).ok_or(PaxError::Record)?;
+            let equals = record
+                .iter()
+                .position(|byte| *byte == b'=')
+                .ok_or(PaxError::Record)?;
+            self.set(&record[..equals], &record[equals + 1..])?;
+            if self.xattr_bytes > xattr_limit {
+                return Err(PaxError::Xattrs(xattr_limit));
+            }
+            records = rest;
+        }
+        Ok(())
+    }
+
+    fn set(&mut self, key: &[u8], value: &[u8]) -> Result<(), PaxError> {
+        let invalid = || PaxError::Value(String::from_utf8_lossy(key).into_owned());
+        let number = || unsigned(value).map(Some).ok_or_else(invalid);
+        match key {
+            b"path" => self.path = Some(value.to_vec()),
+            b"GNU.sparse.name" => self.sparse_name = Some(value.to_vec()),
+            b"linkpath" => self.link = Some(value.to_vec()),
+            b"size" => self.size = number()?,
+            b"uid" => self.uid = number()?,
+            b"gid" => self.gid = number()?,
+            b"mtime" => self.mtime = Some(timestamp(value).ok_or_else(invalid)?),
+            b"GNU.sparse.realsize" => self.sparse_size = number()?,
+            b"GNU.sparse.map" | b"GNU.sparse.offset" => return Err(PaxError::OldSparse),
+            _ => {
+                if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
+                    // What an overridden record took stays counted: that bounds the search for it too.
+                    self.xattr_bytes += name.len() + value.len() + 8;
+                    self.xattrs.retain(|(known, _)| known != name);
+                    self.xattrs.push((name.to_vec(), value.to_vec()));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Splits the first record off; without its length and its line feed.
+fn split_record(records: &[u8]) -> Option<(&[u8], &[u8])> {
+    let blank = records.iter().take(20).position(|byte| *byte == b' ')?;
+    let length = usize::try_from(unsigned(&records[..blank])?).ok()?;
+    let record = records.get(blank + 1..length)?;
+    Some((record.strip_suffix(b"\n")?, &records[length..]))
+}
+
+fn unsigned(digits: &[u8]) -> Option<u64> {
+    if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    std::str::from_utf8(digits).ok()?.parse().ok()
+}
+
+/// Parses `[-]SECONDS[.FRACTION]`; the nanoseconds count upwards, for negative times too.
+fn timestamp(text: &[u8]) -> Option<(i64, u32)> {
+    let (negative, text) = match text.strip_prefix(b"-") {
+        Some(rest) => (true, rest),
+        None => (false, text),
+    };
+    let mut parts = text.splitn(2, |byte| *byte == b'.');
+    let seconds = i64::try_from(unsigned(parts.next()?)?).ok()?;
+    let mut nanoseconds = 0;
+    if let Some(fraction) = parts.next().filter(|fraction| !fraction.is_empty()) {
+        unsigned(&fraction[..fraction.len().min(9)])?;
+        let digit = |at: usize| u32::from(fraction.get(at).map_or(0, |byte| byte - b'0'));
+        nanoseconds = (0..9).fold(0, |value, at| value * 10 + digit(at));
+    }
+    Some(match (negative, nanoseconds) {
+        (false, _) => (seconds, nanoseconds),
+        (true, 0) => (-seconds, 0),
+        (true, _) => (-seconds - 1, 1_000_000_000 - nanoseconds),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(key: &str, value: &[u8]) -> Vec<u8> {
+        let body = key.len() + value.len() + 3;
+        let mut length = body + 1;
+        while length != body + length.to_string().len() {
+            length += 1;
+        }
+        [format!("{length} {key}=").as_bytes(), value, b"\n"].concat()
+    }
+
+    fn parse(records: &[u8]) -> Result<Pax, PaxError> {
+        let mut pax = Pax::default();
+        pax.parse(records, 1000).map(|()| pax)
+    }
+
+    #[test]
+    fn a_value_may_hold_line_feeds_and_equals_signs() {
+        let capability = b"\x01\n=\0\n";
+        let records = [
+            record("SCHILY.xattr.security.capability", capability),
+            record("path", b"a=b"),
+        ]
+        .concat();
+        let pax = parse(&records).unwrap();
+        assert_eq!(
+            pax.xattrs,
+            [(b"security.capability".to_vec(), capability.to_vec())]
+        );
+        assert_eq!(pax.path.as_deref(), Some(&b"a=b"[..]));
+    }
+
+    #[test]
+    fn times_have_nanoseconds_and_signs() {
+        assert_eq!(timestamp(b"12"), Some((12, 0)));
+        assert_eq!(timestamp(b"12.5"), Some((12, 500_000_000)));
+        assert_eq!(timestamp(b"12.0000000019"), Some((12, 1)));
+        assert_eq!(timestamp(b"-1.25"), Some((-2, 750_000_000)));
+        for text in [&b""[..], b"-", b"1.x", b"x", b"99999999999999999999"] {
+            assert_eq!(timestamp(text), None);
+        }
+    }
+
+    #[test]
+    fn damaged_records_are_refused() {
+        for records in [
+            &b"5 a=b"[..],
+            b"99 a=b\n",
+            b"0 a=b\n",
+            b"6 ab\n",
+            b"x a=b\n",
+            b"6 a=b\n\0",
+            b"3 \n",
+        ] {
+            assert!(parse(records).is_err(), "{records:?}");
+        }
+        assert_eq!(
+            parse(&record("uid", b"-1")).err(),
+            Some(PaxError::Value("uid".into()))
+        );
+        let big = record("SCHILY.xattr.user.big", &[0; 2000]);
+        assert_eq!(parse(&big).err(), Some(PaxError::Xattrs(1000)));
+    }
+}

@@ -1,0 +1,20 @@
+//! The domain of Hearth, pure: what a machine is, which states it has, what a request asks for.
+//!
+//! Nothing here can fail for outside reasons: no tokio, no file, no process, no clock, no randomness, no
+//! serde. Those are arguments. `hearth-node` is the caller; `hearth-cli` uses the notations.
+
+#![forbid(unsafe_code)]
+
+pub mod id;
+pub mod process;
+pub mod signal;
+pub mod size;
+pub mod spec;
+pub mod state;
+
+pub use id::{MachineId, MachineName};
+pub use process::{ImageDefaults, Process};
+pub use signal::Signal;
+pub use size::{ByteSize, CpuMilli, Shape};
+pub use spec::{DriverChoice, HostLimits, Spec, SpecError};
+pub use state::{Ended, Event, Refused, State};

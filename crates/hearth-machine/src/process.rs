@@ -1,0 +1,171 @@
+//! What runs in a machine: the image's defaults and what was asked for, put together by docker's rules.
+
+use crate::{Signal, Spec};
+
+/// How an image wants to be run, as far as a process is concerned.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ImageDefaults {
+    /// ENTRYPOINT.
+    pub entrypoint: Vec<String>,
+    /// CMD.
+    pub command: Vec<String>,
+    /// ENV.
+    pub environment: Vec<String>,
+    /// WORKDIR; `/` when empty.
+    pub working_directory: String,
+    /// USER; root when empty.
+    pub user: String,
+    /// STOPSIGNAL.
+    pub stop_signal: Option<String>,
+}
+
+/// The workload's process, complete but for its secrets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Process {
+    /// Program and arguments; never empty.
+    pub arguments: Vec<String>,
+    /// `NAME=value`, each name once.
+    pub environment: Vec<String>,
+    /// Absolute path.
+    pub working_directory: String,
+    /// `name|uid[:group|gid]`; root when empty.
+    pub user: String,
+    /// Asks it to end.
+    pub stop_signal: Signal,
+}
+
+/// Says that neither the image nor the request names a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("no command: the image names none, and none was given")]
+pub struct NoCommand;
+
+/// The search path of a process whose image and request name none; docker's.
+pub const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+impl Process {
+    /// Puts a process together: an entrypoint given drops the image's command, a command given replaces it; the environment
+    /// is the image's with the request's over it. An image's STOPSIGNAL that is no signal counts as none.
+    ///
+    /// # Errors
+    /// Returns [`NoCommand`] when there is nothing to run.
+    pub fn of(spec: &Spec, image: &ImageDefaults) -> Result<Self, NoCommand> {
+        let mut arguments = spec
+            .entrypoint
+            .clone()
+            .unwrap_or_else(|| image.entrypoint.clone());
+        if !spec.command.is_empty() {
+            arguments.extend(spec.command.iter().cloned());
+        } else if spec.entrypoint.is_none() {
+            arguments.extend(image.command.iter().cloned());
+        }
+        if arguments.first().is_none_or(String::is_empty) {
+            return Err(NoCommand);
+        }
+        let from_image = image.stop_signal.as_ref().and_then(|text| text.parse().ok());
+        let default_directory = if image.working_directory.is_empty() {
+            "/"
+        } else {
+            &image.working_directory
+        };
+        Ok(Self {
+            arguments,
+            environment: merge_environment(&image.environment, &spec.environment),
+            working_directory: spec
+                .working_directory
+                .clone()
+                .unwrap_or_else(|| default_directory.to_owned()),
+            user: spec.user.clone().unwrap_or_else(|| image.user.clone()),
+            stop_signal: spec.stop_signal.or(from_image).unwrap_or(Signal::TERM),
+        })
+    }
+}
+
+/// Lays `over` on `base`: each name once, in the order of first mention, the last value wins; a PATH is always there.
+pub fn merge_environment(base: &[String], over: &[String]) -> Vec<String> {
+    let name = |entry: &str| entry.split_once('=').map_or(entry, |(name, _)| name).to_owned();
+    let mut merged: Vec<String> = Vec::with_capacity(base.len() + over.len() + 1);
+    for entry in base.iter().chain(over) {
+        match merged.iter_mut().find(|known| name(known) == name(entry)) {
+            Some(known) => known.clone_from(entry),
+            None => merged.push(entry.clone()),
+        }
+    }
+    if !merged.iter().any(|entry| name(entry) == "PATH") {
+        merged.push(DEFAULT_PATH.to_owned());
+    }
+    merged
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::spec::{DISK_DEFAULT, MEMORY_DEFAULT};
+    use crate::{CpuMilli, DriverChoice};
+
+    fn texts(list: &[&str]) -> Vec<String> {
+        list.iter().map(ToString::to_string).collect()
+    }
+
+    fn spec(entrypoint: Option<&[&str]>, command: &[&str]) -> Spec {
+        Spec {
+            command: texts(command),
+            entrypoint: entrypoint.map(texts),
+            environment: vec![],
+            working_directory: None,
+            user: None,
+            hostname: None,
+            labels: BTreeMap::new(),
+            cpus: CpuMilli::from_milli(1000).unwrap(),
+            memory: MEMORY_DEFAULT,
+            disk: DISK_DEFAULT,
+            timeout: None,
+            driver: DriverChoice::Auto,
+            stop_signal: None,
+        }
+    }
+
+    #[test]
+    fn entrypoint_and_command_combine_as_in_docker() {
+        let image = ImageDefaults {
+            entrypoint: texts(&["e"]),
+            command: texts(&["c"]),
+            ..ImageDefaults::default()
+        };
+        type Case<'a> = (Option<&'a [&'a str]>, &'a [&'a str], &'a [&'a str]);
+        let golden: [Case; 5] = [
+            (None, &[], &["e", "c"]),
+            (None, &["x"], &["e", "x"]),
+            (Some(&["n"]), &[], &["n"]),
+            (Some(&["n"]), &["x"], &["n", "x"]),
+            (Some(&[]), &["x"], &["x"]),
+        ];
+        for (entrypoint, command, expected) in golden {
+            let process = Process::of(&spec(entrypoint, command), &image).unwrap();
+            assert_eq!(process.arguments, expected);
+        }
+        assert_eq!(Process::of(&spec(Some(&[]), &[]), &image), Err(NoCommand));
+    }
+
+    #[test]
+    fn the_requests_environment_wins_and_a_path_is_always_there() {
+        let merged = merge_environment(&texts(&["A=1", "B=2"]), &texts(&["B=3", "C=", "B=4"]));
+        assert_eq!(merged, ["A=1", "B=4", "C=", DEFAULT_PATH]);
+        assert_eq!(merge_environment(&texts(&["PATH=/x"]), &[]), ["PATH=/x"]);
+    }
+
+    #[test]
+    fn the_stop_signal_is_the_requests_then_the_images_then_term() {
+        let mut image = ImageDefaults {
+            command: texts(&["c"]),
+            ..ImageDefaults::default()
+        };
+        let mut spec = spec(None, &[]);
+        assert_eq!(Process::of(&spec, &image).unwrap().stop_signal, Signal::TERM);
+        image.stop_signal = Some("SIGQUIT".into());
+        assert_eq!(Process::of(&spec, &image).unwrap().stop_signal.number(), 3);
+        spec.stop_signal = Some(Signal::KILL);
+        assert_eq!(Process::of(&spec, &image).unwrap().stop_signal, Signal::KILL);
+    }
+}

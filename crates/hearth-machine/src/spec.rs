@@ -1,0 +1,290 @@
+//! What is asked for, checked: every field of a [`Spec`] is usable as it stands.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::{ByteSize, CpuMilli, Shape, Signal};
+
+/// The least memory a machine can have: below, the kernel and the agent leave nothing for a workload.
+pub const MEMORY_MIN: ByteSize = ByteSize::from_mib(64);
+/// The memory of a machine that does not say.
+pub const MEMORY_DEFAULT: ByteSize = ByteSize::from_mib(256);
+/// The least disk a machine can have: what ext4 with a journal needs, and a little room.
+pub const DISK_MIN: ByteSize = ByteSize::from_mib(16);
+/// The disk of a machine that does not say.
+pub const DISK_DEFAULT: ByteSize = ByteSize::from_mib(2048);
+/// The most disk a machine can have.
+pub const DISK_MAX: ByteSize = ByteSize::from_mib(16 * 1024 * 1024);
+
+/// What the host has to give.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostLimits {
+    /// Its memory.
+    pub memory: ByteSize,
+    /// Its processors.
+    pub processors: u32,
+}
+
+/// Which virtual machine monitor is to run a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DriverChoice {
+    /// The best one this host can run.
+    Auto,
+    /// QEMU.
+    Qemu,
+}
+
+/// A machine as it was asked for, with nothing left open.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Spec {
+    /// Replaces the image's CMD when not empty.
+    pub command: Vec<String>,
+    /// Replaces the image's ENTRYPOINT.
+    pub entrypoint: Option<Vec<String>>,
+    /// `NAME=value`, added to the image's.
+    pub environment: Vec<String>,
+    /// Replaces the image's WORKDIR.
+    pub working_directory: Option<String>,
+    /// Replaces the image's USER.
+    pub user: Option<String>,
+    /// Host name inside.
+    pub hostname: Option<String>,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// Processor share.
+    pub cpus: CpuMilli,
+    /// Memory.
+    pub memory: ByteSize,
+    /// Size of the writable disk.
+    pub disk: ByteSize,
+    /// Life time.
+    pub timeout: Option<Duration>,
+    /// Driver.
+    pub driver: DriverChoice,
+    /// Replaces the image's STOPSIGNAL.
+    pub stop_signal: Option<Signal>,
+}
+
+/// Says what of a request cannot be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SpecError {
+    /// Too little memory.
+    #[error("{0} of memory is too little: a machine needs {MEMORY_MIN} at least")]
+    MemoryTooSmall(ByteSize),
+    /// More memory than the host has.
+    #[error("{asked} of memory is more than this host's {host}")]
+    MemoryTooLarge {
+        /// What was asked for.
+        asked: ByteSize,
+        /// What there is.
+        host: ByteSize,
+    },
+    /// Not a share of processors.
+    #[error("{0}m is no processor share: 1m to {max}m is", max = CpuMilli::MAX.milli())]
+    Cpu(u32),
+    /// More virtual processors than the host has.
+    #[error("{asked} processors are more than this host's {host}")]
+    TooManyProcessors {
+        /// What was asked for.
+        asked: u32,
+        /// What there is.
+        host: u32,
+    },
+    /// Disk out of bounds.
+    #[error("a disk of {0} cannot be: {DISK_MIN} to {DISK_MAX} can")]
+    Disk(ByteSize),
+    /// An environment entry without a name.
+    #[error("{0:?} is not an environment entry: NAME=value is, without NUL")]
+    Environment(String),
+    /// A NUL byte where the kernel takes none.
+    #[error("{0} must not contain a NUL byte")]
+    Nul(&'static str),
+    /// Not a host name.
+    #[error("{0:?} is not a host name: 1 to 63 letters, digits, hyphens and dots are")]
+    Hostname(String),
+    /// Not an absolute path.
+    #[error("working directory {0:?} is not an absolute path")]
+    WorkingDirectory(String),
+    /// No time at all.
+    #[error("a time limit of zero leaves nothing to run")]
+    Timeout,
+}
+
+impl Spec {
+    /// Returns the virtual machine that carries this machine.
+    pub const fn shape(&self) -> Shape {
+        Shape::of(self.cpus, self.memory)
+    }
+
+    /// Checks every field, and the amounts against what the host has.
+    ///
+    /// # Errors
+    /// Returns the first thing that cannot be.
+    pub fn check(self, host: HostLimits) -> Result<Self, SpecError> {
+        self.check_amounts(host)?;
+        self.environment
+            .iter()
+            .try_for_each(|entry| check_environment(entry))?;
+        let arguments = self.command.iter().chain(self.entrypoint.iter().flatten());
+        check_no_nul("a command's argument", arguments)?;
+        check_no_nul("the user", self.user.iter())?;
+        if let Some(name) = self.hostname.as_ref().filter(|name| !is_hostname(name)) {
+            return Err(SpecError::Hostname(name.clone()));
+        }
+        if let Some(path) = self.working_directory.as_ref().filter(|path| !is_absolute(path)) {
+            return Err(SpecError::WorkingDirectory(path.clone()));
+        }
+        Ok(self)
+    }
+
+    fn check_amounts(&self, host: HostLimits) -> Result<(), SpecError> {
+        if self.memory < MEMORY_MIN {
+            return Err(SpecError::MemoryTooSmall(self.memory));
+        }
+        if self.memory > host.memory {
+            return Err(SpecError::MemoryTooLarge {
+                asked: self.memory,
+                host: host.memory,
+            });
+        }
+        if self.cpus.vcpus() > host.processors {
+            return Err(SpecError::TooManyProcessors {
+                asked: self.cpus.vcpus(),
+                host: host.processors,
+            });
+        }
+        if self.disk < DISK_MIN || self.disk > DISK_MAX {
+            return Err(SpecError::Disk(self.disk));
+        }
+        if self.timeout.is_some_and(|limit| limit.is_zero()) {
+            return Err(SpecError::Timeout);
+        }
+        Ok(())
+    }
+}
+
+/// Checks one `NAME=value`.
+///
+/// # Errors
+/// Returns [`SpecError::Environment`] when there is no name, or a NUL byte.
+pub fn check_environment(entry: &str) -> Result<(), SpecError> {
+    let named = entry.split_once('=').is_some_and(|(name, _)| !name.is_empty());
+    if named && !entry.contains('\0') {
+        Ok(())
+    } else {
+        Err(SpecError::Environment(entry.to_owned()))
+    }
+}
+
+fn check_no_nul<'a>(
+    what: &'static str,
+    mut texts: impl Iterator<Item = &'a String>,
+) -> Result<(), SpecError> {
+    if texts.any(|text| text.contains('\0')) {
+        Err(SpecError::Nul(what))
+    } else {
+        Ok(())
+    }
+}
+
+fn is_absolute(path: &str) -> bool {
+    path.starts_with('/') && !path.contains('\0')
+}
+
+fn is_hostname(name: &str) -> bool {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'.';
+    (1..=63).contains(&name.len()) && name.bytes().all(allowed) && !name.starts_with(['-', '.'])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOST: HostLimits = HostLimits {
+        memory: ByteSize::from_mib(4096),
+        processors: 2,
+    };
+
+    fn spec() -> Spec {
+        Spec {
+            command: vec!["true".into()],
+            entrypoint: None,
+            environment: vec!["A=".into()],
+            working_directory: Some("/w".into()),
+            user: None,
+            hostname: Some("web-1.example".into()),
+            labels: BTreeMap::new(),
+            cpus: CpuMilli::from_milli(500).unwrap(),
+            memory: MEMORY_DEFAULT,
+            disk: DISK_DEFAULT,
+            timeout: None,
+            driver: DriverChoice::Auto,
+            stop_signal: None,
+        }
+    }
+
+    fn refused(change: impl FnOnce(&mut Spec)) -> SpecError {
+        let mut spec = spec();
+        change(&mut spec);
+        spec.check(HOST).unwrap_err()
+    }
+
+    #[test]
+    fn a_sensible_spec_passes_unchanged() {
+        assert_eq!(spec().check(HOST), Ok(spec()));
+        assert_eq!(
+            spec().shape(),
+            Shape {
+                vcpus: 1,
+                memory_mib: 256
+            }
+        );
+    }
+
+    #[test]
+    fn memory_below_64_mib_and_above_the_hosts_is_refused() {
+        let small = ByteSize::from_bytes(MEMORY_MIN.bytes() - 1);
+        assert_eq!(refused(|s| s.memory = small), SpecError::MemoryTooSmall(small));
+        let error = refused(|s| s.memory = ByteSize::from_mib(4097));
+        assert_eq!(
+            error.to_string(),
+            "4.0 GiB of memory is more than this host's 4 GiB"
+        );
+    }
+
+    #[test]
+    fn what_the_kernel_could_not_take_is_refused() {
+        assert!(matches!(
+            refused(|s| s.environment = vec!["=x".into()]),
+            SpecError::Environment(_)
+        ));
+        assert!(matches!(
+            refused(|s| s.environment = vec!["x".into()]),
+            SpecError::Environment(_)
+        ));
+        assert!(matches!(
+            refused(|s| s.command = vec!["a\0b".into()]),
+            SpecError::Nul(_)
+        ));
+        assert!(matches!(
+            refused(|s| s.hostname = Some("a/b".into())),
+            SpecError::Hostname(_)
+        ));
+        assert!(matches!(
+            refused(|s| s.working_directory = Some("w".into())),
+            SpecError::WorkingDirectory(_)
+        ));
+        assert!(matches!(
+            refused(|s| s.cpus = CpuMilli::MAX),
+            SpecError::TooManyProcessors { .. }
+        ));
+        assert!(matches!(
+            refused(|s| s.disk = ByteSize::from_mib(1)),
+            SpecError::Disk(_)
+        ));
+        assert!(matches!(
+            refused(|s| s.timeout = Some(Duration::ZERO)),
+            SpecError::Timeout
+        ));
+    }
+}

@@ -1,0 +1,149 @@
+//! From the domain to the wire's views.
+
+use hearth_api::v1;
+use hearth_machine::{CpuMilli, State};
+
+use crate::doctor;
+use crate::images::ImageInfo;
+use crate::machines::View;
+use crate::records::spec;
+use crate::setup;
+
+/// How a machine stands.
+fn state(view: &View) -> v1::MachineState {
+    let (status, exit_code, reason) = match &view.state {
+        State::Created => (v1::MachineStatus::Created, None, None),
+        State::Starting => (v1::MachineStatus::Starting, None, None),
+        State::Running => (v1::MachineStatus::Running, None, None),
+        State::Stopping => (v1::MachineStatus::Stopping, None, None),
+        State::Exited(ended) => (
+            v1::MachineStatus::Exited,
+            Some(ended.exit_code),
+            ended.reason.clone(),
+        ),
+        State::Failed { reason } => (v1::MachineStatus::Failed, None, Some(reason.clone())),
+        State::Removing => (v1::MachineStatus::Removing, None, None),
+    };
+    v1::MachineState {
+        status,
+        exit_code,
+        reason,
+        pid: view.record.vmm.map(|vmm| vmm.pid),
+        started_at: view.record.started_at.clone(),
+        finished_at: view.record.finished_at.clone(),
+    }
+}
+
+/// A machine as clients see it.
+pub(super) fn machine(view: &View) -> v1::Machine {
+    let record = &view.record;
+    let cpus = record.spec.cpu_milli.and_then(CpuMilli::from_milli);
+    let memory = record.spec.memory_bytes.map_or(
+        hearth_machine::spec::MEMORY_DEFAULT,
+        hearth_machine::ByteSize::from_bytes,
+    );
+    v1::Machine {
+        id: record.id.clone(),
+        name: record.name.clone(),
+        spec: record.spec.clone(),
+        secrets: record.secrets.clone(),
+        image_digest: record.image.digest.clone(),
+        arguments: record.process.arguments.clone(),
+        state: state(view),
+        created_at: record.created_at.clone(),
+        driver: record.driver.clone(),
+        border: record.border,
+        vcpus: cpus.map_or(spec::CPU_DEFAULT / 1000, CpuMilli::vcpus),
+        cpu_quota_us: cpus.and_then(CpuMilli::quota_us_per_100ms),
+        memory_mib: memory.mib_rounded_up(),
+        generation: record.generation,
+        stages: record.stages.clone(),
+    }
+}
+
+/// How a workload ended, or why there is no telling.
+pub(super) fn exit_status(view: &View) -> Result<v1::ExitStatus, v1::ErrorBody> {
+    match &view.state {
+        State::Exited(ended) => Ok(v1::ExitStatus {
+            exit_code: ended.exit_code,
+            reason: ended.reason.clone(),
+        }),
+        State::Failed { reason } => Err(v1::ErrorBody {
+            code: v1::ErrorCode::BootFailed,
+            message: format!("machine {} failed", view.record.name),
+            cause: Some(reason.clone()),
+            remediation: Some("`hearth console` shows the guest; `hearth doctor` checks the host".to_owned()),
+        }),
+        state => Err(v1::ErrorBody {
+            code: v1::ErrorCode::WrongState,
+            message: format!(
+                "machine {} is {} and has no exit code",
+                view.record.name,
+                state.name()
+            ),
+            cause: None,
+            remediation: None,
+        }),
+    }
+}
+
+/// An image as clients see it.
+pub(super) fn image(info: ImageInfo) -> v1::Image {
+    v1::Image {
+        reference: info.reference,
+        digest: info.digest,
+        size_bytes: info.size_bytes,
+        rootfs_bytes: info.rootfs_bytes,
+        created_at: info.created_at,
+        layers: info.layers,
+        config: v1::ImageConfig {
+            entrypoint: info.defaults.entrypoint,
+            command: info.defaults.command,
+            environment: info.defaults.environment,
+            user: info.defaults.user,
+            working_directory: info.defaults.working_directory,
+            stop_signal: info.defaults.stop_signal,
+            labels: info.labels,
+            volumes: info.volumes,
+            exposed_ports: info.exposed_ports,
+        },
+    }
+}
+
+/// What is set up, as clients see it.
+pub(super) fn artefacts(list: Vec<setup::Artefact>) -> v1::SetupReport {
+    let one = |artefact: setup::Artefact| v1::Artefact {
+        kind: match artefact.kind {
+            setup::ArtefactKind::Kernel => v1::ArtefactKind::Kernel,
+            setup::ArtefactKind::Modules => v1::ArtefactKind::Modules,
+            setup::ArtefactKind::Agent => v1::ArtefactKind::Agent,
+            setup::ArtefactKind::Initramfs => v1::ArtefactKind::Initramfs,
+        },
+        version: artefact.version,
+        path: artefact.path.display().to_string(),
+        digest: artefact.digest.to_string(),
+        size_bytes: artefact.size,
+    };
+    v1::SetupReport {
+        artefacts: list.into_iter().map(one).collect(),
+    }
+}
+
+/// What the doctor found, as clients see it.
+pub(super) fn doctor(report: doctor::Report) -> v1::DoctorReport {
+    let one = |check: doctor::Check| v1::DoctorCheck {
+        name: check.name.to_string(),
+        state: match check.state {
+            doctor::State::Ok => v1::DoctorState::Ok,
+            doctor::State::Warning => v1::DoctorState::Warning,
+            doctor::State::Missing => v1::DoctorState::Missing,
+        },
+        detail: check.detail,
+        cause: check.cause,
+        remedy: check.remedy,
+    };
+    v1::DoctorReport {
+        can_run: report.can_run,
+        checks: report.checks.into_iter().map(one).collect(),
+    }
+}

@@ -1,0 +1,106 @@
+//! Images: fetch, build, look at, remove.
+
+use axum::Json;
+use axum::extract::rejection::{JsonRejection, QueryRejection};
+use axum::extract::{Query, State};
+use axum::http::StatusCode;
+use axum::response::Response;
+use hearth_api::v1;
+use serde::Deserialize;
+
+use super::Service;
+use super::convert;
+use super::error::{ApiError, in_use};
+use super::progress::{Teller, lines};
+use crate::images::{Phase, Progress, Recipe};
+
+#[derive(Debug, Deserialize)]
+pub(super) struct ImageQuery {
+    reference: String,
+}
+
+pub(super) async fn list(State(service): State<Service>) -> Result<Json<Vec<v1::Image>>, ApiError> {
+    let images = service.machines.parts().images.list().await?;
+    Ok(Json(images.into_iter().map(convert::image).collect()))
+}
+
+pub(super) async fn inspect(
+    State(service): State<Service>,
+    query: Result<Query<ImageQuery>, QueryRejection>,
+) -> Result<Json<v1::Image>, ApiError> {
+    let Query(query) = query?;
+    Ok(Json(convert::image(
+        service.machines.parts().images.inspect(&query.reference).await?,
+    )))
+}
+
+pub(super) async fn remove(
+    State(service): State<Service>,
+    query: Result<Query<ImageQuery>, QueryRejection>,
+) -> Result<StatusCode, ApiError> {
+    let Query(query) = query?;
+    let images = &service.machines.parts().images;
+    let image = images.inspect(&query.reference).await?;
+    let users = service.machines.using_image(&image.digest);
+    if !users.is_empty() {
+        let names: Vec<_> = users
+            .iter()
+            .map(|machine| machine.view().record.name.clone())
+            .collect();
+        return Err(in_use(&image.reference, &names));
+    }
+    images.remove(&query.reference).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+fn sink(teller: Teller) -> std::sync::Arc<dyn Fn(Progress) + Send + Sync> {
+    std::sync::Arc::new(move |progress| teller.tell(wire(&progress)))
+}
+
+fn wire(progress: &Progress) -> v1::Progress {
+    let blob = progress.blob.to_string();
+    let short = blob.get(..19).unwrap_or(&blob);
+    let (verb, finished) = match progress.phase {
+        Phase::Fetch => ("fetch", false),
+        Phase::Stored => ("fetch", true),
+        Phase::Unpack => ("unpack", progress.done >= progress.total),
+    };
+    v1::Progress {
+        step: format!("{verb} {}", short.trim_start_matches("sha256:")),
+        done: progress.done,
+        total: Some(progress.total),
+        unit: v1::Unit::Bytes,
+        finished,
+    }
+}
+
+pub(super) async fn pull(
+    State(service): State<Service>,
+    body: Result<Json<v1::PullImage>, JsonRejection>,
+) -> Result<Response, ApiError> {
+    let Json(request) = body?;
+    let images = service.machines.parts().images.clone();
+    Ok(lines(move |teller| async move {
+        Ok(convert::image(
+            images.pull(&request.reference, sink(teller)).await?,
+        ))
+    }))
+}
+
+pub(super) async fn build(
+    State(service): State<Service>,
+    body: Result<Json<v1::BuildImage>, JsonRejection>,
+) -> Result<Response, ApiError> {
+    let Json(request) = body?;
+    let images = service.machines.parts().images.clone();
+    let recipe = match request.recipe {
+        v1::Recipe::Debian => Recipe::Debian,
+        v1::Recipe::Busybox => Recipe::Busybox,
+    };
+    Ok(lines(move |teller| async move {
+        let built = images
+            .build(recipe, &request.packages, &request.reference, sink(teller))
+            .await?;
+        Ok(convert::image(built))
+    }))
+}

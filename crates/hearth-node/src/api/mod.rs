@@ -1,0 +1,110 @@
+//! HTTP in, domain out: the only place in the node that knows HTTP and the wire's views.
+//!
+//! Paths come from `hearth_api::endpoint`; a test holds the router against that table.
+
+mod convert;
+mod error;
+mod files;
+mod images;
+mod logs;
+mod machines;
+mod node;
+mod progress;
+mod stream;
+
+pub use error::node_error;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::routing::{MethodRouter, delete, get, post, put};
+use hearth_api::endpoint::path;
+use tokio::net::UnixListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::machines::Machines;
+use crate::node::Identity;
+
+/// What every handler needs.
+#[derive(Debug, Clone)]
+pub struct Service {
+    /// The machines, and the parts of the node behind them.
+    pub machines: Machines,
+    /// Who this node is.
+    pub identity: Arc<Identity>,
+    /// Ends the node.
+    pub shutdown: CancellationToken,
+}
+
+/// Every route: method as OpenAPI writes it, path, handler.
+fn routes() -> Vec<(&'static str, &'static str, MethodRouter<Service>)> {
+    vec![
+        ("get", path::OPENAPI, get(node::openapi)),
+        ("get", path::NODE, get(node::status)),
+        ("post", path::NODE_STOP, post(node::stop)),
+        ("get", path::DOCTOR, get(node::doctor)),
+        ("get", path::SETUP, get(node::setup_list)),
+        ("post", path::SETUP, post(node::setup)),
+        ("get", path::MACHINES, get(machines::list)),
+        ("post", path::MACHINES, post(machines::create)),
+        ("get", path::MACHINE, get(machines::inspect)),
+        ("delete", path::MACHINE, delete(machines::remove)),
+        ("post", path::MACHINE_START, post(machines::start)),
+        ("post", path::MACHINE_STOP, post(machines::stop)),
+        ("post", path::MACHINE_KILL, post(machines::kill)),
+        ("post", path::MACHINE_WAIT, post(machines::wait)),
+        ("post", path::MACHINE_ATTACH, post(stream::attach)),
+        ("post", path::MACHINE_EXEC, post(stream::exec)),
+        ("get", path::MACHINE_LOGS, get(logs::logs)),
+        ("get", path::MACHINE_CONSOLE, get(logs::console)),
+        ("get", path::MACHINE_FILES, get(files::read)),
+        ("put", path::MACHINE_FILES, put(files::write)),
+        ("get", path::MACHINE_FILE_STAT, get(files::stat)),
+        ("get", path::IMAGES, get(images::list)),
+        ("delete", path::IMAGES, delete(images::remove)),
+        ("get", path::IMAGE, get(images::inspect)),
+        ("post", path::IMAGES_PULL, post(images::pull)),
+        ("post", path::IMAGES_BUILD, post(images::build)),
+    ]
+}
+
+fn router(service: Service) -> Router {
+    let routes = routes().into_iter();
+    routes
+        .fold(Router::new(), |router, (_, path, handler)| {
+            router.route(path, handler)
+        })
+        .fallback(error::no_such_path)
+        .with_state(service)
+}
+
+/// Serves the API until `service.shutdown`; then open connections have their say, and no more come in.
+///
+/// # Errors
+/// Returns the listener's error.
+pub async fn serve(listener: UnixListener, service: Service) -> std::io::Result<()> {
+    let shutdown = service.shutdown.clone();
+    axum::serve(listener, router(service))
+        .with_graceful_shutdown(shutdown.cancelled_owned())
+        .await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use hearth_api::endpoint::ALL;
+
+    #[test]
+    fn the_router_serves_exactly_the_documented_endpoints() {
+        let served: BTreeSet<_> = super::routes()
+            .iter()
+            .map(|(method, path, _)| (*method, *path))
+            .collect();
+        let documented: BTreeSet<_> = ALL
+            .iter()
+            .map(|endpoint| (endpoint.method, endpoint.path))
+            .collect();
+        assert_eq!(served, documented);
+    }
+}

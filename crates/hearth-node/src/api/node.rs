@@ -1,0 +1,137 @@
+//! The node itself, its set-up and its host.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State;
+use axum::extract::rejection::JsonRejection;
+use axum::http::StatusCode;
+use axum::response::Response;
+use hearth_api::v1;
+
+use super::Service;
+use super::convert;
+use super::error::{ApiError, invalid, machines_run};
+use super::progress::lines;
+use crate::doctor;
+use crate::host::own;
+use crate::setup::{self, KernelSource, SetupRequest};
+
+/// How long machines have to end when the node is asked to end with them.
+const GRACE: Duration = Duration::from_secs(10);
+
+pub(super) async fn openapi() -> Json<serde_json::Value> {
+    Json(hearth_api::openapi::document())
+}
+
+pub(super) async fn status(State(service): State<Service>) -> Json<v1::NodeStatus> {
+    let machines = service.machines.list();
+    let running = machines
+        .iter()
+        .filter(|machine| machine.view().state.is_alive())
+        .count();
+    let layout = &service.machines.parts().layout;
+    Json(v1::NodeStatus {
+        pid: std::process::id(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        socket: service.identity.socket.display().to_string(),
+        data: layout.data().display().to_string(),
+        started_at: service.identity.started_at.clone(),
+        machines: u32::try_from(machines.len()).unwrap_or(u32::MAX),
+        running: u32::try_from(running).unwrap_or(u32::MAX),
+        rss_bytes: own::rss_bytes().unwrap_or_default(),
+    })
+}
+
+pub(super) async fn stop(
+    State(service): State<Service>,
+    body: Result<Json<v1::StopNode>, JsonRejection>,
+) -> Result<StatusCode, ApiError> {
+    let Json(request) = body?;
+    let alive = |machine: &crate::machines::Machine| machine.view().state.is_alive();
+    let running: Vec<_> = service.machines.list().into_iter().filter(alive).collect();
+    if !running.is_empty() && !request.stop_machines {
+        return Err(machines_run(running.len()));
+    }
+    service.machines.stop_all(GRACE).await;
+    service.shutdown.cancel();
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub(super) async fn doctor(State(service): State<Service>) -> Json<v1::DoctorReport> {
+    Json(convert::doctor(
+        doctor::examine(&service.machines.parts().layout).await,
+    ))
+}
+
+pub(super) async fn setup_list(State(service): State<Service>) -> Result<Json<v1::SetupReport>, ApiError> {
+    match service.machines.parts().artefacts.list() {
+        Ok(artefacts) => Ok(Json(convert::artefacts(artefacts))),
+        Err(setup::NotSetUp::Never) => Ok(Json(v1::SetupReport {
+            artefacts: Vec::new(),
+        })),
+        Err(error) => Err(error.into()),
+    }
+}
+
+pub(super) async fn setup(
+    State(service): State<Service>,
+    body: Result<Json<v1::SetupRequest>, JsonRejection>,
+) -> Result<Response, ApiError> {
+    let Json(request) = body?;
+    let request = SetupRequest {
+        kernel: kernel_source(&request)?,
+        agent: request.agent.map(Into::into),
+    };
+    let artefacts = service.machines.parts().artefacts.clone();
+    Ok(lines(move |teller| async move {
+        let report = artefacts
+            .run(request, move |progress| teller.tell(wire(progress)))
+            .await?;
+        Ok(convert::artefacts(report.artefacts))
+    }))
+}
+
+fn kernel_source(request: &v1::SetupRequest) -> Result<KernelSource, ApiError> {
+    match (&request.kernel, &request.modules, request.build_kernel) {
+        (None, None, false) => Ok(KernelSource::Keep),
+        (None, None, true) => Ok(KernelSource::Build),
+        (Some(kernel), modules, false) => Ok(KernelSource::File {
+            kernel: kernel.into(),
+            modules: modules.as_ref().map(Into::into),
+        }),
+        (None, Some(_), _) => Err(invalid("modules without a kernel: give both")),
+        (Some(_), _, true) => Err(invalid("a kernel of one's own and a kernel to build: choose one")),
+    }
+}
+
+fn wire(progress: setup::Progress) -> v1::Progress {
+    match progress {
+        setup::Progress::Running {
+            step,
+            done,
+            total,
+            unit,
+        } => {
+            let unit = if unit == setup::Unit::Bytes {
+                v1::Unit::Bytes
+            } else {
+                v1::Unit::Items
+            };
+            v1::Progress {
+                step: step.to_string(),
+                done,
+                total,
+                unit,
+                finished: false,
+            }
+        }
+        setup::Progress::Finished { step, .. } => v1::Progress {
+            step: step.to_string(),
+            done: 1,
+            total: Some(1),
+            unit: v1::Unit::Items,
+            finished: true,
+        },
+    }
+}

@@ -1,0 +1,483 @@
+//! The connection to a guest: greeting, requests, and the two tasks that carry frames.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use hearth_guest_protocol::message::{
+    self, Configure, Dial, Execute, Failure, FileRequest, Hello, Stats, Status, Stop,
+};
+use hearth_guest_protocol::{
+    CONTROL, Decoder, Flags, Frame, FrameError, GENERATIONS, Kind, NoCommonGeneration, negotiate,
+};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::inbox::{End, Inbox};
+use super::session::{Session, Stream};
+
+/// Frames that wait for the writer; with the largest payload 2 MiB, usually a few KiB.
+const WRITE_QUEUE: usize = 32;
+
+/// Says why a guest cannot be talked to.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The byte stream broke.
+    #[error("the guest channel broke before the guest said hello")]
+    Io(#[from] std::io::Error),
+    /// The stream ended.
+    #[error("the guest channel was closed before the guest said hello")]
+    Closed,
+    /// The guest's first frame is no greeting.
+    #[error("the guest's greeting makes no sense")]
+    Malformed,
+    /// Host and guest are too far apart in age.
+    #[error("the guest's agent is of another age: run `hearth setup`")]
+    Generation(#[from] NoCommonGeneration),
+}
+
+/// Says why a request to the guest had no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum RequestError {
+    /// The guest refused.
+    #[error("the guest refused: {}", .0.message)]
+    Refused(Failure),
+    /// The connection broke.
+    #[error("the connection to the guest broke")]
+    ChannelLost,
+    /// The guest did not answer in time.
+    #[error("the guest did not answer within {} ms", .0.as_millis())]
+    Timeout(Duration),
+    /// The request does not fit a frame.
+    #[error("the request is too large")]
+    TooLong(#[from] message::MessageTooLong),
+}
+
+/// What a guest says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuestInfo {
+    /// The agent's version.
+    pub version: String,
+    /// From the kernel's start to the agent's first line.
+    pub boot: Duration,
+    /// The generation both speak.
+    pub generation: u16,
+}
+
+/// A guest that has said hello. Cloned freely; the connection ends when the last one is dropped.
+#[derive(Debug, Clone)]
+pub struct Guest {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    info: GuestInfo,
+    outgoing: mpsc::Sender<Vec<u8>>,
+    /// Frames that must not wait and are few: grants (at most four per session and window) and closes (one per session).
+    urgent: mpsc::UnboundedSender<Vec<u8>>,
+    next_session: AtomicU32,
+    /// Guards the sessions and the questions under way. The reader looks a session up per frame, owners add and remove
+    /// theirs; no await happens under it.
+    table: Mutex<Table>,
+    lost: watch::Sender<bool>,
+    stop: CancellationToken,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    sessions: HashMap<u32, Arc<Inbox>>,
+    /// Who waits for an answer on the control session, by the kind that answers; first come, first served.
+    waiting: VecDeque<(Kind, oneshot::Sender<Answer>)>,
+}
+
+/// The payload of an answer, or the guest's refusal.
+type Answer = Result<Vec<u8>, Failure>;
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+impl Guest {
+    /// Greets the guest at the other end of a byte stream; then two tasks, joined by `tasks`, carry the frames until the
+    /// stream breaks or the last handle is dropped. The caller sets the deadline.
+    ///
+    /// # Errors
+    /// Returns [`ConnectError`] when there is no talking to this guest.
+    pub async fn connect<R, W>(reader: R, writer: W, tasks: &TaskTracker) -> Result<Self, ConnectError>
+    where
+        R: AsyncRead + Unpin + Send + 'static,
+        W: AsyncWrite + Unpin + Send + 'static,
+    {
+        let (mut reader, mut writer, mut decoder) = (reader, writer, Decoder::new());
+        let info = greet(&mut reader, &mut writer, &mut decoder).await?;
+        let (outgoing, queue) = mpsc::channel(WRITE_QUEUE);
+        let (urgent, urgent_queue) = mpsc::unbounded_channel();
+        let stop = CancellationToken::new();
+        let shared = Arc::new(Shared {
+            info,
+            outgoing,
+            urgent,
+            next_session: AtomicU32::new(CONTROL + 1),
+            table: Mutex::default(),
+            lost: watch::Sender::new(false),
+            stop: stop.clone(),
+        });
+        let weak = Arc::downgrade(&shared);
+        tasks.spawn(
+            stop.clone()
+                .run_until_cancelled_owned(write_frames(writer, queue, urgent_queue)),
+        );
+        tasks.spawn(stop.run_until_cancelled_owned(async move {
+            let cause = read_frames(reader, decoder, &weak).await;
+            if let Some(shared) = weak.upgrade() {
+                tracing::debug!(%cause, "guest channel lost");
+                shared.lose();
+            }
+        }));
+        Ok(Self { shared })
+    }
+
+    /// Returns what the guest says of itself.
+    pub fn info(&self) -> &GuestInfo {
+        &self.shared.info
+    }
+
+    /// Waits until the connection breaks.
+    pub async fn lost(&self) {
+        // The sender lives in `shared`, which this handle keeps.
+        let _ = self.shared.lost.subscribe().wait_for(|&lost| lost).await;
+    }
+
+    /// Makes the booted guest this machine.
+    ///
+    /// # Errors
+    /// Returns [`RequestError`], with the guest's words where it could not mount its disks.
+    pub async fn configure(&self, configure: &Configure, deadline: Duration) -> Result<(), RequestError> {
+        self.status(Kind::Configure, configure, deadline).await.map(drop)
+    }
+
+    /// Ends the workload and brings the disks to rest.
+    ///
+    /// # Errors
+    /// Returns [`RequestError`].
+    pub async fn stop(&self, stop: Stop, deadline: Duration) -> Result<(), RequestError> {
+        self.status(Kind::Stop, &stop, deadline).await.map(drop)
+    }
+
+    async fn status(
+        &self,
+        kind: Kind,
+        request: &impl Serialize,
+        deadline: Duration,
+    ) -> Result<Status, RequestError> {
+        self.ask(kind, Kind::Status, request, deadline).await
+    }
+
+    /// Returns what the guest uses.
+    ///
+    /// # Errors
+    /// Returns [`RequestError`].
+    pub async fn stats(&self, deadline: Duration) -> Result<Stats, RequestError> {
+        self.ask(Kind::Stats, Kind::Stats, &(), deadline).await
+    }
+
+    /// Sends a ping and waits for its echo.
+    ///
+    /// # Errors
+    /// Returns [`RequestError`].
+    pub async fn ping(&self, deadline: Duration) -> Result<(), RequestError> {
+        self.ask(Kind::Ping, Kind::Pong, &(), deadline).await
+    }
+
+    /// Starts a process.
+    ///
+    /// # Errors
+    /// Returns [`RequestError`] when the request cannot be sent; what the guest says of it comes as the session's events.
+    pub async fn execute(&self, execute: &Execute) -> Result<Session, RequestError> {
+        self.open(Kind::Execute, execute).await
+    }
+
+    /// Reads or writes files.
+    ///
+    /// # Errors
+    /// As [`Guest::execute`].
+    pub async fn file(&self, request: &FileRequest) -> Result<Session, RequestError> {
+        self.open(Kind::File, request).await
+    }
+
+    /// Connects to a TCP port on the guest's loopback.
+    ///
+    /// # Errors
+    /// As [`Guest::execute`].
+    pub async fn dial(&self, port: u16) -> Result<Session, RequestError> {
+        self.open(Kind::Dial, &Dial { port }).await
+    }
+
+    async fn open(&self, kind: Kind, request: &impl Serialize) -> Result<Session, RequestError> {
+        let id = self.shared.next_session.fetch_add(1, Ordering::Relaxed);
+        let mut frame = Vec::new();
+        message::encode(kind, id, request, &mut frame)?;
+        let inbox = Arc::new(Inbox::default());
+        self.shared.table().sessions.insert(id, Arc::clone(&inbox));
+        let session = Session::new(self.clone(), id, inbox);
+        if self.send(frame).await {
+            Ok(session)
+        } else {
+            Err(RequestError::ChannelLost)
+        }
+    }
+
+    async fn ask<T: DeserializeOwned>(
+        &self,
+        kind: Kind,
+        answer: Kind,
+        request: &impl Serialize,
+        deadline: Duration,
+    ) -> Result<T, RequestError> {
+        let mut frame = Vec::new();
+        message::encode(kind, CONTROL, request, &mut frame)?;
+        let (sender, receiver) = oneshot::channel();
+        self.shared.table().waiting.push_back((answer, sender));
+        let exchange = async {
+            if !self.send(frame).await {
+                return Err(RequestError::ChannelLost);
+            }
+            receiver
+                .await
+                .map_err(|_| RequestError::ChannelLost)?
+                .map_err(RequestError::Refused)
+        };
+        let payload = tokio::time::timeout(deadline, exchange)
+            .await
+            .map_err(|_| RequestError::Timeout(deadline))??;
+        message::decode(&payload).map_err(|_| RequestError::ChannelLost)
+    }
+
+    /// Queues a frame; waits for room. Returns false when the connection is lost.
+    pub(super) async fn send(&self, frame: Vec<u8>) -> bool {
+        !*self.shared.lost.borrow() && self.shared.outgoing.send(frame).await.is_ok()
+    }
+
+    pub(super) fn grant(&self, session: u32, bytes: u32) {
+        let mut frame = Vec::new();
+        if message::encode(Kind::Credit, session, &message::CreditGrant { bytes }, &mut frame).is_ok() {
+            // Fails only when the connection is lost, and then credit is worth nothing.
+            let _ = self.shared.urgent.send(frame);
+        }
+    }
+
+    pub(super) fn close(&self, session: u32) {
+        let known = self.shared.table().sessions.remove(&session).is_some();
+        let mut frame = Vec::new();
+        if known && message::encode(Kind::Close, session, &(), &mut frame).is_ok() {
+            // As above: a lost connection has closed every session already.
+            let _ = self.shared.urgent.send(frame);
+        }
+    }
+}
+
+impl Shared {
+    fn table(&self) -> MutexGuard<'_, Table> {
+        // Every update is one call on a collection: a panic elsewhere leaves it whole.
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lose(&self) {
+        self.lost.send_replace(true);
+        let table = std::mem::take(&mut *self.table());
+        table
+            .sessions
+            .values()
+            .for_each(|inbox| inbox.end(End::ChannelLost));
+    }
+
+    fn take_frame(&self, frame: &Frame<'_>) -> Result<(), BadFrame> {
+        if frame.header.session == CONTROL {
+            return self.take_control(frame);
+        }
+        // A session that was closed here may still be answered for: what comes late is dropped.
+        let Some(inbox) = self.table().sessions.get(&frame.header.session).cloned() else {
+            return Ok(());
+        };
+        let end = match frame.header.kind {
+            Kind::Output => {
+                let stream = if frame.header.flags.has(Flags::STDERR) {
+                    Stream::Stderr
+                } else {
+                    Stream::Stdout
+                };
+                return inbox.push(stream, frame.payload).map_err(BadFrame::Window);
+            }
+            Kind::Credit => {
+                let grant: message::CreditGrant = decode(frame)?;
+                return inbox.grant(grant.bytes).map_err(BadFrame::Window);
+            }
+            Kind::Status => {
+                match decode(frame)? {
+                    Status::Started { pid } => inbox.open(pid),
+                    Status::Opened => inbox.open(0),
+                    Status::Ready | Status::Stopped => return Err(BadFrame::OutOfPlace(Kind::Status)),
+                }
+                return Ok(());
+            }
+            Kind::Result => End::Outcome(decode(frame)?),
+            Kind::Error => End::Failure(decode(frame)?),
+            other => return Err(BadFrame::OutOfPlace(other)),
+        };
+        // The guest has closed it: from here on its number means nothing to the guest.
+        self.table().sessions.remove(&frame.header.session);
+        inbox.end(end);
+        Ok(())
+    }
+
+    fn take_control(&self, frame: &Frame<'_>) -> Result<(), BadFrame> {
+        let kind = frame.header.kind;
+        let answer = if kind == Kind::Error {
+            Err(decode(frame)?)
+        } else {
+            Ok(frame.payload.to_vec())
+        };
+        let mut table = self.table();
+        // A refusal answers the oldest question: the guest takes control requests in order.
+        let place = table
+            .waiting
+            .iter()
+            .position(|(awaited, _)| *awaited == kind || kind == Kind::Error);
+        let waiting = place.and_then(|place| table.waiting.remove(place));
+        drop(table);
+        if let Some((_, sender)) = waiting {
+            // Nobody waits any more when the deadline has passed.
+            let _ = sender.send(answer);
+        }
+        Ok(())
+    }
+}
+
+/// Why the reader gave a connection up.
+#[derive(Debug, thiserror::Error)]
+enum BadFrame {
+    #[error("the stream ended")]
+    Ended,
+    #[error("the last handle is gone")]
+    Unwanted,
+    #[error("read failed: {0}")]
+    Io(#[from] std::io::Error),
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    #[error(transparent)]
+    Window(hearth_guest_protocol::credit::WindowExceeded),
+    #[error("a malformed {0:?} message")]
+    Malformed(Kind),
+    #[error("a {0:?} frame where there must be none")]
+    OutOfPlace(Kind),
+}
+
+fn decode<T: DeserializeOwned>(frame: &Frame<'_>) -> Result<T, BadFrame> {
+    message::decode(frame.payload).map_err(|_| BadFrame::Malformed(frame.header.kind))
+}
+
+async fn greet(
+    reader: &mut (impl AsyncRead + Unpin),
+    writer: &mut (impl AsyncWrite + Unpin),
+    decoder: &mut Decoder,
+) -> Result<GuestInfo, ConnectError> {
+    let mut nonce = [0; 8];
+    getrandom::fill(&mut nonce).map_err(|error| ConnectError::Io(std::io::Error::other(error)))?;
+    let nonce = u64::from_le_bytes(nonce);
+    let hello = Hello {
+        oldest: *GENERATIONS.start(),
+        newest: *GENERATIONS.end(),
+        nonce,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        uptime_ns: 0,
+    };
+    let mut frame = Vec::new();
+    message::encode(Kind::Hello, CONTROL, &hello, &mut frame).map_err(|_| ConnectError::Malformed)?;
+    writer.write_all(&frame).await?;
+    writer.flush().await?;
+    loop {
+        match decoder.next_frame() {
+            Ok(Some(frame)) if frame.header.kind == Kind::Hello => {
+                let theirs: Hello = message::decode(frame.payload).map_err(|_| ConnectError::Malformed)?;
+                if theirs.nonce == nonce {
+                    let generation = negotiate(GENERATIONS, theirs.oldest..=theirs.newest)?;
+                    let boot = Duration::from_nanos(theirs.uptime_ns);
+                    return Ok(GuestInfo {
+                        version: theirs.version,
+                        boot,
+                        generation,
+                    });
+                }
+            }
+            // Left over from an earlier connection.
+            Ok(Some(_)) => {}
+            Err(_) => decoder.resynchronise(),
+            Ok(None) => {
+                let count = reader.read(decoder.space()).await?;
+                if count == 0 {
+                    return Err(ConnectError::Closed);
+                }
+                decoder.filled(count);
+            }
+        }
+    }
+}
+
+async fn read_frames(
+    mut reader: impl AsyncRead + Unpin,
+    mut decoder: Decoder,
+    shared: &std::sync::Weak<Shared>,
+) -> BadFrame {
+    loop {
+        let Some(shared) = shared.upgrade() else {
+            return BadFrame::Unwanted;
+        };
+        let taken = loop {
+            match decoder.next_frame() {
+                Ok(Some(frame)) => {
+                    if let Err(bad) = shared.take_frame(&frame) {
+                        break Err(bad);
+                    }
+                }
+                Ok(None) => break Ok(()),
+                Err(error) => break Err(error.into()),
+            }
+        };
+        if let Err(bad) = taken {
+            return bad;
+        }
+        // Not held while waiting: the last handle's drop must end this task.
+        drop(shared);
+        match reader.read(decoder.space()).await {
+            Ok(0) => return BadFrame::Ended,
+            Ok(count) => decoder.filled(count),
+            Err(error) => return error.into(),
+        }
+    }
+}
+
+async fn write_frames(
+    mut writer: impl AsyncWrite + Unpin,
+    mut queue: mpsc::Receiver<Vec<u8>>,
+    mut urgent: mpsc::UnboundedReceiver<Vec<u8>>,
+) {
+    loop {
+        let frame = tokio::select! {
+            biased;
+            Some(frame) = urgent.recv() => frame,
+            Some(frame) = queue.recv() => frame,
+            else => return,
+        };
+        if writer.write_all(&frame).await.is_err() {
+            return; // The reader sees the same break and tells everybody.
+        }
+    }
+}

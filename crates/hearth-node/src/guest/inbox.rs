@@ -1,0 +1,129 @@
+//! What came for one session and was not read yet.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use bytes::{Bytes, BytesMut};
+use hearth_guest_protocol::credit::WindowExceeded;
+use hearth_guest_protocol::message::{Failure, Outcome};
+use hearth_guest_protocol::{Credit, Window};
+use tokio::sync::Notify;
+
+use super::session::{SessionEvent, Stream};
+
+/// One session's mailbox, shared by the reader task, who fills it, and the session's owner.
+///
+/// The mutex guards `State` and is never held across an await: a channel of frames would either let a guest that sends
+/// one byte a frame take fifty times a window of memory, or stall the reader.
+#[derive(Debug, Default)]
+pub(super) struct Inbox {
+    state: Mutex<State>,
+    /// Something arrived for the receiver.
+    arrived: Notify,
+    /// Credit arrived for the sender, or the session ended.
+    granted: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    bytes: BytesMut,
+    /// How `bytes` is divided: stream and length, in order.
+    pieces: VecDeque<(Stream, u32)>,
+    window: Window,
+    credit: Credit,
+    opened: Option<u32>,
+    ended: Option<End>,
+}
+
+/// How a session ended.
+#[derive(Debug, Clone)]
+pub(super) enum End {
+    Outcome(Outcome),
+    Failure(Failure),
+    ChannelLost,
+}
+
+impl Inbox {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic while it was held leaves counters and bytes in step: each update is one statement behind its checks.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts in bytes of a stream.
+    pub(super) fn push(&self, stream: Stream, payload: &[u8]) -> Result<(), WindowExceeded> {
+        let mut state = self.lock();
+        state.window.receive(payload.len())?;
+        if payload.is_empty() {
+            return Ok(());
+        }
+        state.bytes.extend_from_slice(payload);
+        let length = u32::try_from(payload.len()).unwrap_or(u32::MAX);
+        match state.pieces.back_mut() {
+            Some((last, total)) if *last == stream => *total += length,
+            _ => state.pieces.push_back((stream, length)),
+        }
+        drop(state);
+        self.arrived.notify_one();
+        Ok(())
+    }
+
+    pub(super) fn open(&self, pid: u32) {
+        self.lock().opened = Some(pid);
+        self.arrived.notify_one();
+    }
+
+    pub(super) fn end(&self, end: End) {
+        self.lock().ended.get_or_insert(end);
+        self.arrived.notify_one();
+        self.granted.notify_one();
+    }
+
+    pub(super) fn grant(&self, bytes: u32) -> Result<(), WindowExceeded> {
+        self.lock().credit.grant(bytes)?;
+        self.granted.notify_one();
+        Ok(())
+    }
+
+    /// Returns the next event, and a grant that is due to the guest; waits for one.
+    pub(super) async fn next(&self) -> (SessionEvent, Option<u32>) {
+        loop {
+            let arrived = self.arrived.notified();
+            if let Some(next) = self.take() {
+                return next;
+            }
+            arrived.await;
+        }
+    }
+
+    fn take(&self) -> Option<(SessionEvent, Option<u32>)> {
+        let mut state = self.lock();
+        if let Some(pid) = state.opened.take() {
+            return Some((SessionEvent::Started { pid }, None));
+        }
+        if let Some((stream, length)) = state.pieces.pop_front() {
+            let bytes: Bytes = state.bytes.split_to(length as usize).freeze();
+            let grant = state.window.consume(bytes.len());
+            return Some((SessionEvent::Output(stream, bytes), grant));
+        }
+        state.ended.clone().map(|end| (SessionEvent::from(end), None))
+    }
+
+    /// Spends up to `wanted` bytes of input credit; waits until there is some. Zero means that the session is over.
+    pub(super) async fn spend(&self, wanted: usize) -> usize {
+        loop {
+            let granted = self.granted.notified();
+            {
+                let mut state = self.lock();
+                if state.ended.is_some() {
+                    return 0;
+                }
+                let allowed = state.credit.available().min(wanted);
+                if allowed > 0 {
+                    state.credit.spend(allowed);
+                    return allowed;
+                }
+            }
+            granted.await;
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! One session: a process, a file transfer or a connection in the guest.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use hearth_guest_protocol::message::{self, Failure, Outcome, TerminalSize};
+use hearth_guest_protocol::{Flags, Header, Kind, MAX_PAYLOAD};
+
+use super::channel::Guest;
+use super::inbox::{End, Inbox};
+
+/// Which of a process's two outputs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stream {
+    /// Standard output, a terminal, a file, a connection.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// What a session tells its owner.
+#[derive(Debug, Clone)]
+pub enum SessionEvent {
+    /// It runs, or is open; comes first. The pid is the guest's, 0 for what is no process.
+    Started {
+        /// Process id in the guest.
+        pid: u32,
+    },
+    /// Bytes.
+    Output(Stream, Bytes),
+    /// The process ended; nothing follows.
+    Ended(Outcome),
+    /// It could not be, or be carried on; nothing follows.
+    Failed(Failure),
+    /// The connection to the guest broke; nothing follows.
+    ChannelLost,
+}
+
+impl From<End> for SessionEvent {
+    fn from(end: End) -> Self {
+        match end {
+            End::Outcome(outcome) => Self::Ended(outcome),
+            End::Failure(failure) => Self::Failed(failure),
+            End::ChannelLost => Self::ChannelLost,
+        }
+    }
+}
+
+/// The owner's end of a session. Dropping it tells the guest that nobody is interested any more.
+#[derive(Debug)]
+pub struct Session {
+    input: Input,
+}
+
+/// The sending side of a session; cloned freely.
+#[derive(Debug, Clone)]
+pub struct Input {
+    guest: Guest,
+    id: u32,
+    inbox: Arc<Inbox>,
+}
+
+impl Session {
+    pub(super) fn new(guest: Guest, id: u32, inbox: Arc<Inbox>) -> Self {
+        Self {
+            input: Input { guest, id, inbox },
+        }
+    }
+
+    /// Returns the sending side.
+    pub fn input(&self) -> Input {
+        self.input.clone()
+    }
+
+    /// Waits for what comes next. Bytes count as consumed once they are returned. After the last event it repeats that.
+    ///
+    /// Safe to cancel: nothing is lost.
+    pub async fn next(&mut self) -> SessionEvent {
+        let (event, grant) = self.input.inbox.next().await;
+        if let Some(bytes) = grant {
+            self.input.guest.grant(self.input.id, bytes);
+        }
+        event
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.input.guest.close(self.input.id);
+    }
+}
+
+impl Input {
+    /// Sends bytes to the session's input; waits for the guest's credit. Returns false when the session is over.
+    pub async fn send(&self, mut bytes: &[u8]) -> bool {
+        while !bytes.is_empty() {
+            let allowed = self.inbox.spend(bytes.len().min(MAX_PAYLOAD)).await;
+            if allowed == 0 {
+                return false;
+            }
+            let (now, later) = bytes.split_at(allowed);
+            if !self.frame(Header::new(Kind::Stdin, self.id), now).await {
+                return false;
+            }
+            bytes = later;
+        }
+        true
+    }
+
+    /// Says that the session's input has ended.
+    pub async fn end(&self) {
+        self.frame(Header::marked(Kind::Stdin, self.id, Flags::END), &[])
+            .await;
+    }
+
+    /// Tells the session's terminal its size.
+    pub async fn resize(&self, size: TerminalSize) {
+        self.message(Kind::Resize, &size).await;
+    }
+
+    /// Sends the session's process a signal.
+    pub async fn signal(&self, number: u8) {
+        self.message(Kind::Signal, &message::Signal { number }).await;
+    }
+
+    async fn message(&self, kind: Kind, message: &impl serde::Serialize) {
+        let mut frame = Vec::new();
+        if message::encode(kind, self.id, message, &mut frame).is_ok() {
+            self.guest.send(frame).await;
+        }
+    }
+
+    async fn frame(&self, header: Header, payload: &[u8]) -> bool {
+        let mut frame = Vec::new();
+        header.write(payload, &mut frame);
+        self.guest.send(frame).await
+    }
+}

@@ -1,0 +1,236 @@
+//! A guest is played by the test, over a duplex pipe, frame by frame.
+
+use std::time::Duration;
+
+use hearth_guest_protocol::message::{
+    self, CreditGrant, Execute, Failure, FailureCode, Hello, Outcome, Role, Status,
+};
+use hearth_guest_protocol::{CONTROL, Decoder, Flags, Header, Kind, MAX_PAYLOAD};
+use serde_bytes::ByteBuf;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio_util::task::TaskTracker;
+
+use super::{ConnectError, Guest, RequestError, SessionEvent, Stream};
+
+const DEADLINE: Duration = Duration::from_secs(10);
+
+struct Peer {
+    stream: DuplexStream,
+    decoder: Decoder,
+}
+
+impl Peer {
+    async fn receive(&mut self) -> (Header, Vec<u8>) {
+        loop {
+            if let Some(frame) = self.decoder.next_frame().unwrap() {
+                return (frame.header, frame.payload.to_vec());
+            }
+            let count = self.stream.read(self.decoder.space()).await.unwrap();
+            assert!(count > 0, "the host hung up");
+            self.decoder.filled(count);
+        }
+    }
+
+    async fn send(&mut self, kind: Kind, session: u32, message: &impl serde::Serialize) {
+        let mut frame = Vec::new();
+        message::encode(kind, session, message, &mut frame).unwrap();
+        self.stream.write_all(&frame).await.unwrap();
+    }
+
+    async fn output(&mut self, session: u32, flags: Flags, payload: &[u8]) {
+        let mut frame = Vec::new();
+        Header::marked(Kind::Output, session, flags).write(payload, &mut frame);
+        self.stream.write_all(&frame).await.unwrap();
+    }
+
+    async fn greet(&mut self, newest: u16) {
+        let (header, payload) = self.receive().await;
+        assert_eq!((header.kind, header.session), (Kind::Hello, CONTROL));
+        let mut hello: Hello = message::decode(&payload).unwrap();
+        (hello.oldest, hello.newest, hello.uptime_ns) = (newest, newest, 5_000_000);
+        self.send(Kind::Hello, CONTROL, &hello).await;
+    }
+}
+
+fn pipe() -> (DuplexStream, Peer) {
+    let (host, guest) = tokio::io::duplex(64 * 1024);
+    (
+        host,
+        Peer {
+            stream: guest,
+            decoder: Decoder::new(),
+        },
+    )
+}
+
+async fn connected() -> (Guest, Peer, TaskTracker) {
+    let (host, mut peer) = pipe();
+    let tasks = TaskTracker::new();
+    let (reader, writer) = tokio::io::split(host);
+    let (guest, ()) = tokio::join!(Guest::connect(reader, writer, &tasks), peer.greet(1));
+    (guest.unwrap(), peer, tasks)
+}
+
+fn execute() -> Execute {
+    Execute {
+        role: Role::Exec,
+        arguments: vec![ByteBuf::from(*b"cat")],
+        environment: vec![],
+        working_directory: ByteBuf::new(),
+        user: String::new(),
+        terminal: None,
+        stdin: true,
+    }
+}
+
+#[tokio::test]
+async fn what_an_earlier_connection_left_behind_is_skipped() {
+    let (host, mut peer) = pipe();
+    let mut torn = Vec::new();
+    Header::new(Kind::Output, 9).write(&[1; 500], &mut torn);
+    peer.stream.write_all(&torn[100..]).await.unwrap();
+    peer.output(7, Flags::NONE, b"stale").await;
+    let tasks = TaskTracker::new();
+    let (reader, writer) = tokio::io::split(host);
+    let (guest, ()) = tokio::join!(Guest::connect(reader, writer, &tasks), peer.greet(1));
+    assert_eq!(guest.unwrap().info().boot, Duration::from_millis(5));
+}
+
+#[tokio::test]
+async fn a_guest_of_another_generation_is_refused() {
+    let (host, mut peer) = pipe();
+    let (reader, writer) = tokio::io::split(host);
+    let tasks = TaskTracker::new();
+    let (guest, ()) = tokio::join!(Guest::connect(reader, writer, &tasks), peer.greet(99));
+    assert!(matches!(guest, Err(ConnectError::Generation(_))));
+}
+
+#[tokio::test]
+async fn a_process_starts_prints_and_ends() {
+    let (guest, mut peer, _tasks) = connected().await;
+    let mut session = guest.execute(&execute()).await.unwrap();
+    let (header, _) = peer.receive().await;
+    peer.send(Kind::Status, header.session, &Status::Started { pid: 7 })
+        .await;
+    peer.output(header.session, Flags::NONE, b"out").await;
+    peer.output(header.session, Flags::STDERR, b"err").await;
+    peer.send(Kind::Result, header.session, &Outcome::Exited(3)).await;
+    assert!(matches!(session.next().await, SessionEvent::Started { pid: 7 }));
+    assert!(matches!(session.next().await, SessionEvent::Output(Stream::Stdout, b) if &b[..] == b"out"));
+    assert!(matches!(session.next().await, SessionEvent::Output(Stream::Stderr, b) if &b[..] == b"err"));
+    assert!(matches!(
+        session.next().await,
+        SessionEvent::Ended(Outcome::Exited(3))
+    ));
+}
+
+#[tokio::test]
+async fn a_reader_that_does_not_read_stalls_nobody_else() {
+    let (guest, mut peer, _tasks) = connected().await;
+    let mut slow = guest.execute(&execute()).await.unwrap();
+    let (slow_header, _) = peer.receive().await;
+    let window = hearth_guest_protocol::credit::WINDOW as usize;
+    for _ in 0..window / MAX_PAYLOAD {
+        peer.output(slow_header.session, Flags::NONE, &[1; MAX_PAYLOAD])
+            .await;
+    }
+    let mut quick = guest.execute(&execute()).await.unwrap();
+    let (quick_header, _) = peer.receive().await;
+    peer.send(Kind::Result, quick_header.session, &Outcome::Exited(0))
+        .await;
+    assert!(matches!(
+        quick.next().await,
+        SessionEvent::Ended(Outcome::Exited(0))
+    ));
+    let mut read = 0;
+    while read < window {
+        match slow.next().await {
+            SessionEvent::Output(_, bytes) => read += bytes.len(),
+            other => panic!("{other:?}"),
+        }
+    }
+    let (header, payload) = peer.receive().await;
+    let grant: CreditGrant = message::decode(&payload).unwrap();
+    assert_eq!((header.kind, header.session), (Kind::Credit, slow_header.session));
+    assert_eq!(grant.bytes as usize, window);
+}
+
+#[tokio::test]
+async fn a_guest_that_overruns_its_window_loses_the_connection() {
+    let (guest, mut peer, _tasks) = connected().await;
+    let mut session = guest.execute(&execute()).await.unwrap();
+    let (header, _) = peer.receive().await;
+    let window = hearth_guest_protocol::credit::WINDOW as usize;
+    for _ in 0..=window / MAX_PAYLOAD {
+        peer.output(header.session, Flags::NONE, &[1; MAX_PAYLOAD]).await;
+    }
+    guest.lost().await;
+    loop {
+        match session.next().await {
+            SessionEvent::Output(..) => {}
+            SessionEvent::ChannelLost => break,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn input_waits_for_credit_and_ends_with_the_session() {
+    let (guest, mut peer, _tasks) = connected().await;
+    let session = guest.execute(&execute()).await.unwrap();
+    let (header, _) = peer.receive().await;
+    let input = session.input();
+    let window = hearth_guest_protocol::credit::WINDOW as usize;
+    let sending = tokio::spawn(async move { input.send(&vec![5; window + 1]).await });
+    let mut seen = 0;
+    while seen < window {
+        seen += peer.receive().await.1.len();
+    }
+    assert_eq!(seen, window);
+    peer.send(Kind::Result, header.session, &Outcome::Signaled(9))
+        .await;
+    assert!(!sending.await.unwrap());
+}
+
+#[tokio::test]
+async fn dropping_a_session_tells_the_guest() {
+    let (guest, mut peer, _tasks) = connected().await;
+    let session = guest.execute(&execute()).await.unwrap();
+    let (opened, _) = peer.receive().await;
+    drop(session);
+    let (closed, _) = peer.receive().await;
+    assert_eq!((closed.kind, closed.session), (Kind::Close, opened.session));
+}
+
+#[tokio::test]
+async fn a_refusal_carries_the_guests_words() {
+    let (guest, mut peer, _tasks) = connected().await;
+    let stop = message::Stop {
+        signal: 15,
+        grace_ms: 1,
+    };
+    let refusal = Failure {
+        code: FailureCode::System,
+        message: "no".into(),
+    };
+    let (answer, ()) = tokio::join!(guest.stop(stop, DEADLINE), async {
+        peer.receive().await;
+        peer.send(Kind::Error, CONTROL, &refusal).await;
+    });
+    assert!(matches!(answer, Err(RequestError::Refused(failure)) if failure == refusal));
+}
+
+#[tokio::test]
+async fn a_lost_connection_ends_every_wait() {
+    let (guest, peer, tasks) = connected().await;
+    let mut session = guest.execute(&execute()).await.unwrap();
+    drop(peer);
+    assert!(matches!(session.next().await, SessionEvent::ChannelLost));
+    assert!(matches!(
+        guest.ping(DEADLINE).await,
+        Err(RequestError::ChannelLost | RequestError::Timeout(_))
+    ));
+    drop((session, guest));
+    tasks.close();
+    tokio::time::timeout(DEADLINE, tasks.wait()).await.unwrap();
+}

@@ -1,0 +1,163 @@
+//! Files of our own: written whole or not at all, copied without their holes.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::path::Path;
+
+use rustix::fs::{SeekFrom, copy_file_range, ioctl_ficlone, seek};
+
+/// The permission bits of what only the node may read.
+pub const PRIVATE: u32 = 0o600;
+
+/// Writes a file so that a reader, and a reader after a crash of this process, sees the old bytes or the new ones.
+///
+/// It is not synced: after a crash of the host ext4's replace-via-rename rule gives one or the other as well.
+///
+/// # Errors
+/// Returns the file system's error; the old file is untouched then.
+pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let temporary = path.with_extension("new");
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(mode)
+        .open(&temporary)?;
+    let written = file.write_all(bytes).and_then(|()| fs::rename(&temporary, path));
+    if written.is_err() {
+        // The error that counts is the first one.
+        let _ = fs::remove_file(&temporary);
+    }
+    written
+}
+
+/// Makes a directory and its parents; the last one gets the permission bits, even if it was there.
+///
+/// # Errors
+/// Returns the file system's error.
+pub fn make_directory(path: &Path, mode: u32) -> io::Result<()> {
+    fs::create_dir_all(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+}
+
+/// Removes a tree if it is there.
+///
+/// # Errors
+/// Returns the file system's error.
+pub fn remove_tree(path: &Path) -> io::Result<()> {
+    ignore_missing(fs::remove_dir_all(path))
+}
+
+/// Removes a file if it is there.
+///
+/// # Errors
+/// Returns the file system's error.
+pub fn remove_file(path: &Path) -> io::Result<()> {
+    ignore_missing(fs::remove_file(path))
+}
+
+fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// Copies a file: as a reflink where the file system shares blocks, else its data without its holes. `to` is new.
+///
+/// # Errors
+/// Returns the file system's error; a half-made copy is removed.
+pub fn clone_file(from: &Path, to: &Path) -> io::Result<()> {
+    let source = File::open(from)?;
+    let target = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(PRIVATE)
+        .open(to)?;
+    let copied = match ioctl_ficlone(&target, &source) {
+        Ok(()) => Ok(()),
+        Err(_) => copy_data(&source, &target),
+    };
+    if copied.is_err() {
+        // The error that counts is the first one.
+        let _ = fs::remove_file(to);
+    }
+    copied
+}
+
+fn copy_data(source: &File, target: &File) -> io::Result<()> {
+    let length = source.metadata()?.len();
+    target.set_len(length)?;
+    let mut at = 0;
+    while let Some(data) = next_data(source, at)? {
+        let hole = seek(source, SeekFrom::Hole(data))?;
+        copy_stretch(source, target, data, hole - data)?;
+        at = hole;
+    }
+    Ok(())
+}
+
+fn next_data(source: &File, from: u64) -> io::Result<Option<u64>> {
+    match seek(source, SeekFrom::Data(from)) {
+        Ok(at) => Ok(Some(at)),
+        Err(rustix::io::Errno::NXIO) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn copy_stretch(source: &File, target: &File, at: u64, mut length: u64) -> io::Result<()> {
+    let (mut read_at, mut write_at) = (at, at);
+    while length > 0 {
+        let wanted = usize::try_from(length).unwrap_or(usize::MAX);
+        let copied = copy_file_range(
+            source.as_fd(),
+            Some(&mut read_at),
+            target.as_fd(),
+            Some(&mut write_at),
+            wanted,
+        )?;
+        if copied == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        length -= copied as u64;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+
+    use super::*;
+
+    #[test]
+    fn a_copy_has_the_bytes_and_the_holes() {
+        let directory = tempfile::tempdir().unwrap();
+        let (from, to) = (directory.path().join("a"), directory.path().join("b"));
+        let source = File::create(&from).unwrap();
+        source.set_len(64 << 20).unwrap();
+        source.write_all_at(b"first", 0).unwrap();
+        source.write_all_at(b"later", 40 << 20).unwrap();
+        clone_file(&from, &to).unwrap();
+        assert_eq!(fs::read(&from).unwrap(), fs::read(&to).unwrap());
+        let copied = fs::metadata(&to).unwrap();
+        assert!(copied.blocks() * 512 < 1 << 20, "{} blocks", copied.blocks());
+        assert_eq!(copied.permissions().mode() & 0o777, PRIVATE);
+        assert!(
+            clone_file(&from, &to).is_err(),
+            "an existing file is not overwritten"
+        );
+    }
+
+    #[test]
+    fn an_atomic_write_replaces_and_leaves_no_other_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("record.json");
+        write_atomic(&path, b"one", PRIVATE).unwrap();
+        write_atomic(&path, b"two", PRIVATE).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+}

@@ -1,0 +1,14 @@
+//! The only caller of the operating system.
+
+pub mod command;
+pub mod console;
+pub mod facts;
+pub mod files;
+pub mod kvm;
+pub mod launch;
+pub mod lock;
+pub mod network_namespace;
+pub mod own;
+pub mod process;
+pub mod unix_socket;
+pub mod watch;

@@ -1,0 +1,45 @@
+//! The node's own process, and the host it runs on, in numbers.
+
+use std::io;
+
+/// Returns the resident memory of this process in bytes, as proc_pid_statm(5) has it.
+///
+/// # Errors
+/// When /proc is not there or says nonsense.
+pub fn rss_bytes() -> io::Result<u64> {
+    let statm = std::fs::read_to_string("/proc/self/statm")?;
+    let pages = statm
+        .split_ascii_whitespace()
+        .nth(1)
+        .and_then(|text| text.parse::<u64>().ok());
+    let pages = pages.ok_or_else(|| io::Error::other("/proc/self/statm makes no sense"))?;
+    Ok(pages * rustix::param::page_size() as u64)
+}
+
+/// Returns the host's memory in bytes.
+pub fn memory_bytes() -> u64 {
+    let info = rustix::system::sysinfo();
+    u64::from(info.mem_unit) * info.totalram
+}
+
+/// Returns how many processors this process may use.
+pub fn processors() -> u32 {
+    std::thread::available_parallelism().map_or(1, |count| u32::try_from(count.get()).unwrap_or(u32::MAX))
+}
+
+/// Returns the user that this process runs as.
+pub fn uid() -> u32 {
+    rustix::process::getuid().as_raw()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_numbers_are_plausible() {
+        let rss = rss_bytes().unwrap();
+        assert!(rss > 1 << 20 && rss < memory_bytes());
+        assert!(processors() >= 1);
+    }
+}

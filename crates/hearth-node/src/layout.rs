@@ -1,0 +1,88 @@
+//! Where everything lies: data, run time, and the memory of guests. Every path that Hearth owns is made here.
+
+use std::path::{Path, PathBuf};
+
+use hearth_machine::MachineId;
+
+/// The three roots of one node, and the paths under them.
+///
+/// - `data` survives a reboot: images, artefacts, records, disks.
+/// - `run` does not: sockets, the node's pid.
+/// - `memory` holds guests' memory and must be a tmpfs: what a guest keeps in memory (secrets too) must not reach a disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layout {
+    data: PathBuf,
+    run: PathBuf,
+    memory: PathBuf,
+}
+
+impl Layout {
+    /// Names the three roots; nothing is created.
+    pub fn new(data: impl Into<PathBuf>, run: impl Into<PathBuf>, memory: impl Into<PathBuf>) -> Self {
+        Self {
+            data: data.into(),
+            run: run.into(),
+            memory: memory.into(),
+        }
+    }
+
+    /// Returns the root of what survives a reboot.
+    pub fn data(&self) -> &Path {
+        &self.data
+    }
+
+    /// Returns the root of sockets and pid files.
+    pub fn run(&self) -> &Path {
+        &self.run
+    }
+
+    /// Returns the root of guests' memory.
+    pub fn memory(&self) -> &Path {
+        &self.memory
+    }
+
+    /// Returns the directory of kernels, agents and initramfs images.
+    pub fn artefacts(&self) -> PathBuf {
+        self.data.join("artefacts")
+    }
+
+    /// Returns the image store: an OCI layout and the root file systems made of it.
+    pub fn images(&self) -> PathBuf {
+        self.data.join("images")
+    }
+
+    /// Returns the empty disks that machines' disks are copies of.
+    pub fn empty_disks(&self) -> PathBuf {
+        self.data.join("disks")
+    }
+
+    /// Returns the directory of all machines' directories.
+    pub fn machines_data(&self) -> PathBuf {
+        self.data.join("machines")
+    }
+
+    /// Returns the directory of a machine's record, disk and logs.
+    pub fn machine_data(&self, id: MachineId) -> PathBuf {
+        self.machines_data().join(id.to_string())
+    }
+
+    /// Returns the machine's link to the root file system of its image.
+    pub fn machine_rootfs(&self, id: MachineId) -> PathBuf {
+        self.machine_data(id).join("rootfs.img")
+    }
+
+    /// Returns the machine's writable disk.
+    pub fn machine_disk(&self, id: MachineId) -> PathBuf {
+        self.machine_data(id).join("disk.img")
+    }
+
+    /// Returns the directory of a machine's sockets.
+    pub fn machine_run(&self, id: MachineId) -> PathBuf {
+        self.run.join("m").join(id.to_string())
+    }
+
+    /// Returns the file that backs a machine's memory.
+    pub fn machine_memory(&self, id: MachineId) -> PathBuf {
+        self.memory.join(id.to_string())
+    }
+}

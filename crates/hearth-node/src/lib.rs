@@ -1,0 +1,25 @@
+//! The node daemon: every driver, every task, all host IO.
+//!
+//! ```text
+//! node                                                   builds each part once; start and stop order
+//! api                                                    HTTP in, domain out; the only place that knows wire views
+//! machines                                               registry, one actor task per machine; where drivers meet
+//! vmm | images | storage | guest | records | setup | doctor    drivers and state; blind to each other
+//! host, layout                                           the only caller of the operating system; every path
+//! ```
+//! Upper lines use lower ones, never the reverse.
+
+pub mod api;
+pub mod doctor;
+pub mod guest;
+pub mod host;
+pub mod images;
+pub mod layout;
+pub mod machines;
+pub mod node;
+pub mod records;
+pub mod setup;
+pub mod storage;
+pub mod vmm;
+
+pub use node::{NodeError, run};

@@ -1,0 +1,342 @@
+//! The task that owns one machine: its state, its record, and who waits for what.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hearth_machine::{Ended, Event, MachineId, Process, Spec, State};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::error::{MachineError, StartError};
+use super::life::{self, Life, LifeEvent, Order, Parts, Plan, Running};
+use super::output::{Attached, Subscriber, subscription};
+use super::registry::Table;
+use super::session::WorkloadIo;
+use crate::guest::{Guest, Input};
+use crate::host::files;
+use crate::records::{MachineRecord, RecordedState, Records};
+
+/// What everybody may see of a machine.
+#[derive(Debug, Clone)]
+pub struct View {
+    /// How it stands.
+    pub state: State,
+    /// Its record.
+    pub record: Arc<MachineRecord>,
+    /// The guest, while its workload runs.
+    pub(super) running: Option<Arc<Running>>,
+}
+
+/// A client's connection to a workload.
+#[derive(Debug)]
+pub struct AttachedMachine {
+    /// What it prints from here on.
+    pub output: Attached,
+    /// Its input, once it runs.
+    pub input: Option<Input>,
+}
+
+/// What a machine's actor can be asked.
+#[derive(Debug)]
+pub(super) enum Command {
+    Start {
+        terminal: Option<(u16, u16)>,
+        reply: Reply<()>,
+    },
+    Stop {
+        grace: Duration,
+        reply: Reply<()>,
+    },
+    Kill {
+        reply: Reply<()>,
+    },
+    Remove {
+        force: bool,
+        reply: Reply<()>,
+    },
+    Attach {
+        reply: Reply<Attached>,
+    },
+}
+
+pub(super) type Reply<T> = oneshot::Sender<Result<T, MachineError>>;
+
+/// Commands that wait for the actor.
+pub(super) const MAILBOX: usize = 32;
+const EVENTS: usize = 8;
+
+pub(super) struct Actor {
+    pub(super) id: MachineId,
+    pub(super) spec: Spec,
+    pub(super) process: Process,
+    /// `None` when they were in the memory of a node that has ended.
+    pub(super) secrets: Option<Arc<BTreeMap<String, String>>>,
+    pub(super) state: State,
+    pub(super) record: MachineRecord,
+    pub(super) view: watch::Sender<View>,
+    pub(super) records: Records,
+    pub(super) parts: Arc<Parts>,
+    pub(super) table: Arc<Table>,
+}
+
+/// What changes while an actor runs.
+struct Work {
+    life: Option<Life>,
+    events: mpsc::Receiver<LifeEvent>,
+    send_events: mpsc::Sender<LifeEvent>,
+    running: Option<Arc<Running>>,
+    /// Attached before the start.
+    early: Vec<Subscriber>,
+    starters: Vec<Reply<()>>,
+    stoppers: Vec<Reply<()>>,
+    removers: Vec<Reply<()>>,
+}
+
+impl Actor {
+    /// Runs until the machine is removed, or nobody can ask for anything any more.
+    pub(super) async fn run(mut self, mut mailbox: mpsc::Receiver<Command>) {
+        let (send_events, events) = mpsc::channel(EVENTS);
+        let mut work = Work {
+            life: None,
+            events,
+            send_events,
+            running: None,
+            early: Vec::new(),
+            starters: Vec::new(),
+            stoppers: Vec::new(),
+            removers: Vec::new(),
+        };
+        loop {
+            tokio::select! {
+                command = mailbox.recv() => match command {
+                    Some(command) => self.take_command(&mut work, command).await,
+                    None => return,
+                },
+                Some(event) = work.events.recv() => self.take_event(&mut work, event),
+            }
+            if self.state == State::Removing {
+                self.finish_removal(&mut work);
+                return;
+            }
+        }
+    }
+
+    async fn take_command(&mut self, work: &mut Work, command: Command) {
+        match command {
+            Command::Start { terminal, reply } => match self.start(work, terminal) {
+                Ok(()) => work.starters.push(reply),
+                Err(error) => answer(reply, Err(error.into())),
+            },
+            Command::Stop { grace, reply } => {
+                if !self.state.is_alive() {
+                    return answer(reply, Ok(())); // Docker's rule: stopping what has stopped is no error.
+                }
+                self.stop(work, Order::Stop { grace, reason: None }).await;
+                work.stoppers.push(reply);
+            }
+            Command::Kill { reply } => {
+                if !self.state.is_alive() {
+                    return answer(reply, Err(self.not_running()));
+                }
+                self.stop(work, Order::Kill { reason: None }).await;
+                work.stoppers.push(reply);
+            }
+            Command::Remove { force, reply } => {
+                if force && self.state.is_alive() {
+                    self.stop(
+                        work,
+                        Order::Kill {
+                            reason: Some("it was removed".to_owned()),
+                        },
+                    )
+                    .await;
+                    return work.removers.push(reply);
+                }
+                match self.state.after(Event::Remove) {
+                    Ok(state) => {
+                        work.removers.push(reply);
+                        self.enter(work, state);
+                    }
+                    Err(refused) => answer(reply, Err(refused.into())),
+                }
+            }
+            Command::Attach { reply } => self.attach(work, reply).await,
+        }
+    }
+
+    fn start(&mut self, work: &mut Work, terminal: Option<(u16, u16)>) -> Result<(), StartError> {
+        let state = self.state.after(Event::Start)?;
+        let Some(secrets) = self.secrets.clone() else {
+            return Err(StartError::SecretsLost(self.record.secrets.clone()));
+        };
+        let plan = Plan {
+            id: self.id,
+            spec: self.spec.clone(),
+            process: self.process.clone(),
+            secrets,
+            io: WorkloadIo {
+                terminal: self.record.spec.terminal,
+                stdin: self.record.spec.stdin,
+            },
+            terminal,
+            ephemeral: self.record.spec.auto_remove,
+            subscribers: std::mem::take(&mut work.early),
+            border: self.record.border,
+            parts: Arc::clone(&self.parts),
+        };
+        self.record.started_at = Some(jiff::Timestamp::now().to_string());
+        self.record.finished_at = None;
+        self.enter(work, state);
+        work.life = Some(life::begin(plan, work.send_events.clone()));
+        Ok(())
+    }
+
+    async fn stop(&mut self, work: &mut Work, order: Order) {
+        if let Ok(state) = self.state.after(Event::StopAsked) {
+            self.enter(work, state);
+        }
+        if let Some(life) = &work.life {
+            // Fails only when the life is just over; its last event is on the way.
+            let _ = life.orders.send(order).await;
+        }
+    }
+
+    async fn attach(&mut self, work: &mut Work, reply: Reply<Attached>) {
+        let (subscriber, attached) = subscription();
+        match &work.life {
+            // Fails only when the life is just over: then the subscriber is dropped, and the client sees the end.
+            Some(life) => drop(life.attach.send(subscriber).await),
+            None => work.early.push(subscriber),
+        }
+        answer(reply, Ok(attached));
+    }
+
+    fn take_event(&mut self, work: &mut Work, event: LifeEvent) {
+        match event {
+            LifeEvent::VmmStarted(vmm) => {
+                self.record.vmm = Some(vmm);
+                let state = self.state.clone();
+                self.enter(work, state);
+            }
+            LifeEvent::Running(running) => {
+                self.record.stages.clone_from(&running.stages);
+                work.running = Some(Arc::from(running));
+                let state = self
+                    .state
+                    .after(Event::Started)
+                    .unwrap_or_else(|_| self.state.clone());
+                self.enter(work, state);
+                work.starters.drain(..).for_each(|reply| answer(reply, Ok(())));
+            }
+            LifeEvent::Over { event, error } => self.end(work, event, error),
+        }
+    }
+
+    fn end(&mut self, work: &mut Work, event: Event, error: Option<StartError>) {
+        (work.life, work.running, self.record.vmm) = (None, None, None);
+        work.early.clear();
+        self.record.finished_at = Some(jiff::Timestamp::now().to_string());
+        // Refused only if the life reports an end twice; then the first counts.
+        let ended = self.state.after(event).unwrap_or_else(|_| self.state.clone());
+        self.enter(work, ended);
+        let mut error = error;
+        for reply in work.starters.drain(..) {
+            let reason = error.take().unwrap_or(StartError::Stopped);
+            answer(reply, Err(reason.into()));
+        }
+        if self.record.spec.auto_remove || !work.removers.is_empty() {
+            // Always allowed from a state in which nothing is alive.
+            if let Ok(state) = self.state.after(Event::Remove) {
+                self.enter(work, state);
+            }
+        }
+        work.stoppers.drain(..).for_each(|reply| answer(reply, Ok(())));
+    }
+
+    /// Enters a state: writes it down, then shows it.
+    fn enter(&mut self, work: &Work, state: State) {
+        self.state = state;
+        self.record.state = recorded(&self.state);
+        self.record.generation += 1;
+        if let Err(error) = self.records.write(self.id, &self.record) {
+            // The machine goes on: what is shown is true, and the next change is written again.
+            tracing::error!(machine = %self.id, error = %life::chain(&error), "record not written");
+        }
+        self.show(work.running.clone());
+    }
+
+    fn show(&self, running: Option<Arc<Running>>) {
+        let record = Arc::new(self.record.clone());
+        self.view.send_replace(View {
+            state: self.state.clone(),
+            record,
+            running,
+        });
+    }
+
+    fn not_running(&self) -> MachineError {
+        MachineError::NotRunning {
+            name: self.record.name.clone(),
+            state: self.state.name(),
+        }
+    }
+
+    /// Removes everything that is the machine's; its record goes last, with its directory.
+    fn finish_removal(&mut self, work: &mut Work) {
+        let removed = remove_all(&self.parts, self.id);
+        self.table.forget(self.id);
+        if let Err(MachineError::Remove { path, source }) = &removed {
+            tracing::error!(machine = %self.id, path = %path.display(), error = %source, "left behind");
+        }
+        let mut removed = Some(removed);
+        for reply in work.removers.drain(..) {
+            answer(reply, removed.take().unwrap_or(Ok(())));
+        }
+    }
+}
+
+/// Removes what a machine owns on this host; also for what a crash left of one.
+pub(super) fn remove_all(parts: &Parts, id: MachineId) -> Result<(), MachineError> {
+    life::release(&parts.layout, id);
+    let path: PathBuf = parts.layout.machine_data(id);
+    files::remove_tree(&path).map_err(|source| MachineError::Remove { path, source })
+}
+
+fn answer<T>(reply: Reply<T>, result: Result<T, MachineError>) {
+    // Who asked has gone away.
+    let _ = reply.send(result);
+}
+
+fn recorded(state: &State) -> RecordedState {
+    match state {
+        State::Created => RecordedState::Created,
+        State::Starting | State::Running | State::Stopping => RecordedState::Alive,
+        State::Exited(Ended { exit_code, reason }) => RecordedState::Exited {
+            exit_code: *exit_code,
+            reason: reason.clone(),
+        },
+        State::Failed { reason } => RecordedState::Failed {
+            reason: reason.clone(),
+        },
+        State::Removing => RecordedState::Removing,
+    }
+}
+
+impl View {
+    /// Returns the guest of a running machine.
+    ///
+    /// # Errors
+    /// Returns [`MachineError::NotRunning`].
+    pub fn guest(&self) -> Result<&Guest, MachineError> {
+        self.running().map(|running| &running.guest)
+    }
+
+    pub(super) fn running(&self) -> Result<&Arc<Running>, MachineError> {
+        let not_running = || MachineError::NotRunning {
+            name: self.record.name.clone(),
+            state: self.state.name(),
+        };
+        self.running.as_ref().ok_or_else(not_running)
+    }
+}

@@ -1,0 +1,564 @@
+//! One life of a machine: from its start to the moment when nothing of it is left but its disk and its record.
+//!
+//! ```text
+//!  disk -> vmm -> (kernel boots) -> hello -> configure -> workload started  ==Running==>  workload ends
+//!    `-------`----------`------------`---------`---------------`--> failed                    |
+//!                                                             guest brings disks to rest <----'
+//!                                                             vmm killed, memory and sockets removed
+//! ```
+//! Whatever was acquired is released on every way out; the last event says how it ended.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hearth_api::v1::{Border, Stage};
+use hearth_guest_protocol::message::{Configure, FailureCode, Outcome, Stop};
+use hearth_machine::{Ended, Event, MachineId, Process, Spec};
+use serde_bytes::ByteBuf;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_util::task::TaskTracker;
+
+use super::drivers::Drivers;
+use super::error::StartError;
+use super::output::{Pump, SessionEnd, Subscriber, now_unix_ns};
+use super::pace::Pace;
+use super::session::{self, WorkloadIo};
+use crate::guest::{Guest, Input, SessionEvent};
+use crate::host::{console, files, own};
+use crate::images::{Images, ROOTFS_FILESYSTEM};
+use crate::layout::Layout;
+use crate::records::VmmFact;
+use crate::setup::{AgentState, Artefacts};
+use crate::storage::Disks;
+use crate::vmm::{
+    BootRequest, DiskAccess, DiskAttachment, HostUser, Machine as _, MachineDirs, Vm, Vmm as _, VmmExit,
+};
+
+/// What lives need of the node; shared by all machines.
+#[derive(Debug)]
+pub struct Parts {
+    /// Paths.
+    pub layout: Layout,
+    /// Kernels and agents.
+    pub artefacts: Artefacts,
+    /// Images.
+    pub images: Images,
+    /// Writable disks.
+    pub disks: Disks,
+    /// Virtual machine monitors.
+    pub drivers: Drivers,
+    /// Every task of machines; joined when the node ends.
+    pub tasks: TaskTracker,
+    /// How long boots take here.
+    pub pace: Pace,
+}
+
+/// What one life needs of its machine.
+pub(super) struct Plan {
+    pub(super) id: MachineId,
+    pub(super) spec: Spec,
+    pub(super) process: Process,
+    pub(super) secrets: Arc<BTreeMap<String, String>>,
+    pub(super) io: WorkloadIo,
+    /// The attached client's terminal.
+    pub(super) terminal: Option<(u16, u16)>,
+    /// Whether the disk is thrown away afterwards, so that nothing on it need come to rest.
+    pub(super) ephemeral: bool,
+    pub(super) subscribers: Vec<Subscriber>,
+    pub(super) border: Border,
+    pub(super) parts: Arc<Parts>,
+}
+
+/// What a life is told.
+#[derive(Debug)]
+pub(super) enum Order {
+    /// End, with this much time before the kill.
+    Stop { grace: Duration, reason: Option<String> },
+    /// End now.
+    Kill { reason: Option<String> },
+}
+
+/// What a life tells its actor.
+#[derive(Debug)]
+pub(super) enum LifeEvent {
+    /// There is a virtual machine.
+    VmmStarted(VmmFact),
+    /// The workload runs.
+    Running(Box<Running>),
+    /// Nothing is left; the last event.
+    Over { event: Event, error: Option<StartError> },
+}
+
+/// A workload that runs.
+#[derive(Debug, Clone)]
+pub(super) struct Running {
+    pub(super) guest: Guest,
+    pub(super) input: Input,
+    pub(super) environment: Arc<Vec<String>>,
+    pub(super) stages: Vec<Stage>,
+}
+
+/// How to reach a life.
+#[derive(Debug)]
+pub(super) struct Life {
+    pub(super) orders: mpsc::Sender<Order>,
+    pub(super) attach: mpsc::Sender<Subscriber>,
+}
+
+/// How long the guest may take for what needs no booting: mounting, starting a process, bringing disks to rest.
+const GUEST_DEADLINE: Duration = Duration::from_secs(30);
+/// How long the pump may take to deliver what is left to attached clients once the machine is dead.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
+/// The driver's own deadline for a monitor that was asked to go.
+const ORDERS: usize = 8;
+const JOINING: usize = 4;
+/// The end of the console that goes into an error, in bytes.
+const CONSOLE_TAIL: u64 = 2048;
+
+/// Starts a life; its events come through `events`.
+pub(super) fn begin(plan: Plan, events: mpsc::Sender<LifeEvent>) -> Life {
+    let (orders, receive_orders) = mpsc::channel(ORDERS);
+    let (attach, joining) = mpsc::channel(JOINING);
+    let tasks = plan.parts.tasks.clone();
+    tasks.spawn(async move {
+        let over = live(plan, receive_orders, joining, &events).await;
+        // Fails only when the actor is gone, and then nobody is left to be told.
+        let _ = events.send(over).await;
+    });
+    Life { orders, attach }
+}
+
+/// Measures the stages of a start.
+struct Stages {
+    since: Instant,
+    list: Vec<Stage>,
+}
+
+impl Stages {
+    fn begin() -> Self {
+        Self {
+            since: Instant::now(),
+            list: Vec::new(),
+        }
+    }
+
+    fn end(&mut self, name: &str) {
+        let now = Instant::now();
+        let took = now.duration_since(self.since);
+        self.since = now;
+        let duration_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        self.list.push(Stage {
+            name: name.to_owned(),
+            duration_us,
+        });
+    }
+}
+
+async fn live(
+    mut plan: Plan,
+    mut orders: mpsc::Receiver<Order>,
+    joining: mpsc::Receiver<Subscriber>,
+    events: &mpsc::Sender<LifeEvent>,
+) -> LifeEvent {
+    let id = plan.id;
+    let parts = Arc::clone(&plan.parts);
+    let mut stages = Stages::begin();
+    let started = unless_ordered(&mut orders, power_on(&plan, &mut stages)).await;
+    let vm = match started {
+        Ok(vm) => vm,
+        Err(error) => {
+            release(&parts.layout, id);
+            return failed(error);
+        }
+    };
+    // Fails only when the actor is gone; the life goes on and ends by itself.
+    let _ = events.send(LifeEvent::VmmStarted(vm_fact(&vm))).await;
+    let brought_up = unless_ordered(&mut orders, bring_up(&mut plan, &vm, &mut stages)).await;
+    let over = match brought_up {
+        Ok((running, session)) => {
+            let pump = Pump {
+                session,
+                directory: parts.layout.machine_data(id),
+                subscribers: std::mem::take(&mut plan.subscribers),
+                joining,
+            };
+            let guest = running.guest.clone();
+            let pump = parts.tasks.spawn(pump.run());
+            let _ = events.send(LifeEvent::Running(Box::new(running))).await;
+            attend(&plan, &vm, &guest, pump, &mut orders).await
+        }
+        Err(error) => failed(error),
+    };
+    end_vm(&vm, id).await;
+    release(&parts.layout, id);
+    over
+}
+
+/// Runs a step of the start, unless an order to end comes first: then the step is dropped, and with it what it held.
+async fn unless_ordered<T>(
+    orders: &mut mpsc::Receiver<Order>,
+    step: impl Future<Output = Result<T, StartError>>,
+) -> Result<T, StartError> {
+    tokio::select! {
+        result = step => result,
+        Some(_) = orders.recv() => Err(StartError::Stopped),
+    }
+}
+
+/// The exit code that docker gives a workload that could not be started.
+fn failed(error: StartError) -> LifeEvent {
+    let event = match &error {
+        StartError::Workload(failure) => Event::WorkloadEnded(Ended {
+            exit_code: if failure.code == FailureCode::CommandNotFound {
+                127
+            } else {
+                126
+            },
+            reason: Some(failure.message.clone()),
+        }),
+        StartError::Stopped => Event::WorkloadEnded(Ended {
+            exit_code: 137,
+            reason: Some(StartError::Stopped.to_string()),
+        }),
+        other => Event::BootFailed { reason: chain(other) },
+    };
+    LifeEvent::Over {
+        event,
+        error: Some(error),
+    }
+}
+
+/// Returns an error and its causes on one line.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
+/// Removes what a virtual machine leaves: its memory and its sockets.
+pub(super) fn release(layout: &Layout, id: MachineId) {
+    let memory = layout.machine_memory(id);
+    let run = layout.machine_run(id);
+    for (path, removed) in [
+        (&memory, files::remove_file(&memory)),
+        (&run, files::remove_tree(&run)),
+    ] {
+        if let Err(error) = removed {
+            tracing::error!(path = %path.display(), %error, "left behind");
+        }
+    }
+}
+
+fn vm_fact(vm: &Vm) -> VmmFact {
+    let process = vm.process();
+    VmmFact {
+        pid: process.pid.unsigned_abs(),
+        start_time: process.start_time,
+    }
+}
+
+/// Where a machine's files are, as drivers take it.
+pub(super) fn dirs(layout: &Layout, id: MachineId) -> MachineDirs {
+    MachineDirs {
+        data: layout.machine_data(id),
+        run: layout.machine_run(id),
+        memory: layout.machine_memory(id),
+    }
+}
+
+/// The first of the user ids that monitors run as: above those that containers and people have (systemd's table of
+/// UIDs and GIDs leaves 0x70000000 and up unused).
+const FIRST_UID: u32 = 0x7000_0000;
+
+/// Returns the user that a machine's monitor runs as, when the node is root: one of its own.
+fn host_user(id: MachineId) -> Option<HostUser> {
+    let [.., a, b, c] = id.bytes();
+    let uid = FIRST_UID + u32::from_be_bytes([0, a, b, c]);
+    (own::uid() == 0).then_some(HostUser { uid, gid: uid })
+}
+
+async fn power_on(plan: &Plan, stages: &mut Stages) -> Result<Vm, StartError> {
+    let (parts, id) = (&plan.parts, plan.id);
+    let mut boot_set = parts.artefacts.boot_set()?;
+    if matches!(boot_set.agent, AgentState::Changed { .. }) {
+        parts.artefacts.refresh_agent().await.map_err(StartError::Agent)?;
+        boot_set = parts.artefacts.boot_set()?;
+    }
+    let (dirs, user) = (dirs(&parts.layout, id), host_user(id));
+    make_directories(&dirs)?;
+    let disk = parts.layout.machine_disk(id);
+    parts.disks.prepare(plan.spec.disk, &disk, user).await?;
+    stages.end("disk");
+    let driver = parts.drivers.select(plan.spec.driver).await?;
+    let request = BootRequest {
+        id,
+        shape: plan.spec.shape(),
+        kernel: boot_set.kernel,
+        initramfs: boot_set.initramfs,
+        append: String::new(),
+        disks: vec![
+            DiskAttachment {
+                path: parts.layout.machine_rootfs(id),
+                access: DiskAccess::ReadOnly,
+            },
+            DiskAttachment {
+                path: disk,
+                access: DiskAccess::ReadWrite,
+            },
+        ],
+        dirs,
+        user,
+    };
+    let vm = driver.boot(&request).await.map_err(StartError::Boot)?;
+    stages.end("vmm");
+    Ok(vm)
+}
+
+fn make_directories(dirs: &MachineDirs) -> Result<(), StartError> {
+    let memory = dirs.memory.parent().unwrap_or(&dirs.memory);
+    // Open to pass through, not to list: monitors run as users of their own.
+    for path in [dirs.run.as_path(), memory] {
+        files::make_directory(path, 0o711).map_err(|source| StartError::Directory {
+            path: path.to_owned(),
+            source,
+        })?;
+    }
+    Ok(())
+}
+
+async fn bring_up(
+    plan: &mut Plan,
+    vm: &Vm,
+    stages: &mut Stages,
+) -> Result<(Running, crate::guest::Session), StartError> {
+    let guest = greet(plan, vm).await?;
+    stages.end("kernel");
+    let hostname = session::hostname(&plan.spec, plan.id);
+    guest
+        .configure(&configuration(&hostname)?, GUEST_DEADLINE)
+        .await?;
+    stages.end("configure");
+    let environment = session::environment(&plan.process, &hostname, plan.secrets.iter());
+    let execute = session::workload(&plan.process, &environment, plan.terminal, &plan.io);
+    let mut workload = guest.execute(&execute).await?;
+    let started = tokio::time::timeout(GUEST_DEADLINE, workload.next()).await;
+    match started.map_err(|_| crate::guest::RequestError::Timeout(GUEST_DEADLINE))? {
+        SessionEvent::Started { .. } => {}
+        SessionEvent::Failed(failure) => return Err(StartError::Workload(failure)),
+        _ => return Err(crate::guest::RequestError::ChannelLost.into()),
+    }
+    stages.end("start");
+    let (input, environment) = (workload.input(), Arc::new(environment));
+    let stages = std::mem::take(&mut stages.list);
+    Ok((
+        Running {
+            guest,
+            input,
+            environment,
+            stages,
+        },
+        workload,
+    ))
+}
+
+/// Waits for the guest's greeting: until the deadline, or until the monitor dies.
+async fn greet(plan: &Plan, vm: &Vm) -> Result<Guest, StartError> {
+    let limit = plan.parts.pace.boot_deadline(plan.border);
+    let begun = Instant::now();
+    let greeting = async {
+        let stream = vm.connect_guest().await.map_err(crate::guest::ConnectError::Io)?;
+        let (reader, writer) = stream.into_split();
+        Guest::connect(reader, writer, &plan.parts.tasks).await
+    };
+    tokio::select! {
+        greeted = tokio::time::timeout(limit, greeting) => match greeted {
+            Ok(Ok(guest)) => {
+                plan.parts.pace.booted_in(begun.elapsed());
+                Ok(guest)
+            }
+            // A monitor that dies closes the stream, too: its own words say more.
+            Ok(Err(error)) => match tokio::time::timeout(Duration::from_secs(1), vm.wait()).await {
+                Ok(exit) => Err(StartError::DiedInBoot { words: words(plan, exit) }),
+                Err(_) => Err(error.into()),
+            },
+            Err(_) => Err(StartError::NoHello { limit, console: console_tail(plan) }),
+        },
+        exit = vm.wait() => Err(StartError::DiedInBoot { words: words(plan, exit) }),
+    }
+}
+
+/// What a monitor that died said last; where it said nothing, what the guest's kernel said.
+fn words(plan: &Plan, exit: std::io::Result<VmmExit>) -> String {
+    let monitor = last_words(exit);
+    if monitor.trim().is_empty() {
+        console_tail(plan)
+    } else {
+        monitor
+    }
+}
+
+fn last_words(exit: std::io::Result<VmmExit>) -> String {
+    exit.map_or_else(|error| error.to_string(), |exit| exit.last_words)
+}
+
+fn console_tail(plan: &Plan) -> String {
+    let path = dirs(&plan.parts.layout, plan.id).console_log();
+    let tail = console::tail(&path, CONSOLE_TAIL).unwrap_or_default();
+    String::from_utf8_lossy(&tail).into_owned()
+}
+
+fn configuration(hostname: &str) -> Result<Configure, StartError> {
+    let mut entropy = [0; 32];
+    getrandom::fill(&mut entropy)
+        .map_err(|error| crate::guest::ConnectError::Io(std::io::Error::other(error)))?;
+    Ok(Configure {
+        hostname: hostname.to_owned(),
+        image_device: "/dev/vda".to_owned(),
+        image_filesystem: ROOTFS_FILESYSTEM.to_owned(),
+        disk_device: "/dev/vdb".to_owned(),
+        hosts: ByteBuf::from(session::hosts_file(hostname).into_bytes()),
+        resolv_conf: ByteBuf::new(),
+        clock_unix_ns: now_unix_ns(),
+        entropy,
+    })
+}
+
+/// Stays with a running workload until it has ended and its disks are at rest.
+async fn attend(
+    plan: &Plan,
+    vm: &Vm,
+    guest: &Guest,
+    mut pump: JoinHandle<SessionEnd>,
+    orders: &mut mpsc::Receiver<Order>,
+) -> LifeEvent {
+    let time_limit = async {
+        match plan.spec.timeout {
+            Some(limit) => tokio::time::sleep(limit).await,
+            None => std::future::pending().await,
+        }
+    };
+    let order = tokio::select! {
+        end = &mut pump => return ended(plan, vm, guest, end.unwrap_or(SessionEnd::ChannelLost), None).await,
+        exit = vm.wait() => {
+            drain(&mut pump).await;
+            return over(Event::VmmDied { reason: died(&last_words(exit)) });
+        }
+        Some(order) = orders.recv() => order,
+        () = time_limit => Order::Stop {
+            grace: Duration::from_secs(10),
+            reason: Some(format!("it ran into its time limit of {} s", plan.spec.timeout.unwrap_or_default().as_secs())),
+        },
+    };
+    obey(plan, vm, guest, pump, orders, order).await
+}
+
+async fn obey(
+    plan: &Plan,
+    vm: &Vm,
+    guest: &Guest,
+    mut pump: JoinHandle<SessionEnd>,
+    orders: &mut mpsc::Receiver<Order>,
+    order: Order,
+) -> LifeEvent {
+    let (grace, reason) = match order {
+        Order::Stop { grace, reason } => (grace, reason),
+        Order::Kill { reason } => (Duration::ZERO, reason),
+    };
+    let signal = if grace.is_zero() {
+        0
+    } else {
+        plan.process.stop_signal.number()
+    };
+    let grace_ms = u32::try_from(grace.as_millis()).unwrap_or(u32::MAX);
+    let stop = guest.stop(Stop { signal, grace_ms }, grace + GUEST_DEADLINE);
+    tokio::select! {
+        stopped = stop => if let Err(error) = stopped {
+            tracing::warn!(machine = %plan.id, error = %chain(&error), "the guest did not come to rest; it is killed");
+        },
+        Some(Order::Kill { .. }) = kill_order(orders) => {}
+        _ = vm.wait() => {}
+    }
+    end_vm(vm, plan.id).await;
+    let end = drain(&mut pump).await;
+    let exit_code = match end {
+        Some(SessionEnd::Ended(outcome)) => outcome.exit_code(),
+        _ => Outcome::Signaled(9).exit_code(),
+    };
+    over(Event::WorkloadEnded(Ended { exit_code, reason }))
+}
+
+/// Waits for an order that is sharper than the one being carried out.
+async fn kill_order(orders: &mut mpsc::Receiver<Order>) -> Option<Order> {
+    loop {
+        match orders.recv().await {
+            Some(Order::Stop { .. }) => {}
+            other => return other,
+        }
+    }
+}
+
+/// The workload has ended by itself.
+async fn ended(plan: &Plan, vm: &Vm, guest: &Guest, end: SessionEnd, reason: Option<String>) -> LifeEvent {
+    let outcome = match end {
+        SessionEnd::Ended(outcome) => outcome,
+        SessionEnd::Failed(failure) => {
+            return over(Event::VmmDied {
+                reason: failure.message,
+            });
+        }
+        SessionEnd::ChannelLost => {
+            let exit = tokio::time::timeout(Duration::from_secs(1), vm.wait()).await;
+            let words = exit.map(last_words).unwrap_or_default();
+            return over(Event::VmmDied { reason: died(&words) });
+        }
+    };
+    if !plan.ephemeral {
+        let rest = guest
+            .stop(
+                Stop {
+                    signal: 0,
+                    grace_ms: 0,
+                },
+                GUEST_DEADLINE,
+            )
+            .await;
+        if let Err(error) = rest {
+            tracing::warn!(machine = %plan.id, error = %chain(&error), "the guest's disks did not come to rest");
+        }
+    }
+    over(Event::WorkloadEnded(Ended {
+        exit_code: outcome.exit_code(),
+        reason,
+    }))
+}
+
+/// Kills the monitor; nothing that counts is in it any more.
+async fn end_vm(vm: &Vm, id: MachineId) {
+    if let Err(error) = vm.kill().await {
+        tracing::error!(machine = %id, %error, "the virtual machine does not end");
+    }
+}
+
+fn over(event: Event) -> LifeEvent {
+    LifeEvent::Over { event, error: None }
+}
+
+fn died(words: &str) -> String {
+    match words.trim() {
+        "" => "the virtual machine died".to_owned(),
+        words => format!("the virtual machine died: {words}"),
+    }
+}
+
+/// Lets the pump deliver what is left.
+async fn drain(pump: &mut JoinHandle<SessionEnd>) -> Option<SessionEnd> {
+    match tokio::time::timeout(DRAIN_DEADLINE, &mut *pump).await {
+        Ok(end) => end.ok(),
+        Err(_) => {
+            pump.abort();
+            None
+        }
+    }
+}

@@ -1,0 +1,31 @@
+//! Machines: the registry, one actor task per machine, and a machine's life from boot to rest.
+//!
+//! ```text
+//!  Machines (registry) --Command--> actor: state, record, waiters        one task per machine, alone writes its record
+//!                                     | spawns            ^ LifeEvent
+//!                                     v Order             |
+//!                                   life: disk, vmm, guest, workload     one task per start; owns what it acquired
+//!                                     `-- pump: output -> log, attached clients
+//! ```
+//! Everybody else reads a machine through a watch. This is the only place where drivers meet.
+
+mod actor;
+mod drivers;
+mod error;
+mod life;
+mod log;
+mod names;
+mod output;
+mod pace;
+mod registry;
+mod session;
+
+pub use actor::{AttachedMachine, View};
+pub use drivers::{Drivers, SelectError};
+pub use error::{CreateError, MachineError, StartError};
+pub use life::Parts;
+pub use log::{LogReader, Piece};
+pub use output::Attached;
+pub use pace::Pace;
+pub use registry::{Machine, Machines, NewMachine};
+pub use session::{ExecSpec, terminal_size};

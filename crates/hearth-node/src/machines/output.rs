@@ -1,0 +1,100 @@
+//! The workload's output on its way: from the guest to the log and to everybody attached.
+
+use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use hearth_guest_protocol::message::{Failure, Outcome};
+use tokio::sync::mpsc;
+
+use super::log::LogWriter;
+use crate::guest::{Session, SessionEvent, Stream};
+
+/// Pieces that wait for one attached client. A client that reads slowly slows the workload down, as in docker: nothing is
+/// thrown away for anybody.
+const CLIENT_QUEUE: usize = 16;
+
+/// The receiving end of an attached client; closed when the workload has ended and everything was delivered.
+pub type Attached = mpsc::Receiver<(Stream, Bytes)>;
+
+/// The end into which the workload's output goes.
+pub(super) type Subscriber = mpsc::Sender<(Stream, Bytes)>;
+
+/// Makes a connected pair.
+pub(super) fn subscription() -> (Subscriber, Attached) {
+    mpsc::channel(CLIENT_QUEUE)
+}
+
+/// How the workload's session ended.
+#[derive(Debug)]
+pub(super) enum SessionEnd {
+    Ended(Outcome),
+    Failed(Failure),
+    ChannelLost,
+}
+
+/// Carries a workload's output until it ends.
+pub(super) struct Pump {
+    pub(super) session: Session,
+    pub(super) directory: PathBuf,
+    pub(super) subscribers: Vec<Subscriber>,
+    pub(super) joining: mpsc::Receiver<Subscriber>,
+}
+
+impl Pump {
+    /// Runs until the session ends. A log that cannot be written is reported once and given up; the workload goes on.
+    pub(super) async fn run(mut self) -> SessionEnd {
+        let mut log = self.open_log();
+        loop {
+            tokio::select! {
+                event = self.session.next() => match event {
+                    SessionEvent::Started { .. } => {}
+                    SessionEvent::Output(stream, bytes) => {
+                        log = log.and_then(|log| self.record(log, stream, &bytes));
+                        self.deliver(stream, &bytes).await;
+                    }
+                    SessionEvent::Ended(outcome) => return SessionEnd::Ended(outcome),
+                    SessionEvent::Failed(failure) => return SessionEnd::Failed(failure),
+                    SessionEvent::ChannelLost => return SessionEnd::ChannelLost,
+                },
+                Some(subscriber) = self.joining.recv() => self.subscribers.push(subscriber),
+            }
+        }
+    }
+
+    fn open_log(&self) -> Option<LogWriter> {
+        LogWriter::open(&self.directory)
+            .inspect_err(
+                |error| tracing::error!(directory = %self.directory.display(), %error, "no output log"),
+            )
+            .ok()
+    }
+
+    fn record(&self, mut log: LogWriter, stream: Stream, bytes: &[u8]) -> Option<LogWriter> {
+        match log.write(now_unix_ns(), stream, bytes) {
+            Ok(()) => Some(log),
+            Err(error) => {
+                tracing::error!(directory = %self.directory.display(), %error, "output is no longer logged");
+                None
+            }
+        }
+    }
+
+    async fn deliver(&mut self, stream: Stream, bytes: &Bytes) {
+        let mut gone = Vec::new();
+        for (index, subscriber) in self.subscribers.iter().enumerate() {
+            if subscriber.send((stream, bytes.clone())).await.is_err() {
+                gone.push(index);
+            }
+        }
+        gone.into_iter()
+            .rev()
+            .for_each(|index| drop(self.subscribers.swap_remove(index)));
+    }
+}
+
+/// Returns the wall clock in nanoseconds since 1970.
+pub(super) fn now_unix_ns() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}

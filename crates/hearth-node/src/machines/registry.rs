@@ -1,0 +1,549 @@
+//! All machines of the node: created, found by name or id, brought back after a restart of the node.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use hearth_api::v1::{Border, MachineSpec};
+use hearth_machine::spec::check_environment;
+use hearth_machine::{HostLimits, MachineId, MachineName, Process, Spec, State};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::actor::{self, Actor, AttachedMachine, Command, MAILBOX, Reply, View};
+use super::error::{CreateError, MachineError};
+use super::life::{self, Parts};
+use super::log::LogReader;
+use super::session::{self, ExecSpec};
+use crate::guest::{Input, Session};
+use crate::host::files;
+use crate::host::process::{Process as HostProcess, ProcessId};
+use crate::images::ResolvedImage;
+use crate::records::{ImageFact, MachineRecord, ProcessFact, RecordError, RecordedState, Records, spec};
+use crate::vmm::{self, Vmm as _};
+
+/// How long a killed process may take to be gone.
+const LEFTOVER_DEADLINE: Duration = Duration::from_secs(10);
+
+/// What a new machine is to be.
+#[derive(Debug, Clone)]
+pub struct NewMachine {
+    /// Its name; made up when absent.
+    pub name: Option<String>,
+    /// The spec as it came.
+    pub spec: MachineSpec,
+    /// Secrets by name.
+    pub secrets: BTreeMap<String, String>,
+}
+
+/// The registry.
+#[derive(Debug, Clone)]
+pub struct Machines {
+    parts: Arc<Parts>,
+    table: Arc<Table>,
+    records: Records,
+    host: HostLimits,
+}
+
+/// Who is who.
+///
+/// The mutex guards names and handles, for look-ups by every request; actors own the machines themselves. It is never held
+/// across an await.
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    machines: Mutex<BTreeMap<MachineId, Machine>>,
+}
+
+/// A handle to one machine; cloned freely.
+#[derive(Debug, Clone)]
+pub struct Machine {
+    id: MachineId,
+    name: String,
+    mailbox: mpsc::Sender<Command>,
+    view: watch::Receiver<View>,
+    process: Arc<Process>,
+    parts: Arc<Parts>,
+}
+
+impl Table {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<MachineId, Machine>> {
+        // Every update is one call on the map.
+        self.machines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn forget(&self, id: MachineId) {
+        self.lock().remove(&id);
+    }
+
+    /// Adds a machine unless its name is taken.
+    fn claim(&self, machine: Machine) -> Result<(), CreateError> {
+        let mut machines = self.lock();
+        if let Some(owner) = machines.values().find(|other| other.name == machine.name) {
+            return Err(CreateError::NameTaken {
+                name: machine.name.clone(),
+                owner: owner.id,
+            });
+        }
+        machines.insert(machine.id, machine);
+        Ok(())
+    }
+}
+
+impl Machines {
+    /// Makes an empty registry; [`Machines::recover`] fills it.
+    pub fn new(parts: Arc<Parts>, host: HostLimits) -> Self {
+        let records = Records::new(parts.layout.clone());
+        Self {
+            parts,
+            table: Arc::default(),
+            records,
+            host,
+        }
+    }
+
+    /// Returns what the machines need of the node.
+    pub fn parts(&self) -> &Arc<Parts> {
+        &self.parts
+    }
+
+    /// Creates a machine.
+    ///
+    /// # Errors
+    /// Returns [`CreateError`]; nothing is left behind then.
+    pub async fn create(&self, new: NewMachine) -> Result<Machine, CreateError> {
+        let spec = spec::check(&new.spec, self.host)?;
+        for (name, value) in &new.secrets {
+            check_environment(&format!("{name}={value}")).map_err(|_| CreateError::Secret(name.clone()))?;
+        }
+        let image = self.parts.images.resolve(&new.spec.image).await?;
+        let process = Process::of(&spec, &image.defaults)?;
+        let capabilities = self.parts.drivers.select(spec.driver).await?.capabilities();
+        let id = self.unused_id()?;
+        let name: MachineName = match &new.name {
+            Some(name) => name.parse()?,
+            None => self.made_up_name(id).parse()?,
+        };
+        let record = MachineRecord {
+            format: MachineRecord::FORMAT,
+            generation: 0,
+            id: id.to_string(),
+            name: name.to_string(),
+            spec: new.spec,
+            secrets: new.secrets.keys().cloned().collect(),
+            image: ImageFact {
+                reference: image.reference.clone(),
+                digest: image.digest.clone(),
+            },
+            process: ProcessFact::from(&process),
+            created_at: jiff::Timestamp::now().to_string(),
+            started_at: None,
+            finished_at: None,
+            state: RecordedState::Created,
+            driver: capabilities.driver.to_owned(),
+            border: match capabilities.border {
+                vmm::Border::Kvm => Border::Kvm,
+                vmm::Border::Emulated => Border::Emulated,
+            },
+            vmm: None,
+            stages: Vec::new(),
+        };
+        self.write_first(id, &record, &image)?;
+        let secrets = Some(Arc::new(new.secrets));
+        self.adopt(Known {
+            id,
+            spec,
+            process,
+            secrets,
+            state: State::Created,
+            record,
+        })
+        .inspect_err(|_| drop(actor::remove_all(&self.parts, id)))
+    }
+
+    /// Makes the machine's directory with a link to its root file system, which lives as long as the machine, whatever
+    /// becomes of the image, and its record.
+    fn write_first(
+        &self,
+        id: MachineId,
+        record: &MachineRecord,
+        image: &ResolvedImage,
+    ) -> Result<(), CreateError> {
+        let directory = self.parts.layout.machine_data(id);
+        let rootfs = self.parts.layout.machine_rootfs(id);
+        let at = |path: &Path| {
+            let path = path.to_owned();
+            move |source| CreateError::Directory { path, source }
+        };
+        let written = files::make_directory(&directory, 0o711)
+            .map_err(at(&directory))
+            .and_then(|()| std::fs::hard_link(&image.rootfs, &rootfs).map_err(at(&rootfs)))
+            .and_then(|()| Ok(self.records.write(id, record)?));
+        if written.is_err() {
+            // The error that counts is the first one.
+            let _ = files::remove_tree(&directory);
+        }
+        written
+    }
+
+    fn unused_id(&self) -> Result<MachineId, CreateError> {
+        loop {
+            let mut bytes = [0; 6];
+            getrandom::fill(&mut bytes).map_err(|error| CreateError::Random(std::io::Error::other(error)))?;
+            let id = MachineId::from_random(bytes);
+            if !self.table.lock().contains_key(&id) {
+                return Ok(id);
+            }
+        }
+    }
+
+    /// Two words that the id picks; with digits of the id behind them where the pair is taken.
+    fn made_up_name(&self, id: MachineId) -> String {
+        let name = super::names::made_up(id);
+        let taken = self.table.lock().values().any(|machine| machine.name == name);
+        if taken { format!("{name}-{id}") } else { name }
+    }
+
+    fn adopt(&self, known: Known) -> Result<Machine, CreateError> {
+        let (mailbox, receive) = mpsc::channel(MAILBOX);
+        let view = View {
+            state: known.state.clone(),
+            record: Arc::new(known.record.clone()),
+            running: None,
+        };
+        let (show, view) = watch::channel(view);
+        let machine = Machine {
+            id: known.id,
+            name: known.record.name.clone(),
+            mailbox,
+            view,
+            process: Arc::new(known.process.clone()),
+            parts: Arc::clone(&self.parts),
+        };
+        self.table.claim(machine.clone())?;
+        let actor = Actor {
+            id: known.id,
+            spec: known.spec,
+            process: known.process,
+            secrets: known.secrets,
+            state: known.state,
+            record: known.record,
+            view: show,
+            records: self.records.clone(),
+            parts: Arc::clone(&self.parts),
+            table: Arc::clone(&self.table),
+        };
+        self.parts.tasks.spawn(actor.run(receive));
+        Ok(machine)
+    }
+
+    /// Brings back what an earlier node has written down, and sweeps what it left half done. A virtual machine that was
+    /// running under it is ended: its workload's output had nobody to go to.
+    ///
+    /// # Errors
+    /// Returns [`RecordError`] when the records cannot be read at all.
+    pub async fn recover(&self) -> Result<(), RecordError> {
+        let loaded = self.records.load()?;
+        for error in &loaded.unreadable {
+            tracing::error!(error = %life::chain(error), "a machine's record is left alone");
+        }
+        for id in loaded.orphans {
+            self.sweep(id);
+        }
+        for (id, record) in loaded.records {
+            if record.state == RecordedState::Removing || (record.spec.auto_remove && was_alive(&record)) {
+                self.end_vmm(id, &record).await;
+                self.sweep(id);
+            } else {
+                self.bring_back(id, record).await;
+            }
+        }
+        Ok(())
+    }
+
+    fn sweep(&self, id: MachineId) {
+        tracing::info!(machine = %id, "swept what an earlier node left of it");
+        if let Err(error) = actor::remove_all(&self.parts, id) {
+            tracing::error!(machine = %id, error = %life::chain(&error), "left behind");
+        }
+    }
+
+    async fn bring_back(&self, id: MachineId, mut record: MachineRecord) {
+        if was_alive(&record) {
+            self.end_vmm(id, &record).await;
+            life::release(&self.parts.layout, id);
+            record.state = RecordedState::Failed {
+                reason: "its node ended".to_owned(),
+            };
+            record.vmm = None;
+        }
+        match self.known(id, record) {
+            Ok(known) => {
+                if let Err(error) = self.adopt(known) {
+                    tracing::error!(machine = %id, error = %life::chain(&error), "not brought back");
+                }
+            }
+            Err(error) => tracing::error!(machine = %id, error = %life::chain(&error), "not brought back"),
+        }
+    }
+
+    /// Ends a virtual machine that an earlier node left running.
+    async fn end_vmm(&self, id: MachineId, record: &MachineRecord) {
+        let Some(vmm) = record.vmm else { return };
+        let process = ProcessId {
+            pid: vmm.pid.cast_signed(),
+            start_time: vmm.start_time,
+        };
+        if let Err(error) = end_process(process).await {
+            tracing::error!(machine = %id, %error, "a virtual machine of an earlier node does not end");
+        }
+    }
+
+    fn known(&self, id: MachineId, record: MachineRecord) -> Result<Known, CreateError> {
+        // The host may have shrunk since; that is said when the machine is started.
+        let spec = spec::check(
+            &record.spec,
+            HostLimits {
+                memory: hearth_machine::spec::DISK_MAX,
+                ..self.host
+            },
+        )?;
+        let process = Process::from(&record.process);
+        let secrets = record.secrets.is_empty().then(Arc::default);
+        let state = match &record.state {
+            RecordedState::Exited { exit_code, reason } => State::Exited(hearth_machine::Ended {
+                exit_code: *exit_code,
+                reason: reason.clone(),
+            }),
+            RecordedState::Failed { reason } => State::Failed {
+                reason: reason.clone(),
+            },
+            RecordedState::Created | RecordedState::Alive | RecordedState::Removing => State::Created,
+        };
+        Ok(Known {
+            id,
+            spec,
+            process,
+            secrets,
+            state,
+            record,
+        })
+    }
+
+    /// Returns all machines, oldest first.
+    pub fn list(&self) -> Vec<Machine> {
+        let mut machines: Vec<_> = self.table.lock().values().cloned().collect();
+        machines.sort_by_cached_key(|machine| machine.view.borrow().record.created_at.clone());
+        machines
+    }
+
+    /// Finds a machine by name, id, or the start of an id.
+    ///
+    /// # Errors
+    /// Returns [`MachineError::NotFound`] or [`MachineError::Ambiguous`].
+    pub fn find(&self, text: &str) -> Result<Machine, MachineError> {
+        let machines = self.table.lock();
+        let exact = machines
+            .values()
+            .find(|machine| machine.name == text || machine.id.to_string() == text);
+        if let Some(machine) = exact {
+            return Ok(machine.clone());
+        }
+        let mut matches = machines
+            .values()
+            .filter(|m| !text.is_empty() && m.id.to_string().starts_with(text));
+        match (matches.next(), matches.next()) {
+            (Some(machine), None) => Ok(machine.clone()),
+            (None, _) => Err(MachineError::NotFound(text.to_owned())),
+            (Some(_), Some(_)) => Err(MachineError::Ambiguous(text.to_owned())),
+        }
+    }
+
+    /// Returns the machines that were made from an image, by manifest digest.
+    pub fn using_image(&self, digest: &str) -> Vec<Machine> {
+        let uses = |machine: &Machine| machine.view.borrow().record.image.digest == digest;
+        self.list().into_iter().filter(uses).collect()
+    }
+
+    /// Ends every actor, and waits until all tasks of machines have ended.
+    pub async fn close(&self) {
+        self.table.lock().clear();
+        self.parts.tasks.close();
+        if tokio::time::timeout(LEFTOVER_DEADLINE, self.parts.tasks.wait())
+            .await
+            .is_err()
+        {
+            tracing::warn!(tasks = self.parts.tasks.len(), "tasks of machines are left");
+        }
+    }
+
+    /// Stops every machine that runs, all at once.
+    pub async fn stop_all(&self, grace: Duration) {
+        let stops: HashMap<_, _> = self
+            .list()
+            .into_iter()
+            .map(|machine| (machine.id, tokio::spawn(async move { machine.stop(grace).await })))
+            .collect();
+        for (id, stop) in stops {
+            if let Ok(Err(error)) = stop.await {
+                tracing::error!(machine = %id, error = %life::chain(&error), "not stopped");
+            }
+        }
+    }
+}
+
+/// A machine about which everything is known.
+struct Known {
+    id: MachineId,
+    spec: Spec,
+    process: Process,
+    secrets: Option<Arc<BTreeMap<String, String>>>,
+    state: State,
+    record: MachineRecord,
+}
+
+async fn end_process(id: ProcessId) -> std::io::Result<()> {
+    let Some(process) = HostProcess::find(id)? else {
+        return Ok(());
+    };
+    process.kill()?;
+    let gone = tokio::time::timeout(LEFTOVER_DEADLINE, process.wait()).await;
+    gone.map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))?
+        .map(drop)
+}
+
+fn was_alive(record: &MachineRecord) -> bool {
+    record.state == RecordedState::Alive
+}
+
+impl Machine {
+    /// Returns its id.
+    pub const fn id(&self) -> MachineId {
+        self.id
+    }
+
+    /// Returns it as it is now.
+    pub fn view(&self) -> View {
+        self.view.borrow().clone()
+    }
+
+    /// Starts it; returns when its workload runs. `terminal` is the attached client's size.
+    ///
+    /// # Errors
+    /// Returns [`MachineError::Start`] with the step that failed.
+    pub async fn start(&self, terminal: Option<(u16, u16)>) -> Result<(), MachineError> {
+        self.ask(|reply| Command::Start { terminal, reply }).await
+    }
+
+    /// Stops it: its stop signal, `grace`, then a kill; returns when nothing of it runs.
+    ///
+    /// # Errors
+    /// Returns [`MachineError::Gone`].
+    pub async fn stop(&self, grace: Duration) -> Result<(), MachineError> {
+        self.ask(|reply| Command::Stop { grace, reply }).await
+    }
+
+    /// Sends its workload a signal; SIGKILL ends the whole machine.
+    ///
+    /// # Errors
+    /// Returns [`MachineError::NotRunning`].
+    pub async fn kill(&self, signal: hearth_machine::Signal) -> Result<(), MachineError> {
+        if signal == hearth_machine::Signal::KILL {
+            return self.ask(|reply| Command::Kill { reply }).await;
+        }
+        let running = Arc::clone(self.view().running()?);
+        running.input.signal(signal.number()).await;
+        Ok(())
+    }
+
+    /// Removes it; `force` kills it first.
+    ///
+    /// # Errors
+    /// Returns [`MachineError::Refused`] when it runs, [`MachineError::Remove`] when something is left.
+    pub async fn remove(&self, force: bool) -> Result<(), MachineError> {
+        self.ask(|reply| Command::Remove { force, reply }).await
+    }
+
+    /// Connects to its workload's output, from here on.
+    ///
+    /// # Errors
+    /// Returns [`MachineError::Gone`].
+    pub async fn attach(&self) -> Result<AttachedMachine, MachineError> {
+        let output = self.ask(|reply| Command::Attach { reply }).await?;
+        Ok(AttachedMachine {
+            output,
+            input: self.input(),
+        })
+    }
+
+    /// Returns its workload's input, while it runs.
+    pub fn input(&self) -> Option<Input> {
+        self.view
+            .borrow()
+            .running()
+            .ok()
+            .map(|running| running.input.clone())
+    }
+
+    /// Waits until its workload has ended, and returns the last view; the machine may be gone by then.
+    pub async fn ended(&self) -> View {
+        let mut view = self.view.clone();
+        let is_over = |view: &View| !view.state.is_alive() && view.state != State::Created;
+        // An error says that the actor is gone: what it showed last is what counts.
+        let _ = view.wait_for(is_over).await;
+        let last = view.borrow().clone();
+        last
+    }
+
+    /// Waits until it has been started since it was created.
+    pub async fn started(&self) {
+        let mut view = self.view.clone();
+        // An error says that the actor is gone: there is nothing to wait for.
+        let _ = view.wait_for(|view| view.state != State::Created).await;
+    }
+
+    /// Waits until it was removed.
+    pub async fn removed(&self) {
+        self.mailbox.closed().await;
+    }
+
+    /// Runs a process beside its workload.
+    ///
+    /// # Errors
+    /// Returns [`MachineError`]; what the guest says of the process comes as the session's events.
+    pub async fn exec(&self, asked: &ExecSpec) -> Result<Session, MachineError> {
+        let running = Arc::clone(self.view().running()?);
+        let execute = session::exec(&self.process, &running.environment, asked)?;
+        Ok(running.guest.execute(&execute).await?)
+    }
+
+    /// Opens what its workload printed, from the beginning; `None` when it never ran.
+    ///
+    /// # Errors
+    /// Returns [`MachineError::Read`].
+    pub fn output(&self) -> Result<Option<LogReader>, MachineError> {
+        let directory = self.parts.layout.machine_data(self.id);
+        LogReader::open(&directory).map_err(|source| MachineError::Read {
+            path: directory,
+            source,
+        })
+    }
+
+    /// Returns the file its output is written to.
+    pub fn output_path(&self) -> std::path::PathBuf {
+        super::log::path(&self.parts.layout.machine_data(self.id))
+    }
+
+    /// Returns the file of its serial console.
+    pub fn console_path(&self) -> std::path::PathBuf {
+        life::dirs(&self.parts.layout, self.id).console_log()
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, MachineError> {
+        let (reply, answer) = oneshot::channel();
+        self.mailbox
+            .send(command(reply))
+            .await
+            .map_err(|_| MachineError::Gone)?;
+        answer.await.map_err(|_| MachineError::Gone)?
+    }
+}

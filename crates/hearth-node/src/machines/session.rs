@@ -1,0 +1,158 @@
+//! From what a machine is to what the guest is asked to run.
+
+use hearth_guest_protocol::message::{Execute, Role, TerminalSize};
+use hearth_machine::{Process, Spec, spec::check_environment};
+use serde_bytes::ByteBuf;
+
+use super::error::MachineError;
+
+/// The terminal of a workload to which nobody is attached yet.
+const TERMINAL_DEFAULT: TerminalSize = TerminalSize {
+    rows: 24,
+    columns: 80,
+};
+
+/// A process beside the workload, as it is asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ExecSpec {
+    /// Program and arguments.
+    pub command: Vec<String>,
+    /// `NAME=value`, over the workload's.
+    pub environment: Vec<String>,
+    /// The workload's when absent.
+    pub working_directory: Option<String>,
+    /// The workload's when absent.
+    pub user: Option<String>,
+    /// Rows and columns.
+    pub terminal: Option<(u16, u16)>,
+    /// Input is connected.
+    pub stdin: bool,
+}
+
+fn bytes(texts: &[String]) -> Vec<ByteBuf> {
+    texts.iter().map(|text| ByteBuf::from(text.as_bytes())).collect()
+}
+
+/// Returns the size as the guest takes it.
+pub fn terminal_size((rows, columns): (u16, u16)) -> TerminalSize {
+    TerminalSize { rows, columns }
+}
+
+/// The workload. `environment` is complete, secrets included.
+pub(super) fn workload(
+    process: &Process,
+    environment: &[String],
+    terminal: Option<(u16, u16)>,
+    io: &WorkloadIo,
+) -> Execute {
+    let size = terminal.map_or(TERMINAL_DEFAULT, terminal_size);
+    Execute {
+        role: Role::Main,
+        arguments: bytes(&process.arguments),
+        environment: bytes(environment),
+        working_directory: ByteBuf::from(process.working_directory.as_bytes()),
+        user: process.user.clone(),
+        terminal: io.terminal.then_some(size),
+        stdin: io.stdin,
+    }
+}
+
+/// How a workload is connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct WorkloadIo {
+    pub(super) terminal: bool,
+    pub(super) stdin: bool,
+}
+
+/// A process beside the workload.
+pub(super) fn exec(
+    process: &Process,
+    environment: &[String],
+    asked: &ExecSpec,
+) -> Result<Execute, MachineError> {
+    if asked.command.first().is_none_or(String::is_empty) {
+        return Err(MachineError::NoCommand);
+    }
+    asked
+        .environment
+        .iter()
+        .try_for_each(|entry| check_environment(entry))?;
+    let environment = hearth_machine::process::merge_environment(environment, &asked.environment);
+    let directory = asked
+        .working_directory
+        .as_ref()
+        .unwrap_or(&process.working_directory);
+    Ok(Execute {
+        role: Role::Exec,
+        arguments: bytes(&asked.command),
+        environment: bytes(&environment),
+        working_directory: ByteBuf::from(directory.as_bytes()),
+        user: asked.user.clone().unwrap_or_else(|| process.user.clone()),
+        terminal: asked.terminal.map(terminal_size),
+        stdin: asked.stdin,
+    })
+}
+
+/// The workload's environment: the process's, HOSTNAME, and the secrets over both.
+pub(super) fn environment<'a>(
+    process: &Process,
+    hostname: &str,
+    secrets: impl Iterator<Item = (&'a String, &'a String)>,
+) -> Vec<String> {
+    let mut over = vec![format!("HOSTNAME={hostname}")];
+    over.extend(process.environment.iter().cloned());
+    over.extend(secrets.map(|(name, value)| format!("{name}={value}")));
+    hearth_machine::process::merge_environment(&[], &over)
+}
+
+/// The host name inside.
+pub(super) fn hostname(spec: &Spec, id: hearth_machine::MachineId) -> String {
+    spec.hostname.clone().unwrap_or_else(|| id.to_string())
+}
+
+/// The content of /etc/hosts inside.
+pub(super) fn hosts_file(hostname: &str) -> String {
+    format!(
+        "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n\
+         fe00::0\tip6-localnet\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n127.0.1.1\t{hostname}\n"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use hearth_machine::Signal;
+
+    use super::*;
+
+    fn process() -> Process {
+        Process {
+            arguments: vec!["sh".into()],
+            environment: vec!["A=1".into(), "PATH=/bin".into()],
+            working_directory: "/w".into(),
+            user: "1000".into(),
+            stop_signal: Signal::TERM,
+        }
+    }
+
+    #[test]
+    fn secrets_win_over_the_environment_and_an_exec_inherits_both() {
+        let secrets = [("A".to_owned(), "s".to_owned())];
+        let environment = environment(&process(), "box", secrets.iter().map(|(n, v)| (n, v)));
+        assert_eq!(environment, ["HOSTNAME=box", "A=s", "PATH=/bin"]);
+        let asked = ExecSpec {
+            command: vec!["id".into()],
+            environment: vec!["B=2".into()],
+            ..ExecSpec::default()
+        };
+        let execute = exec(&process(), &environment, &asked).unwrap();
+        assert_eq!(execute.environment.last(), Some(&ByteBuf::from(*b"B=2")));
+        assert_eq!(
+            (execute.user.as_str(), &execute.working_directory[..]),
+            ("1000", &b"/w"[..])
+        );
+        assert!(matches!(
+            exec(&process(), &environment, &ExecSpec::default()),
+            Err(MachineError::NoCommand)
+        ));
+    }
+}

@@ -1,0 +1,199 @@
+//! One node from its start to its end: builds each part once, serves, and takes everything down in order.
+
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hearth_api::location::{Location, LocationError};
+use hearth_machine::{ByteSize, HostLimits};
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::api::{self, Service};
+use crate::host::{files, lock, own};
+use crate::images::{ImageError, Images};
+use crate::layout::Layout;
+use crate::machines::{Drivers, Machines, Pace, Parts};
+use crate::records::RecordError;
+use crate::setup::Artefacts;
+use crate::storage::Disks;
+
+/// Who a node is.
+#[derive(Debug)]
+pub struct Identity {
+    /// Its socket.
+    pub socket: PathBuf,
+    /// RFC 3339.
+    pub started_at: String,
+}
+
+/// Says why a node did not come up, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// The environment names no place for it.
+    #[error(transparent)]
+    Location(#[from] LocationError),
+    /// Another one is there.
+    #[error("another node serves {}", .0.display())]
+    Taken(PathBuf),
+    /// A file or directory of its own.
+    #[error("cannot use {}", path.display())]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Its images.
+    #[error(transparent)]
+    Images(#[from] ImageError),
+    /// Its records.
+    #[error(transparent)]
+    Records(#[from] RecordError),
+    /// The kernel refused a signal handler or a runtime.
+    #[error("cannot set up the process")]
+    Process(#[source] io::Error),
+    /// The socket broke.
+    #[error("cannot serve the API any longer")]
+    Serve(#[source] io::Error),
+}
+
+impl NodeError {
+    fn at(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { path, source }
+    }
+}
+
+/// How long machines have to end when the node is told to end.
+const GRACE: Duration = Duration::from_secs(10);
+/// Threads that run tasks. The work is waiting; bytes are moved by two processors as well as by sixty-four.
+const WORKERS: usize = 2;
+
+/// Runs a node until it is told to end, by its API, SIGTERM or SIGINT. `ready` is a descriptor that this process inherited, on
+/// which one line says that the socket is served, or why it is not.
+///
+/// # Errors
+/// Returns [`NodeError`].
+pub fn run(ready: Option<RawFd>) -> Result<(), NodeError> {
+    let mut starter = Starter::take(ready);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .enable_all()
+        .build()
+        .map_err(NodeError::Process)?;
+    let result = runtime.block_on(serve(&mut starter));
+    if let Err(error) = &result {
+        starter.failed(error);
+    }
+    result
+}
+
+/// Who waits for the node to be ready.
+struct Starter(Option<File>);
+
+impl Starter {
+    fn take(descriptor: Option<RawFd>) -> Self {
+        Self(descriptor.map(lock::inherited))
+    }
+
+    fn say(&mut self, line: &str) {
+        if let Some(mut file) = self.0.take() {
+            // Who started us has gone away.
+            let _ = writeln!(file, "{line}");
+        }
+    }
+
+    fn failed(&mut self, error: &NodeError) {
+        let line = match error {
+            NodeError::Taken(_) => "taken".to_owned(),
+            other => serde_json::to_string(&api::node_error(other)).unwrap_or_default(),
+        };
+        self.say(&line);
+    }
+}
+
+async fn serve(starter: &mut Starter) -> Result<(), NodeError> {
+    let location = Location::resolve(|name| std::env::var_os(name), own::uid())?;
+    let layout = Layout::new(&location.data, &location.run, &location.memory);
+    for path in [layout.data(), layout.run(), layout.memory()] {
+        // Open to pass through: monitors of machines run as users of their own. What is private has its own mode.
+        files::make_directory(path, 0o711).map_err(NodeError::at(path))?;
+    }
+    let _lock = take_lock(&layout, &location)?;
+    let machines = build(&layout).await?;
+    machines.recover().await?;
+    let listener = listen(&location.socket)?;
+    let shutdown = CancellationToken::new();
+    let identity = Identity {
+        socket: location.socket.clone(),
+        started_at: jiff::Timestamp::now().to_string(),
+    };
+    let service = Service {
+        machines: machines.clone(),
+        identity: Arc::new(identity),
+        shutdown: shutdown.clone(),
+    };
+    let signals = tokio::spawn(end_on_signal(machines.clone(), shutdown.clone()));
+    starter.say("ready");
+    tracing::info!(socket = %location.socket.display(), "serving");
+    let served = api::serve(listener, service).await.map_err(NodeError::Serve);
+    signals.abort();
+    machines.stop_all(GRACE).await;
+    machines.close().await;
+    // A socket that nobody serves only confuses; the lock is what counts.
+    let _ = files::remove_file(&location.socket);
+    served
+}
+
+fn take_lock(layout: &Layout, location: &Location) -> Result<File, NodeError> {
+    let path = layout.run().join("node.lock");
+    match lock::try_lock(&path) {
+        Ok(Some(file)) => Ok(file),
+        Ok(None) => Err(NodeError::Taken(location.socket.clone())),
+        Err(source) => Err(NodeError::Io { path, source }),
+    }
+}
+
+async fn build(layout: &Layout) -> Result<Machines, NodeError> {
+    let parts = Parts {
+        layout: layout.clone(),
+        artefacts: Artefacts::open(layout),
+        images: Images::open(layout).await?,
+        disks: Disks::new(layout.empty_disks()),
+        drivers: Drivers::default(),
+        tasks: TaskTracker::new(),
+        pace: Pace::default(),
+    };
+    let host = HostLimits {
+        memory: ByteSize::from_bytes(own::memory_bytes()),
+        processors: own::processors(),
+    };
+    Ok(Machines::new(Arc::new(parts), host))
+}
+
+/// Binds the socket, for its owner alone. Who holds the lock may replace what an earlier node left.
+fn listen(path: &std::path::Path) -> Result<UnixListener, NodeError> {
+    files::remove_file(path).map_err(NodeError::at(path))?;
+    let listener = lock::bind_private(path).map_err(NodeError::at(path))?;
+    UnixListener::from_std(listener).map_err(NodeError::at(path))
+}
+
+async fn end_on_signal(machines: Machines, shutdown: CancellationToken) -> io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("told to end");
+    machines.stop_all(GRACE).await;
+    shutdown.cancel();
+    Ok(())
+}

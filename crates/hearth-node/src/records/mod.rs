@@ -1,0 +1,9 @@
+//! Records: what the node knows of each machine, on disk, one JSON file each.
+//!
+//! A record holds the accepted v1 spec as it came, and facts; the checked domain type is made from it anew on load
+//! ([`spec`]). Written by atomic rename with a generation that counts changes. One writer: the machine's actor.
+
+mod machine;
+pub mod spec;
+
+pub use machine::{ImageFact, MachineRecord, ProcessFact, RecordError, RecordedState, Records, VmmFact};

@@ -1,0 +1,77 @@
+//! From the wire's spec to the checked one; for new requests and for records alike.
+
+use std::time::Duration;
+
+use hearth_api::v1;
+use hearth_machine::spec::{DISK_DEFAULT, MEMORY_DEFAULT};
+use hearth_machine::{ByteSize, CpuMilli, DriverChoice, HostLimits, Spec, SpecError};
+
+/// The processor share of a machine that does not say, in thousandths.
+pub const CPU_DEFAULT: u32 = 1000;
+
+/// Says why a wire spec is no spec.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidSpec {
+    /// A value cannot be.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// The stop signal is no signal.
+    #[error(transparent)]
+    Signal(#[from] hearth_machine::signal::InvalidSignal),
+}
+
+/// Checks a spec against what the host has.
+///
+/// # Errors
+/// Returns [`InvalidSpec`] with the first thing that cannot be.
+pub fn check(wire: &v1::MachineSpec, host: HostLimits) -> Result<Spec, InvalidSpec> {
+    let milli = wire.cpu_milli.unwrap_or(CPU_DEFAULT);
+    let spec = Spec {
+        command: wire.command.clone(),
+        entrypoint: wire.entrypoint.clone(),
+        environment: wire.environment.clone(),
+        working_directory: wire.working_directory.clone(),
+        user: wire.user.clone(),
+        hostname: wire.hostname.clone(),
+        labels: wire.labels.clone(),
+        cpus: CpuMilli::from_milli(milli).ok_or(SpecError::Cpu(milli))?,
+        memory: wire.memory_bytes.map_or(MEMORY_DEFAULT, ByteSize::from_bytes),
+        disk: wire.disk_bytes.map_or(DISK_DEFAULT, ByteSize::from_bytes),
+        timeout: wire.timeout_seconds.map(Duration::from_secs),
+        driver: match wire.driver {
+            v1::DriverChoice::Auto => DriverChoice::Auto,
+            v1::DriverChoice::Qemu => DriverChoice::Qemu,
+        },
+        stop_signal: wire.stop_signal.as_deref().map(str::parse).transpose()?,
+    };
+    Ok(spec.check(host)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_open_has_defaults_and_what_is_said_converts_exactly() {
+        let host = HostLimits {
+            memory: ByteSize::from_mib(1024),
+            processors: 1,
+        };
+        let open = check(&v1::MachineSpec::default(), host).unwrap();
+        assert_eq!((open.shape().vcpus, open.shape().memory_mib), (1, 256));
+        let said = v1::MachineSpec {
+            cpu_milli: Some(500),
+            memory_bytes: Some(536_870_912),
+            stop_signal: Some("SIGINT".to_owned()),
+            ..v1::MachineSpec::default()
+        };
+        let said = check(&said, host).unwrap();
+        assert_eq!((said.shape().vcpus, said.shape().memory_mib), (1, 512));
+        assert_eq!(said.cpus.quota_us_per_100ms(), Some(50_000));
+        let nothing = v1::MachineSpec {
+            cpu_milli: Some(0),
+            ..v1::MachineSpec::default()
+        };
+        assert!(check(&nothing, host).is_err());
+    }
+}

@@ -1,0 +1,166 @@
+//! Writable disks of machines. A disk is an empty ext4 of the size asked for; the agent lays it over the image.
+//!
+//! The file system is made once per size, by mkfs.ext4, and kept as a sparse file; a machine's disk is a copy of it (a reflink
+//! where the file system can), so that no program runs when a machine starts.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use hearth_machine::ByteSize;
+use tokio::sync::Mutex;
+
+use crate::host::command::{CommandError, HostCommand};
+use crate::host::files;
+use crate::host::launch::HostUser;
+
+/// The format of what is cached: part of its name, so that a change of options makes new ones.
+const FORMAT: &str = "ext4-v1";
+
+/// The empty disks, by size.
+#[derive(Debug)]
+pub struct Disks {
+    directory: PathBuf,
+    /// Guards the making of an empty disk: of two machines that need a new size, one makes it and one waits. Held across
+    /// mkfs on purpose; nothing else is behind it.
+    making: Mutex<()>,
+}
+
+/// Says why there is no disk.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    /// The empty file system could not be made.
+    #[error("cannot make an empty disk")]
+    Make(#[source] CommandError),
+    /// The host's file system refused.
+    #[error("cannot write the disk {}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl DiskError {
+    fn at(path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io {
+            path: path.to_owned(),
+            source,
+        }
+    }
+}
+
+impl Disks {
+    /// Keeps empty disks in `directory`, which is made when needed.
+    pub fn new(directory: PathBuf) -> Self {
+        Self {
+            directory,
+            making: Mutex::new(()),
+        }
+    }
+
+    /// Makes a machine's disk at `path`, for `owner` where that is not the node. One that is there is kept: a machine that
+    /// starts again finds its files.
+    ///
+    /// # Errors
+    /// Returns [`DiskError`]; nothing is left at `path` then.
+    pub async fn prepare(
+        &self,
+        size: ByteSize,
+        path: &Path,
+        owner: Option<HostUser>,
+    ) -> Result<(), DiskError> {
+        if path.exists() {
+            return Ok(());
+        }
+        let empty = self.empty(size).await?;
+        let target = path.to_owned();
+        let copied = tokio::task::spawn_blocking(move || {
+            files::clone_file(&empty, &target)?;
+            owner.map_or(Ok(()), |user| {
+                std::os::unix::fs::chown(&target, Some(user.uid), Some(user.gid))
+            })
+        })
+        .await;
+        copied
+            .map_err(io::Error::other)
+            .flatten()
+            .map_err(DiskError::at(path))
+    }
+
+    async fn empty(&self, size: ByteSize) -> Result<PathBuf, DiskError> {
+        let path = self.directory.join(format!("{FORMAT}-{}.img", size.bytes()));
+        if path.exists() {
+            return Ok(path);
+        }
+        let _turn = self.making.lock().await;
+        if path.exists() {
+            return Ok(path);
+        }
+        files::make_directory(&self.directory, 0o700).map_err(DiskError::at(&self.directory))?;
+        let half_made = path.with_extension("new");
+        let file = std::fs::File::create(&half_made).map_err(DiskError::at(&half_made))?;
+        file.set_len(size.bytes()).map_err(DiskError::at(&half_made))?;
+        format_ext4(&half_made).run().await.map_err(DiskError::Make)?;
+        std::fs::rename(&half_made, &path).map_err(DiskError::at(&path))?;
+        Ok(path)
+    }
+}
+
+/// A small journal and lazy tables keep the empty file system under a MiB, so that copying it costs next to nothing. No blocks
+/// are reserved for root, who is everybody in a machine.
+fn format_ext4(path: &Path) -> HostCommand {
+    HostCommand::new("mkfs.ext4", "e2fsprogs")
+        .args(["-q", "-F", "-m", "0", "-b", "4096", "-J", "size=4"])
+        .args([
+            "-E",
+            "lazy_itable_init=1,lazy_journal_init=1,root_owner=0:0,nodiscard",
+        ])
+        .arg(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_disk_is_an_ext4_that_takes_little_room_and_is_kept_once_made() {
+        let directory = tempfile::tempdir().unwrap();
+        let disks = Disks::new(directory.path().join("empty"));
+        let path = directory.path().join("disk");
+        disks
+            .prepare(ByteSize::from_mib(2048), &path, None)
+            .await
+            .unwrap();
+        let metadata = std::fs::metadata(&path).unwrap();
+        assert_eq!(metadata.len(), 2048 << 20);
+        assert!(metadata.blocks() * 512 < 2 << 20, "{} KiB", metadata.blocks() / 2);
+        let check = HostCommand::new("e2fsck", "e2fsprogs")
+            .args(["-f", "-n"])
+            .arg(&path);
+        check.run().await.unwrap();
+        let before = metadata.ino();
+        disks
+            .prepare(ByteSize::from_mib(2048), &path, None)
+            .await
+            .unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().ino(), before);
+    }
+
+    #[tokio::test]
+    async fn two_machines_that_need_a_new_size_share_one_empty_disk() {
+        let directory = tempfile::tempdir().unwrap();
+        let disks = Disks::new(directory.path().join("empty"));
+        let (one, two) = (directory.path().join("1"), directory.path().join("2"));
+        let size = ByteSize::from_mib(64);
+        let (first, second) = tokio::join!(disks.prepare(size, &one, None), disks.prepare(size, &two, None));
+        first.and(second).unwrap();
+        assert_eq!(
+            std::fs::read_dir(directory.path().join("empty")).unwrap().count(),
+            1
+        );
+    }
+}

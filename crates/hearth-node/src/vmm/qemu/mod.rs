@@ -1,0 +1,243 @@
+//! The driver for QEMU: one process per machine, told what to do over its machine protocol.
+//!
+//! Owns QEMU's command line ([`command_line`]), its control connection ([`qmp`]), its sockets and the memory file. The
+//! node makes the listening sockets and QEMU inherits them: they are there before QEMU is, so nobody polls for them, and they
+//! serve the next node as well, since QEMU goes on listening when a connection ends.
+
+mod command_line;
+mod machine;
+mod prepare;
+pub mod qmp;
+mod version;
+
+#[cfg(test)]
+mod tests;
+
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{AdoptError, AdoptRequest, BootError, BootRequest, Border, Capabilities, ControlError, Vmm};
+use crate::host::console::{self, ConsoleLog};
+use crate::host::launch::{FIRST_PASSED_FD, Launch, launch};
+use crate::host::network_namespace::EmptyNetwork;
+use crate::host::process::Process;
+
+use self::command_line::Descriptors;
+pub use self::machine::QemuVm;
+use self::prepare::Prepared;
+use self::qmp::{Client, QmpError};
+pub use self::version::{VersionError, find};
+
+/// How long QEMU may take to build a machine and greet. It takes 30 to 60 ms on an idle host; a hundred of them starting on two
+/// busy processors take seconds.
+const GREETING_LIMIT: Duration = Duration::from_secs(60);
+
+/// How long a QEMU that is found again may take to greet.
+const ADOPT_LIMIT: Duration = Duration::from_secs(20);
+
+/// How long a QEMU whose control connection broke may take to end.
+const DYING_LIMIT: Duration = Duration::from_secs(5);
+
+/// How gladly the kernel ends a machine when memory runs out: before the node, whose loss would be everybody's.
+const OOM_SCORE_ADJ: i16 = 300;
+
+/// The most virtual processors of QEMU's q35 machine without extended interrupt remapping.
+const MAX_VCPUS: u32 = 255;
+
+/// The driver, checked and ready.
+#[derive(Debug)]
+pub struct Qemu {
+    program: PathBuf,
+    capabilities: Capabilities,
+    network: Option<Arc<EmptyNetwork>>,
+    /// The group that may open `/dev/kvm`, for monitors that run as users of their own.
+    kvm_group: Option<u32>,
+}
+
+impl Qemu {
+    /// Checks the program's version and makes the empty network that its machines see.
+    ///
+    /// `border` is what the host can do: [`Border::Kvm`] only where KVM runs a real guest.
+    ///
+    /// # Errors
+    /// [`VersionError`].
+    pub async fn open(program: PathBuf, border: Border) -> Result<Self, VersionError> {
+        let version = version::check(&program).await?;
+        let network = EmptyNetwork::create()
+            .inspect_err(|error| {
+                tracing::warn!(%error, "QEMU keeps the node's network, which it has no use for: this host allows no other");
+            })
+            .ok();
+        Ok(Self {
+            program,
+            capabilities: Capabilities {
+                driver: "qemu",
+                version: version.to_string(),
+                border,
+                max_vcpus: MAX_VCPUS,
+                max_disks: command_line::MAX_DISKS,
+            },
+            network: network.map(Arc::new),
+            kvm_group: match border {
+                Border::Kvm => std::fs::metadata("/dev/kvm").ok().map(|device| device.gid()),
+                Border::Emulated => None,
+            },
+        })
+    }
+
+    fn check_limits(&self, request: &BootRequest) -> Result<(), BootError> {
+        let over = |asked: String, limit: String| BootError::OverLimit {
+            id: request.id,
+            asked,
+            driver: self.capabilities.driver,
+            limit,
+        };
+        let (vcpus, most) = (request.shape.vcpus, self.capabilities.max_vcpus);
+        if vcpus > most {
+            return Err(over(format!("{vcpus} processors"), format!("{most} processors")));
+        }
+        let (disks, most) = (request.disks.len(), self.capabilities.max_disks);
+        if disks > most {
+            return Err(over(format!("{disks} disks"), format!("{most} disks")));
+        }
+        Ok(())
+    }
+
+    /// Starts the process. What is inherited is closed here once it runs, so that its end is seen as the end of its sockets.
+    fn start(&self, request: &BootRequest, prepared: Prepared) -> Result<Process, BootError> {
+        let descriptors = Descriptors {
+            control: FIRST_PASSED_FD,
+            guest: FIRST_PASSED_FD + 1,
+        };
+        launch(Launch {
+            program: self.program.clone(),
+            args: command_line::arguments(request, self.capabilities.border, descriptors),
+            log: prepared.log,
+            passed: vec![prepared.control, prepared.guest, prepared.console],
+            user: request.user,
+            groups: self.kvm_group.into_iter().collect(),
+            network: self.network.clone(),
+            oom_score_adj: OOM_SCORE_ADJ,
+        })
+        .map_err(|source| BootError::Launch {
+            id: request.id,
+            source,
+        })
+    }
+}
+
+impl Vmm for Qemu {
+    type Machine = QemuVm;
+
+    fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    async fn boot(&self, request: &BootRequest) -> Result<QemuVm, BootError> {
+        self.check_limits(request)?;
+        let console_error = |source| BootError::Console {
+            id: request.id,
+            source,
+        };
+        let mut cleanup = Cleanup(Some(request));
+        let prepared = prepare::prepare(request)?;
+        let console = ConsoleLog::start(
+            &machine::console_pipe(&request.dirs),
+            &request.dirs.console_log(),
+            console::DEFAULT_CAP,
+        )
+        .map_err(console_error)?;
+        let process = self.start(request, prepared)?;
+        let guard = KillOnDrop::armed(&process);
+        let connected = Client::connect(&machine::control_socket(&request.dirs), GREETING_LIMIT).await;
+        let (control, events) = match connected {
+            Ok(connected) => connected,
+            Err(error) => return Err(explain(request, &process, error).await),
+        };
+        guard.disarm();
+        cleanup.0 = None;
+        Ok(QemuVm::new(
+            process,
+            control,
+            events,
+            console,
+            request.dirs.clone(),
+        ))
+    }
+
+    async fn adopt(&self, request: &AdoptRequest) -> Result<QemuVm, AdoptError> {
+        let (id, process) = (request.id, request.process);
+        let found = Process::find(process)
+            .map_err(|source| AdoptError::Watch { id, process, source })?
+            .ok_or(AdoptError::Gone { id, process })?;
+        let (pipe, log) = (machine::console_pipe(&request.dirs), request.dirs.console_log());
+        let console = ConsoleLog::start(&pipe, &log, console::DEFAULT_CAP)
+            .map_err(|source| AdoptError::Console { id, source })?;
+        let control = machine::control_socket(&request.dirs);
+        match Client::connect(&control, ADOPT_LIMIT).await {
+            Ok((client, events)) => Ok(QemuVm::new(found, client, events, console, request.dirs.clone())),
+            // Died between the look for it and the connection.
+            Err(_) if matches!(Process::find(process), Ok(None)) => Err(AdoptError::Gone { id, process }),
+            Err(error) => Err(AdoptError::Control {
+                id,
+                source: ControlError::Qmp(error),
+            }),
+        }
+    }
+}
+
+/// Removes what a boot has made, unless it went well.
+struct Cleanup<'a>(Option<&'a BootRequest>);
+
+impl Drop for Cleanup<'_> {
+    fn drop(&mut self) {
+        if let Some(request) = self.0
+            && let Err(error) = request.dirs.release()
+        {
+            tracing::warn!(machine = %request.id, %error, "a failed boot left something behind");
+        }
+    }
+}
+
+/// Finds out why there is no control connection: nearly always because QEMU ended, having said why.
+async fn explain(request: &BootRequest, process: &Process, error: QmpError) -> BootError {
+    let id = request.id;
+    let ended = tokio::time::timeout(DYING_LIMIT, process.wait()).await;
+    let last_words = machine::last_words(&request.dirs);
+    match ended {
+        Ok(Ok(exit)) => BootError::Died { id, exit, last_words },
+        Ok(Err(_)) | Err(_) => BootError::Control {
+            id,
+            last_words,
+            source: ControlError::Qmp(error),
+        },
+    }
+}
+
+/// Kills the process unless the boot goes well, also when the boot is given up half-way.
+struct KillOnDrop<'a> {
+    process: &'a Process,
+    armed: bool,
+}
+
+impl<'a> KillOnDrop<'a> {
+    const fn armed(process: &'a Process) -> Self {
+        Self { process, armed: true }
+    }
+
+    fn disarm(mut self) {
+        self.armed = false;
+    }
+}
+
+impl Drop for KillOnDrop<'_> {
+    fn drop(&mut self) {
+        // Waiting takes milliseconds, and is rare. An await is not possible here, and a task that does it might be the one that
+        // is never joined.
+        if self.armed && self.process.kill().is_ok() {
+            self.process.wait_blocking();
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! The harness of the end-to-end tests: nodes with a home of their own, the `hearth` they are used through, registries and
+//! images to feed them, and a search for what they leave behind.
+//!
+//! ```text
+//! check(TestNode::ready, |node| ...)      one test: make a node, use it, close it; a leak fails the test
+//!        |                   `-- node.hearth([...]).run()   the command line, with a deadline
+//!        |-- setup      a home with kernel, agent and the image `busybox`, made once per build of hearth
+//!        |-- permits    as many nodes at once as this host runs machines without starving them
+//!        `-- leaks      processes, mounts, loop devices, sockets, memory and cgroups of a closed node
+//! ```
+//! The tests themselves are in `tests/all`. `HEARTH_E2E_BINARY` names another `hearth` to test, `HEARTH_E2E_KEEP=1` keeps
+//! homes, `HEARTH_E2E_SOAK=1` makes the long tests long.
+
+mod binary;
+mod captured;
+mod command;
+mod image;
+mod leaks;
+mod node;
+mod permits;
+mod registry;
+mod setup;
+mod skip;
+mod terminal;
+mod text;
+mod tree;
+
+pub use binary::hearth_binary;
+pub use captured::Captured;
+pub use command::{DEADLINE, Invocation, Outcome, Running};
+pub use image::{Layout, debian_python};
+pub use node::{Driver, TestNode, check};
+pub use registry::Registry;
+pub use skip::{is_soak, missing_program, report_skipped};
+pub use terminal::Terminal;
+pub use text::{contains, random_bytes, sha256};
+pub use tree::{files_that_contain, link_tree};

@@ -1,0 +1,77 @@
+//! The end-to-end tests. What every driver has to pass is listed once, below, and runs on each; the others are named after
+//! their subject. `cargo test -p e2e qemu` selects a driver, `cargo test -p e2e image::` a subject.
+
+mod cli;
+mod failure;
+mod files;
+mod image;
+mod lifecycle;
+mod logs;
+mod many;
+mod node;
+mod process;
+mod secret;
+mod setup;
+mod streams;
+mod support;
+mod terminal;
+
+/// Makes each function a test of a driver: on a ready node of that driver, which must leave nothing.
+macro_rules! on_driver {
+    ($module:ident, $driver:expr, [$($subject:ident::$name:ident,)*]) => {
+        mod $module {
+            $(
+                #[test]
+                fn $name() -> anyhow::Result<()> {
+                    e2e::check(e2e::TestNode::ready($driver), crate::$subject::$name)
+                }
+            )*
+        }
+    };
+}
+
+on_driver!(
+    qemu,
+    e2e::Driver::Qemu,
+    [
+        process::run_exits_as_docker_does,
+        process::run_gives_what_was_asked_for,
+        process::command_is_pid_1_and_sees_only_itself,
+        process::exec_joins_the_namespaces_of_the_workload,
+        process::exec_exits_as_docker_does,
+        process::zombies_are_reaped,
+        process::processors_and_memory_are_those_asked_for,
+        streams::outputs_stay_apart_and_whole,
+        streams::eight_mib_go_through_cat_unchanged,
+        streams::a_command_may_end_before_its_input,
+        streams::a_closed_pipe_ends_the_command_line,
+        streams::several_execs_run_at_once,
+        terminal::run_it_is_a_terminal,
+        terminal::exec_it_is_a_terminal_and_exec_is_none,
+        terminal::detaching_leaves_the_machine_running,
+        lifecycle::signals_reach_the_workload,
+        lifecycle::stop_asks_first_and_kills_then,
+        lifecycle::kill_sends_any_signal,
+        lifecycle::wait_prints_exit_codes,
+        lifecycle::remove_refuses_what_runs,
+        lifecycle::ps_and_inspect_tell_the_state,
+        lifecycle::a_name_belongs_to_one_machine,
+        lifecycle::a_restarted_machine_keeps_its_files,
+        lifecycle::run_rm_leaves_nothing,
+        lifecycle::timeout_stops_the_machine,
+        logs::logs_keep_both_outputs,
+        logs::logs_follow_to_the_end,
+        logs::console_shows_the_kernel,
+        files::a_file_survives_both_ways,
+        files::a_tree_survives_both_ways,
+        files::archives_go_through_pipes,
+        files::a_large_file_survives_both_ways,
+        files::what_is_not_there_is_refused,
+        secret::a_secret_is_in_the_environment_and_nowhere_else,
+        many::boots_one_after_the_other,
+        many::fifty_machines_leave_nothing,
+        failure::a_monitor_that_dies_says_why,
+        failure::a_silent_guest_is_given_up,
+        failure::memory_out_of_bounds_is_refused,
+    ]
+);
