@@ -126,6 +126,8 @@ async fn serve(starter: &mut Starter) -> Result<(), NodeError> {
         // Open to pass through: monitors of machines run as users of their own. What is private has its own mode.
         files::make_directory(path, 0o711).map_err(NodeError::at(path))?;
     }
+    // Root file systems in it are readable for monitors, by their links in the directories of machines.
+    files::make_directory(&layout.images(), 0o700).map_err(NodeError::at(&layout.images()))?;
     let _lock = take_lock(&layout, &location)?;
     let machines = build(&layout).await?;
     machines.recover().await?;

@@ -42,6 +42,24 @@ pub fn make_directory(path: &Path, mode: u32) -> io::Result<()> {
     fs::set_permissions(path, fs::Permissions::from_mode(mode))
 }
 
+/// Gives a path to a group, where one is named; its owner stays.
+///
+/// # Errors
+/// Returns the file system's error.
+pub fn give_to_group(path: &Path, group: Option<u32>) -> io::Result<()> {
+    group.map_or(Ok(()), |group| std::os::unix::fs::chown(path, None, Some(group)))
+}
+
+/// Links a file that nobody writes any more under a second name, and opens it to all who reach one of its names: who may
+/// read it is up to the directories.
+///
+/// # Errors
+/// Returns the file system's error.
+pub fn link_for_readers(from: &Path, to: &Path) -> io::Result<()> {
+    fs::hard_link(from, to)?;
+    fs::set_permissions(to, fs::Permissions::from_mode(0o444))
+}
+
 /// Removes a tree if it is there.
 ///
 /// # Errors

@@ -273,7 +273,7 @@ pub(super) fn dirs(layout: &Layout, id: MachineId) -> MachineDirs {
 const FIRST_UID: u32 = 0x7000_0000;
 
 /// Returns the user that a machine's monitor runs as, when the node is root: one of its own.
-fn host_user(id: MachineId) -> Option<HostUser> {
+pub(super) fn host_user(id: MachineId) -> Option<HostUser> {
     let [.., a, b, c] = id.bytes();
     let uid = FIRST_UID + u32::from_be_bytes([0, a, b, c]);
     (own::uid() == 0).then_some(HostUser { uid, gid: uid })

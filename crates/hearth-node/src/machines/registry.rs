@@ -161,7 +161,7 @@ impl Machines {
     }
 
     /// Makes the machine's directory with a link to its root file system, which lives as long as the machine, whatever
-    /// becomes of the image, and its record.
+    /// becomes of the image, and its record. Only the node and the machine's own monitor may enter it.
     fn write_first(
         &self,
         id: MachineId,
@@ -174,9 +174,11 @@ impl Machines {
             let path = path.to_owned();
             move |source| CreateError::Directory { path, source }
         };
-        let written = files::make_directory(&directory, 0o711)
+        let group = life::host_user(id).map(|user| user.gid);
+        let written = files::make_directory(&directory, 0o710)
+            .and_then(|()| files::give_to_group(&directory, group))
             .map_err(at(&directory))
-            .and_then(|()| std::fs::hard_link(&image.rootfs, &rootfs).map_err(at(&rootfs)))
+            .and_then(|()| files::link_for_readers(&image.rootfs, &rootfs).map_err(at(&rootfs)))
             .and_then(|()| Ok(self.records.write(id, record)?));
         if written.is_err() {
             // The error that counts is the first one.

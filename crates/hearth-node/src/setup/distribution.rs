@@ -66,10 +66,14 @@ pub(super) struct Package {
 /// `prefix` is what the name of the package with the files starts with.
 pub(super) async fn find(names: &[&str], prefix: &str, listener: &Listener) -> Result<Package, PackageError> {
     listener.begin(Step::FindPackage);
-    if let Some(package) = find_known(names, prefix).await? {
+    // A fresh installation or container has no package lists yet, or old ones that know only an older kernel. Only root
+    // may fetch them.
+    let Some((&best, _)) = names.split_first() else {
+        return Err(PackageError::Unknown { names: Vec::new() });
+    };
+    if let Some(package) = find_known(&[best], prefix).await? {
         return Ok(package);
     }
-    // A fresh installation or container has no package lists yet. Only root may fetch them.
     if rustix::process::geteuid().is_root() {
         let update = HostCommand::new("apt-get", "apt").arg("update");
         let updated = update.time_limit(DOWNLOAD_LIMIT).run().await;
@@ -77,9 +81,9 @@ pub(super) async fn find(names: &[&str], prefix: &str, listener: &Listener) -> R
             name: names.join(" or "),
             source,
         })?;
-        if let Some(package) = find_known(names, prefix).await? {
-            return Ok(package);
-        }
+    }
+    if let Some(package) = find_known(names, prefix).await? {
+        return Ok(package);
     }
     Err(PackageError::Unknown {
         names: names.iter().map(ToString::to_string).collect(),
