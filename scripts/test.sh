@@ -8,7 +8,7 @@ started=$(now)
 log=$(target_directory)/test.log
 mkdir -p "$(dirname "$log")"
 : >"$log"
-export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-never} RUST_BACKTRACE=${RUST_BACKTRACE:-1}
+export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-never} RUST_BACKTRACE=${RUST_BACKTRACE:-0}
 
 timed() {
     local start

@@ -10,6 +10,7 @@ use std::io;
 
 use hearth_api::ClientError;
 
+use crate::commands::BenchError;
 use crate::node::StartError;
 use crate::print::plain;
 use crate::resolve::{CopyRefused, ResolveError};
@@ -20,6 +21,9 @@ pub(crate) enum CliError {
     /// An argument makes no sense.
     #[error(transparent)]
     Resolve(#[from] ResolveError),
+    /// A measurement could not be made.
+    #[error(transparent)]
+    Bench(#[from] BenchError),
     /// No place for a node.
     #[error(transparent)]
     Location(#[from] hearth_api::LocationError),

@@ -502,6 +502,9 @@ mod tests {
         ) {
             let text = format!("{host}{repository}{tag}");
             prop_assume!(!["oci", "dir"].contains(&repository.as_str()) || !host.is_empty());
+            // By docker's rule a first component with a dot is a registry, whatever else is in it.
+            let first = repository.split_once('/').map_or("", |(first, _)| first);
+            prop_assume!(!host.is_empty() || !first.contains('.'));
             let reference: Reference = text.parse().unwrap();
             prop_assert_eq!(reference.to_string().parse::<Reference>(), Ok(reference));
         }

@@ -151,6 +151,8 @@ async fn serve(starter: &mut Starter) -> Result<(), NodeError> {
     machines.close().await;
     // A socket that nobody serves only confuses; the lock is what counts.
     let _ = files::remove_file(&location.socket);
+    // It is empty unless a machine's memory could not be removed, which was told.
+    let _ = std::fs::remove_dir(layout.memory());
     served
 }
 

@@ -1,5 +1,6 @@
 //! What a person may type: verbs, flags, and their help. Nothing is interpreted here; `resolve` does that.
 
+mod bench;
 mod files;
 mod host;
 mod image;
@@ -14,6 +15,7 @@ use clap::{Parser, Subcommand};
 
 use crate::error::Voice;
 
+pub(crate) use bench::{Bench, Subject};
 pub(crate) use files::{Console, Copy, Logs};
 pub(crate) use host::{
     Completions, Doctor, Node, NodeCommand, NodeStatus, NodeStop, Setup, SetupCommand, Version,
@@ -80,6 +82,7 @@ pub(crate) enum Command {
     Image(Image),
     Setup(Setup),
     Doctor(Doctor),
+    Bench(Bench),
     Node(Node),
     Completions(Completions),
     Version(Version),

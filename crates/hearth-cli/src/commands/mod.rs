@@ -2,6 +2,7 @@
 //!
 //! A new verb gets its arguments in `arguments`, its module here, and a line in [`dispatch`].
 
+mod bench;
 mod copy;
 mod exec;
 mod host;
@@ -13,6 +14,8 @@ mod output;
 mod program;
 mod run;
 mod setup;
+
+pub(crate) use bench::BenchError;
 
 use std::process::ExitCode;
 
@@ -47,6 +50,7 @@ pub(crate) async fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
         Command::Inspect(arguments) => machine::inspect(&node, &arguments).await,
         Command::Cp(arguments) => copy::copy(&node, &arguments).await,
         Command::Image(arguments) => image::image(&node, arguments.command).await,
+        Command::Bench(arguments) => bench::bench(&node, &arguments).await,
         Command::Setup(arguments) => setup::setup(&node, arguments).await,
         Command::Doctor(arguments) => host::doctor(&node, &arguments).await,
         Command::Node(arguments) => node::node(&node, arguments.command).await,

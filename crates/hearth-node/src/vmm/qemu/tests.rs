@@ -9,8 +9,8 @@ use tempfile::TempDir;
 use super::*;
 use crate::vmm::contract::{self, within};
 use crate::vmm::{
-    AdoptRequest, DiskAccess, DiskAttachment, Driver, EndCause, Exit, HostUser, Machine, MachineDirs,
-    ProcessId, Vm, VmmEvent,
+    AdoptRequest, DiskAccess, DiskAttachment, Driver, EndCause, Exit, HostUser, Machine, MachineDirs, Vm,
+    VmmEvent,
 };
 
 /// What the tiny guest does once it has spoken.

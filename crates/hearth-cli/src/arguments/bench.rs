@@ -1,0 +1,49 @@
+//! Arguments of `bench`.
+
+use clap::{Args, ValueEnum};
+use hearth_machine::ByteSize;
+
+/// Measure what machines cost on this host, beside a baseline taken in the same run.
+///
+/// Verbs are timed from their start to their end, as processes. Let nothing else run meanwhile.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  hearth image build busybox -t busybox && hearth bench
+  hearth bench run --runs 100
+  hearth bench channel copy --json")]
+pub(crate) struct Bench {
+    /// What to measure; everything when none is named
+    #[arg(value_enum, value_name = "SUBJECT")]
+    pub(crate) subjects: Vec<Subject>,
+    /// Image with sh, true, dd, cat, cp and sleep
+    #[arg(long, default_value = "busybox")]
+    pub(crate) image: String,
+    /// Cold starts, and a fifth of the execs
+    #[arg(short = 'n', long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) runs: u32,
+    /// Memory of machines
+    #[arg(short, long, value_name = "BYTES", default_value = "256m")]
+    pub(crate) memory: ByteSize,
+    /// Bytes that are moved at a time
+    #[arg(long, value_name = "BYTES", default_value = "256m")]
+    pub(crate) size: ByteSize,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// A group of figures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Subject {
+    /// Cold starts and where their time goes
+    Run,
+    /// Processes beside a workload
+    Exec,
+    /// Bytes through the guest channel
+    Channel,
+    /// A large file, both ways
+    Copy,
+    /// The node's own memory
+    Memory,
+}

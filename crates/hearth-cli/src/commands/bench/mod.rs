@@ -1,0 +1,133 @@
+//! `bench`: what machines cost on this host, each figure beside a baseline taken in the same run.
+//!
+//! ```text
+//! run      `hearth run IMAGE true`, cold, against bare QEMU up to the guest's first line; where the time goes
+//! exec     `hearth exec MACHINE true`, against the guest making a process by itself
+//! channel  bytes through `hearth exec`, both ways, against a pipe inside the guest
+//! copy     `hearth cp` of a large file, both ways, against `cp` inside the guest
+//! memory   what the node holds for itself and for each machine
+//! ```
+//! Verbs are measured as a user has them: as processes of their own, from their start to their end. Machines carry a
+//! label and are removed whichever way it ends.
+
+mod baseline;
+mod figures;
+mod machines;
+mod subjects;
+
+use std::process::ExitCode;
+
+use crate::arguments::{Bench, Subject};
+use crate::error::CliError;
+use crate::node::Node;
+use crate::print::{self, Screen};
+
+use figures::Report;
+use machines::Machines;
+use subjects::Bencher;
+
+/// Says what kept a measurement from being made.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BenchError {
+    /// A program cannot be started, or its streams broke.
+    #[error("cannot run `{line}`")]
+    Program {
+        /// Its command line.
+        line: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A verb failed.
+    #[error("`{line}` failed ({status}): {words}")]
+    Verb {
+        /// Its command line.
+        line: String,
+        /// How it ended.
+        status: std::process::ExitStatus,
+        /// What it said.
+        words: String,
+    },
+    /// Less came through than was sent.
+    #[error("`{line}` moved {moved} of {expected} bytes")]
+    Short {
+        /// Its command line.
+        line: String,
+        /// Bytes that came.
+        moved: u64,
+        /// Bytes that were sent.
+        expected: u64,
+    },
+    /// The monitor of a machine cannot be looked at, so there is nothing to compare with.
+    #[error("cannot read the command line of the virtual machine monitor {pid}")]
+    Monitor {
+        /// Its process.
+        pid: u32,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The bare guest ended before it said anything.
+    #[error("bare QEMU ended before its guest's first line")]
+    NoFirstLine,
+    /// A file of the bench's own.
+    #[error("cannot write {path}")]
+    File {
+        /// The file.
+        path: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The user asked to end.
+    #[error("interrupted")]
+    Interrupted,
+}
+
+/// Measures, prints, cleans up.
+pub(super) async fn bench(node: &Node, arguments: &Bench) -> Result<ExitCode, CliError> {
+    let machines = Machines::new(node)?;
+    let measured = tokio::select! {
+        measured = measure(node, &machines, arguments) => measured,
+        _ = tokio::signal::ctrl_c() => Err(BenchError::Interrupted.into()),
+    };
+    let removed = machines.remove_all().await;
+    let report = measured?;
+    removed?;
+    if arguments.json {
+        print::json(&report)?;
+    } else {
+        print::out(&report.render(Screen::stdout()))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn measure(node: &Node, machines: &Machines<'_>, arguments: &Bench) -> Result<Report, CliError> {
+    let bencher = Bencher {
+        node,
+        machines,
+        image: &arguments.image,
+        memory: arguments.memory.bytes(),
+        runs: arguments.runs,
+        size: arguments.size.bytes(),
+    };
+    let mut report = Report::new(env!("CARGO_PKG_VERSION"), &arguments.image);
+    let wanted = |subject| arguments.subjects.is_empty() || arguments.subjects.contains(&subject);
+    // First: later measurements leave machines' traces in the node's memory.
+    if wanted(Subject::Memory) {
+        bencher.memory(&mut report).await?;
+    }
+    if wanted(Subject::Run) {
+        bencher.run(&mut report).await?;
+    }
+    if wanted(Subject::Exec) {
+        bencher.exec(&mut report).await?;
+    }
+    if wanted(Subject::Channel) {
+        bencher.channel(&mut report).await?;
+    }
+    if wanted(Subject::Copy) {
+        bencher.copy(&mut report).await?;
+    }
+    Ok(report)
+}

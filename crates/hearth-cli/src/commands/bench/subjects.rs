@@ -1,0 +1,258 @@
+//! What is measured, and how.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use tokio::io::AsyncReadExt;
+
+use super::BenchError;
+use super::baseline::Bare;
+use super::figures::{Report, Unit, milliseconds, rate};
+use super::machines::{Machines, finish, line};
+use crate::error::CliError;
+use crate::node::Node;
+
+/// Machines that run at once for the node's memory.
+const CROWD: u64 = 8;
+/// Execs in a row that warm up nothing but the page cache.
+const WARM_UP: u32 = 2;
+/// How often bytes are moved: a long stretch each time.
+const TRANSFERS: u32 = 5;
+/// Processes that the guest makes by itself, for one sample.
+const SPAWNS: u32 = 20;
+/// What a machine has whose memory is to hold the file of `copy` twice, beside the file.
+const ROOM: u64 = 256 << 20;
+
+/// What all subjects need.
+pub(super) struct Bencher<'n> {
+    pub(super) node: &'n Node,
+    pub(super) machines: &'n Machines<'n>,
+    pub(super) image: &'n str,
+    /// Of machines, in bytes.
+    pub(super) memory: u64,
+    pub(super) runs: u32,
+    /// Bytes that are moved at a time.
+    pub(super) size: u64,
+}
+
+impl Bencher<'_> {
+    /// Cold starts from the prompt to the prompt, in turn with bare QEMU, and where their time goes.
+    pub(super) async fn run(&self, report: &mut Report) -> Result<(), CliError> {
+        let bare = self.bare().await?;
+        let (mut times, mut bare_times, mut rest) = (Vec::new(), Vec::new(), Vec::new());
+        let mut stages: BTreeMap<usize, (String, Vec<f64>)> = BTreeMap::new();
+        for turn in 0..self.runs {
+            let name = self.machines.name(turn);
+            let mut arguments = self.machines.run_arguments(&name, self.memory);
+            arguments.extend([self.image.to_owned(), "true".to_owned()]);
+            let took = milliseconds(self.machines.time(&arguments).await?);
+            bare_times.push(milliseconds(bare.first_line().await?));
+            let machine = self.node.call(async |client| client.inspect(&name).await).await?;
+            let mut known = 0.0;
+            for (index, stage) in machine.stages.iter().enumerate() {
+                let time = milliseconds(Duration::from_micros(stage.duration_us));
+                known += time;
+                let (_, samples) = stages
+                    .entry(index)
+                    .or_insert_with(|| (stage.name.clone(), Vec::new()));
+                samples.push(time);
+            }
+            times.push(took);
+            rest.push(took - known);
+            self.node
+                .call(async |client| client.remove(&name, true).await)
+                .await?;
+        }
+        let against = "bare QEMU to the guest's first line";
+        report.add_against("run true", Unit::Milliseconds, &times, against, &bare_times);
+        for (name, samples) in stages.values() {
+            report.add(&format!("run: {name}"), Unit::Milliseconds, samples);
+        }
+        report.add("run: the rest", Unit::Milliseconds, &rest);
+        Ok(())
+    }
+
+    /// A process beside the workload, from the prompt to the prompt.
+    pub(super) async fn exec(&self, report: &mut Report) -> Result<(), CliError> {
+        let machine = self.idle("exec", self.memory).await?;
+        let arguments = ["exec", &machine, "true"];
+        let spawns = format!("i=0; while [ $i -lt {SPAWNS} ]; do /bin/true; i=$((i+1)); done");
+        let nothing = ["exec", &machine, "sh", "-c", ":"];
+        let alone = ["exec", &machine, "sh", "-c", &spawns];
+        for _ in 0..WARM_UP {
+            self.machines.time(&arguments).await?;
+            self.machines.time(&alone).await?;
+        }
+        let (mut times, mut own) = (Vec::new(), Vec::new());
+        for turn in 0..self.runs * 5 {
+            times.push(milliseconds(self.machines.time(&arguments).await?));
+            if turn % 5 == 0 {
+                let empty = self.machines.time(&nothing).await?;
+                let full = self.machines.time(&alone).await?;
+                own.push(milliseconds(full.saturating_sub(empty)) / f64::from(SPAWNS));
+            }
+        }
+        let against = "fork, execve and wait inside the guest";
+        report.add_against("exec true", Unit::Milliseconds, &times, against, &own);
+        Ok(())
+    }
+
+    /// Bytes through the guest channel.
+    pub(super) async fn channel(&self, report: &mut Report) -> Result<(), CliError> {
+        let machine = self.idle("channel", self.memory).await?;
+        let blocks = self.size >> 16;
+        let zeros = format!("dd if=/dev/zero bs=65536 count={blocks} 2>/dev/null");
+        let pipe = format!("{zeros} | cat >/dev/null");
+        let inside = ["exec", &machine, "sh", "-c", &pipe];
+        let (mut out, mut into, mut own) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..TRANSFERS {
+            out.push(rate(
+                blocks << 16,
+                self.out_of(&machine, &zeros, blocks << 16).await?,
+            ));
+            into.push(rate(blocks << 16, self.into(&machine, blocks << 16).await?));
+            own.push(rate(blocks << 16, self.machines.time(&inside).await?));
+        }
+        let against = "a pipe inside the guest";
+        let unit = Unit::MegabytesPerSecond;
+        report.add_against("channel: guest to host", unit, &out, against, &own);
+        report.add_against("channel: host to guest", unit, &into, against, &own);
+        Ok(())
+    }
+
+    /// A large file, both ways.
+    pub(super) async fn copy(&self, report: &mut Report) -> Result<(), CliError> {
+        let machine = self.idle("copy", self.memory.max(2 * self.size + ROOM)).await?;
+        let directory = std::env::temp_dir();
+        let here = directory.join(self.machines.name("file"));
+        let back = directory.join(self.machines.name("back"));
+        let moved = self.copy_file(report, &machine, &here, &back).await;
+        for path in [&here, &back] {
+            // Most often one of them was never made.
+            let _ = std::fs::remove_file(path);
+        }
+        moved
+    }
+
+    async fn copy_file(
+        &self,
+        report: &mut Report,
+        machine: &str,
+        here: &Path,
+        back: &Path,
+    ) -> Result<(), CliError> {
+        write_random(here, self.size).map_err(|source| BenchError::File {
+            path: here.display().to_string(),
+            source,
+        })?;
+        let there = format!("{machine}:/tmp/file");
+        let (here, back) = (here.display().to_string(), back.display().to_string());
+        let copy = ["exec", machine, "cp", "/tmp/file", "/tmp/copy"];
+        let (mut out, mut into, mut own) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..TRANSFERS {
+            into.push(rate(self.size, self.machines.time(&["cp", &here, &there]).await?));
+            own.push(rate(self.size, self.machines.time(&copy).await?));
+            out.push(rate(self.size, self.machines.time(&["cp", &there, &back]).await?));
+        }
+        let against = "cp inside the guest";
+        let unit = Unit::MegabytesPerSecond;
+        report.add_against("cp: host to guest", unit, &into, against, &own);
+        report.add_against("cp: guest to host", unit, &out, against, &own);
+        Ok(())
+    }
+
+    /// What the node itself holds, before and with machines.
+    pub(super) async fn memory(&self, report: &mut Report) -> Result<(), CliError> {
+        let idle = self.node_kibibytes().await?;
+        let mut names = Vec::new();
+        for turn in 0..CROWD {
+            names.push(self.idle(&format!("crowd-{turn}"), self.memory).await?);
+        }
+        let crowded = self.node_kibibytes().await?;
+        for name in &names {
+            self.node
+                .call(async |client| client.remove(name, true).await)
+                .await?;
+        }
+        report.add("node: resident memory", Unit::Kibibytes, &[idle]);
+        let each = (crowded - idle) / CROWD as f64;
+        report.add("node: for each machine", Unit::Kibibytes, &[each]);
+        Ok(())
+    }
+
+    async fn node_kibibytes(&self) -> Result<f64, CliError> {
+        let status = self.node.call(async |client| client.node_status().await).await?;
+        Ok(status.rss_bytes as f64 / 1024.0)
+    }
+
+    /// Returns the name of a machine whose workload waits.
+    async fn idle(&self, suffix: &str, memory: u64) -> Result<String, CliError> {
+        let name = self.machines.name(suffix);
+        let mut arguments = self.machines.run_arguments(&name, memory);
+        arguments.extend(["--detach", self.image, "sleep", "86400"].map(str::to_owned));
+        self.machines.time(&arguments).await?;
+        Ok(name)
+    }
+
+    async fn bare(&self) -> Result<Bare, CliError> {
+        let name = self.idle("model", self.memory).await?;
+        let machine = self.node.call(async |client| client.inspect(&name).await).await?;
+        let bare = Bare::like(machine.state.pid.unwrap_or_default())?;
+        self.node
+            .call(async |client| client.remove(&name, true).await)
+            .await?;
+        Ok(bare)
+    }
+
+    async fn out_of(&self, machine: &str, source: &str, size: u64) -> Result<Duration, BenchError> {
+        let arguments = ["exec", machine, "sh", "-c", source];
+        let broken = |source| BenchError::Program {
+            line: line(&arguments),
+            source,
+        };
+        let begun = Instant::now();
+        let mut child = self.machines.pipes(&arguments)?;
+        let mut moved = 0;
+        if let Some(mut output) = child.stdout.take() {
+            moved = tokio::io::copy(&mut output, &mut tokio::io::sink())
+                .await
+                .map_err(broken)?;
+        }
+        finish(child, &arguments).await?;
+        if moved == size {
+            return Ok(begun.elapsed());
+        }
+        Err(BenchError::Short {
+            line: line(&arguments),
+            moved,
+            expected: size,
+        })
+    }
+
+    async fn into(&self, machine: &str, size: u64) -> Result<Duration, BenchError> {
+        let arguments = ["exec", "-i", machine, "sh", "-c", "cat >/dev/null"];
+        let broken = |source| BenchError::Program {
+            line: line(&arguments),
+            source,
+        };
+        let begun = Instant::now();
+        let mut child = self.machines.pipes(&arguments)?;
+        if let Some(mut input) = child.stdin.take() {
+            let mut zeros = tokio::io::repeat(0).take(size);
+            tokio::io::copy(&mut zeros, &mut input).await.map_err(broken)?;
+        }
+        finish(child, &arguments).await?;
+        Ok(begun.elapsed())
+    }
+}
+
+/// Writes bytes that nothing on the way could make smaller.
+fn write_random(path: &Path, size: u64) -> std::io::Result<()> {
+    let mut random = File::open("/dev/urandom")?.take(size);
+    let mut file = File::create_new(path)?;
+    std::io::copy(&mut random, &mut file)?;
+    file.flush()
+}
