@@ -2,6 +2,8 @@
 //!
 //! `cargo fuzz` asks for a nightly compiler, for AddressSanitizer only. The code that is fuzzed here has no `unsafe`:
 //! what there is to find are panics, overflows and endless loops, and for those coverage is enough, which stable gives.
+//!
+//! `seeds/TARGET` is committed: one input for each thing that no mutation comes upon. `corpus/TARGET` grows beside it.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -47,7 +49,14 @@ pub(crate) fn run_target(workspace: &Workspace, name: &str, seconds: u64) -> Res
         .args(LIMITS)
         .arg(format!("-max_total_time={seconds}"))
         .arg("-print_final_stats=1")
-        .arg(&corpus))
+        .arg(&corpus)
+        .args(seeds(directory, name)))
+}
+
+/// The fuzzer reads them and leaves them as they are: it writes to the first directory only.
+fn seeds(directory: &Path, name: &str) -> Option<PathBuf> {
+    let seeds = directory.join("seeds").join(name);
+    seeds.is_dir().then_some(seeds)
 }
 
 /// Prints the name of every fuzz target, one a line.

@@ -2,6 +2,7 @@
 
 mod build;
 mod fuzz;
+mod tidy;
 mod workspace;
 
 use std::process::ExitCode;
@@ -42,6 +43,8 @@ enum Task {
         #[arg(long, default_value_t = 60)]
         seconds: u64,
     },
+    /// Checks the structure: layers, crates, fences, sizes, documents, and that every promise has its test.
+    Tidy,
 }
 
 fn main() -> ExitCode {
@@ -65,5 +68,6 @@ fn perform(task: Task) -> Result<()> {
             name: Some(name),
             seconds,
         } => fuzz::run_target(&workspace, &name, seconds),
+        Task::Tidy => tidy::run(&workspace),
     }
 }

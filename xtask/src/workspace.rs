@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
-use cargo_metadata::{Metadata, MetadataCommand};
+use cargo_metadata::{Metadata, MetadataCommand, Package};
 
 /// The workspace that this xtask belongs to.
 #[derive(Debug)]
@@ -32,6 +32,11 @@ impl Workspace {
     /// Returns cargo's target directory (`CARGO_TARGET_DIR`, or `target`).
     pub(crate) fn target(&self) -> &Path {
         self.metadata.target_directory.as_std_path()
+    }
+
+    /// Returns the crates of the workspace.
+    pub(crate) fn packages(&self) -> &[Package] {
+        &self.metadata.packages
     }
 
     /// Returns a cargo command that runs in the root.

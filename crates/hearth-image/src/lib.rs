@@ -10,6 +10,8 @@
 mod config;
 mod digest;
 mod erofs;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod limits;
 mod manifest;
 mod progress;
