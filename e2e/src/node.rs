@@ -224,7 +224,8 @@ impl TestNode {
     pub(crate) fn tell(&self) {
         for entry in WalkDir::new(self.home()).max_depth(4).into_iter().flatten() {
             let name = entry.file_name().to_string_lossy();
-            if name.ends_with(".log") || name.starts_with("console") {
+            // A pipe of that name would be read until its writer ends.
+            if entry.file_type().is_file() && (name.ends_with(".log") || name.starts_with("console")) {
                 let bytes = std::fs::read(entry.path()).unwrap_or_default();
                 eprintln!("--- {}\n{}", entry.path().display(), tail(&bytes));
             }

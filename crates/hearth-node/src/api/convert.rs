@@ -63,7 +63,7 @@ pub(super) fn machine(view: &View) -> v1::Machine {
 
 /// How a workload ended, or why there is no telling.
 pub(super) fn exit_status(view: &View) -> Result<v1::ExitStatus, v1::ErrorBody> {
-    match &view.state {
+    match view.end.as_ref().unwrap_or(&view.state) {
         State::Exited(ended) => Ok(v1::ExitStatus {
             exit_code: ended.exit_code,
             reason: ended.reason.clone(),

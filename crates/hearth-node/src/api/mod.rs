@@ -14,7 +14,9 @@ mod stream;
 
 pub use error::node_error;
 
+use std::future::IntoFuture;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::routing::{MethodRouter, delete, get, post, put};
@@ -78,15 +80,26 @@ fn router(service: Service) -> Router {
         .with_state(service)
 }
 
-/// Serves the API until `service.shutdown`; then open connections have their say, and no more come in.
+/// How long open connections may go on once the node ends.
+const LAST_WORDS: Duration = Duration::from_secs(10);
+
+/// Serves the API until `service.shutdown`; then no more connections come in, and open ones have [`LAST_WORDS`].
 ///
 /// # Errors
 /// Returns the listener's error.
 pub async fn serve(listener: UnixListener, service: Service) -> std::io::Result<()> {
     let shutdown = service.shutdown.clone();
-    axum::serve(listener, router(service))
+    let over = async {
+        service.shutdown.cancelled().await;
+        tokio::time::sleep(LAST_WORDS).await;
+    };
+    let served = axum::serve(listener, router(service.clone()))
         .with_graceful_shutdown(shutdown.cancelled_owned())
-        .await
+        .into_future();
+    tokio::select! {
+        served = served => served,
+        () = over => Ok(()),
+    }
 }
 
 #[cfg(test)]

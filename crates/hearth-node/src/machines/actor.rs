@@ -22,6 +22,8 @@ use crate::records::{MachineRecord, RecordedState, Records};
 pub struct View {
     /// How it stands.
     pub state: State,
+    /// The state in which its last start ended; it stays when the machine is removed.
+    pub end: Option<State>,
     /// Its record.
     pub record: Arc<MachineRecord>,
     /// The guest, while its workload runs.
@@ -86,6 +88,8 @@ struct Work {
     events: mpsc::Receiver<LifeEvent>,
     send_events: mpsc::Sender<LifeEvent>,
     running: Option<Arc<Running>>,
+    /// The state in which the last start ended.
+    end: Option<State>,
     /// Attached before the start.
     early: Vec<Subscriber>,
     starters: Vec<Reply<()>>,
@@ -102,6 +106,7 @@ impl Actor {
             events,
             send_events,
             running: None,
+            end: None,
             early: Vec::new(),
             starters: Vec::new(),
             stoppers: Vec::new(),
@@ -146,8 +151,8 @@ impl Actor {
                 if force && self.state.is_alive() {
                     self.stop(
                         work,
-                        Order::Kill {
-                            reason: Some("it was removed".to_owned()),
+                        Order::Discard {
+                            reason: "it was removed".to_owned(),
                         },
                     )
                     .await;
@@ -187,6 +192,7 @@ impl Actor {
         };
         self.record.started_at = Some(jiff::Timestamp::now().to_string());
         self.record.finished_at = None;
+        work.end = None;
         self.enter(work, state);
         work.life = Some(life::begin(plan, work.send_events.clone()));
         Ok(())
@@ -239,6 +245,7 @@ impl Actor {
         self.record.finished_at = Some(jiff::Timestamp::now().to_string());
         // Refused only if the life reports an end twice; then the first counts.
         let ended = self.state.after(event).unwrap_or_else(|_| self.state.clone());
+        work.end = Some(ended.clone());
         self.enter(work, ended);
         let mut error = error;
         for reply in work.starters.drain(..) {
@@ -263,15 +270,11 @@ impl Actor {
             // The machine goes on: what is shown is true, and the next change is written again.
             tracing::error!(machine = %self.id, error = %life::chain(&error), "record not written");
         }
-        self.show(work.running.clone());
-    }
-
-    fn show(&self, running: Option<Arc<Running>>) {
-        let record = Arc::new(self.record.clone());
         self.view.send_replace(View {
             state: self.state.clone(),
-            record,
-            running,
+            end: work.end.clone(),
+            record: Arc::new(self.record.clone()),
+            running: work.running.clone(),
         });
     }
 

@@ -79,6 +79,8 @@ pub(super) enum Order {
     Stop { grace: Duration, reason: Option<String> },
     /// End now.
     Kill { reason: Option<String> },
+    /// End now; nothing on the disk is needed any more.
+    Discard { reason: String },
 }
 
 /// What a life tells its actor.
@@ -110,6 +112,8 @@ pub(super) struct Life {
 
 /// How long the guest may take for what needs no booting: mounting, starting a process, bringing disks to rest.
 const GUEST_DEADLINE: Duration = Duration::from_secs(30);
+/// How long a guest that is killed may take to write its disks out.
+const KILL_DEADLINE: Duration = Duration::from_secs(10);
 /// How long the pump may take to deliver what is left to attached clients once the machine is dead.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
 /// The driver's own deadline for a monitor that was asked to go.
@@ -462,23 +466,31 @@ async fn obey(
     orders: &mut mpsc::Receiver<Order>,
     order: Order,
 ) -> LifeEvent {
-    let (grace, reason) = match order {
-        Order::Stop { grace, reason } => (grace, reason),
-        Order::Kill { reason } => (Duration::ZERO, reason),
+    let now = Stop {
+        signal: 0,
+        grace_ms: 0,
     };
-    let signal = if grace.is_zero() {
-        0
-    } else {
-        plan.process.stop_signal.number()
+    let (stop, deadline, reason) = match order {
+        Order::Stop { grace, reason } if !grace.is_zero() => {
+            let stop = Stop {
+                signal: plan.process.stop_signal.number(),
+                grace_ms: u32::try_from(grace.as_millis()).unwrap_or(u32::MAX),
+            };
+            (stop, grace + GUEST_DEADLINE, reason)
+        }
+        Order::Stop { reason, .. } => (now, GUEST_DEADLINE, reason),
+        Order::Kill { reason } if plan.ephemeral => (now, Duration::ZERO, reason),
+        Order::Kill { reason } => (now, KILL_DEADLINE, reason),
+        Order::Discard { reason } => (now, Duration::ZERO, Some(reason)),
     };
-    let grace_ms = u32::try_from(grace.as_millis()).unwrap_or(u32::MAX);
-    let stop = guest.stop(Stop { signal, grace_ms }, grace + GUEST_DEADLINE);
-    tokio::select! {
-        stopped = stop => if let Err(error) = stopped {
-            tracing::warn!(machine = %plan.id, error = %chain(&error), "the guest did not come to rest; it is killed");
-        },
-        Some(Order::Kill { .. }) = kill_order(orders) => {}
-        _ = vm.wait() => {}
+    if !deadline.is_zero() {
+        tokio::select! {
+            stopped = guest.stop(stop, deadline) => if let Err(error) = stopped {
+                tracing::warn!(machine = %plan.id, error = %chain(&error), "the guest did not come to rest; it is killed");
+            },
+            Some(_) = sharper_order(orders) => {}
+            _ = vm.wait() => {}
+        }
     }
     end_vm(vm, plan.id).await;
     let end = drain(&mut pump).await;
@@ -490,7 +502,7 @@ async fn obey(
 }
 
 /// Waits for an order that is sharper than the one being carried out.
-async fn kill_order(orders: &mut mpsc::Receiver<Order>) -> Option<Order> {
+async fn sharper_order(orders: &mut mpsc::Receiver<Order>) -> Option<Order> {
     loop {
         match orders.recv().await {
             Some(Order::Stop { .. }) => {}

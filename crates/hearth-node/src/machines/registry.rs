@@ -209,6 +209,7 @@ impl Machines {
         let (mailbox, receive) = mpsc::channel(MAILBOX);
         let view = View {
             state: known.state.clone(),
+            end: None,
             record: Arc::new(known.record.clone()),
             running: None,
         };
@@ -496,11 +497,12 @@ impl Machine {
         last
     }
 
-    /// Waits until it has been started since it was created.
+    /// Waits until its workload has been started, or never will be.
     pub async fn started(&self) {
         let mut view = self.view.clone();
+        let is_started = |view: &View| !matches!(view.state, State::Created | State::Starting);
         // An error says that the actor is gone: there is nothing to wait for.
-        let _ = view.wait_for(|view| view.state != State::Created).await;
+        let _ = view.wait_for(is_started).await;
     }
 
     /// Waits until it was removed.
