@@ -102,7 +102,7 @@ impl Agent {
     }
 
     fn can_send(&self) -> bool {
-        self.writable && !self.core.out.is_empty()
+        self.writable && (!self.core.out.is_empty() || self.core.is_ready())
     }
 
     fn receive(&mut self) {

@@ -390,6 +390,11 @@ impl Core {
         }
     }
 
+    /// Tells whether a session has something to say that may be sent now.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.sessions.values().any(Session::is_ready)
+    }
+
     /// Moves what the next session has to say into the outbox; false when none has anything that may be sent.
     pub(crate) fn pull(&mut self) -> bool {
         let behind = self.sessions.range((Excluded(self.turn), Unbounded));

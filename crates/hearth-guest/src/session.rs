@@ -59,7 +59,7 @@ pub(crate) struct Session {
     /// A size that came before the terminal was there.
     size: Option<TerminalSize>,
     input: Input,
-    /// Standard output, or that of a terminal or connection; and standard error.
+    /// Standard output, or that of a terminal or connection; and standard error; whose turn it is comes first.
     outputs: [Option<Output>; 2],
     credit: Credit,
     window: Window,
@@ -206,17 +206,15 @@ impl Session {
 
     /// Takes note of an event.
     pub(crate) fn wake(&mut self, part: Part, ready: Ready, poller: &Poller, out: &mut Outbox) -> Verdict {
-        let [output, error] = &mut self.outputs;
         match part {
             Part::Report => return self.hear(poller, out),
             Part::Both if !self.started => return self.connect(poller, out),
             Part::Input => {}
-            Part::Output | Part::Both => output.iter_mut().for_each(|output| {
-                if ready.read {
-                    output.wake();
-                }
-            }),
-            Part::Error => error.iter_mut().for_each(Output::wake),
+            // Both: which is which changes with every turn, and a read that gives nothing is cheap.
+            Part::Output | Part::Error | Part::Both if ready.read => {
+                self.outputs.iter_mut().flatten().for_each(Output::wake);
+            }
+            Part::Output | Part::Error | Part::Both => {}
         }
         if ready.write && matches!(part, Part::Input | Part::Both) {
             let consumed = self.input.resume();

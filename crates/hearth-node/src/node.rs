@@ -71,6 +71,8 @@ impl NodeError {
     }
 }
 
+/// How long the node that holds the lock may take to listen.
+const SERVER_DEADLINE: Duration = Duration::from_secs(5);
 /// How long machines have to end when the node is told to end.
 const GRACE: Duration = Duration::from_secs(10);
 /// Threads that run tasks. The work is waiting; bytes are moved by two processors as well as by sixty-four.
@@ -128,10 +130,17 @@ async fn serve(starter: &mut Starter) -> Result<(), NodeError> {
     }
     // Root file systems in it are readable for monitors, by their links in the directories of machines.
     files::make_directory(&layout.images(), 0o700).map_err(NodeError::at(&layout.images()))?;
-    let _lock = take_lock(&layout, &location)?;
+    let _lock = match take_lock(&layout, &location) {
+        Err(error @ NodeError::Taken(_)) => {
+            wait_for_server(&location.socket).await;
+            return Err(error);
+        }
+        other => other?,
+    };
+    // At once, so that who comes meanwhile waits to be served instead of finding nobody.
+    let listener = listen(&location.socket)?;
     let machines = build(&layout).await?;
     machines.recover().await?;
-    let listener = listen(&location.socket)?;
     let shutdown = CancellationToken::new();
     let identity = Identity {
         socket: location.socket.clone(),
@@ -163,6 +172,17 @@ fn take_lock(layout: &Layout, location: &Location) -> Result<File, NodeError> {
         Ok(None) => Err(NodeError::Taken(location.socket.clone())),
         Err(source) => Err(NodeError::Io { path, source }),
     }
+}
+
+/// Waits until the node that holds the lock listens: it is a moment younger than this one.
+async fn wait_for_server(socket: &std::path::Path) {
+    let listens = async {
+        while tokio::net::UnixStream::connect(socket).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    // Whoever asked finds out what is wrong when it connects.
+    let _ = tokio::time::timeout(SERVER_DEADLINE, listens).await;
 }
 
 async fn build(layout: &Layout) -> Result<Machines, NodeError> {

@@ -75,10 +75,13 @@ pub(crate) fn several_execs_run_at_once(node: &TestNode) -> Result<()> {
     for _ in 0..4 {
         running.push(node.exec(["-i", "m", "cat"]).spawn()?);
     }
-    // Each answers while the others are open: none waits for another.
-    for (number, exec) in running.iter_mut().enumerate().rev() {
-        exec.write(format!("I am {number}\n").as_bytes())?;
-        exec.stdout.wait_for(&format!("I am {number}"), DEADLINE)?;
+    // Each answers while the others are open, every time: none waits for another, or for its own end.
+    for turn in 0..5 {
+        for (number, exec) in running.iter_mut().enumerate().rev() {
+            let line = format!("{turn}: I am {number}\n");
+            exec.write(line.as_bytes())?;
+            exec.stdout.wait_for(&line, DEADLINE)?;
+        }
     }
     for mut exec in running {
         exec.close_stdin();
