@@ -116,6 +116,8 @@ fn load_modules(directory: &Path) {
         if let Err(error) = load_module(&path) {
             complain!("cannot load {}: {error}", path.display());
         }
+        // The initramfs is memory: what was loaded need not lie there, too.
+        let _ = fs::remove_file(&path);
     }
 }
 

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::api::{self, Service};
+use crate::host::cgroup::Processors;
 use crate::host::{files, lock, own};
 use crate::images::{ImageError, Images};
 use crate::layout::Layout;
@@ -85,6 +86,9 @@ const WORKERS: usize = 2;
 /// Returns [`NodeError`].
 pub fn run(ready: Option<RawFd>) -> Result<(), NodeError> {
     let mut starter = Starter::take(ready);
+    if ready.is_some() {
+        own::leave_session();
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .enable_all()
@@ -194,6 +198,7 @@ async fn build(layout: &Layout) -> Result<Machines, NodeError> {
         drivers: Drivers::default(),
         tasks: TaskTracker::new(),
         pace: Pace::default(),
+        processors: Processors::find(),
     };
     let host = HostLimits {
         memory: ByteSize::from_bytes(own::memory_bytes()),

@@ -3,9 +3,10 @@
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Driver, Layout, Registry, TestNode, check, debian_python, missing_program, skip};
+use e2e::{Driver, Layout, Registry, TestNode, check, debian_python, is_soak, missing_program, skip};
 use hearth_api::v1::Image;
 
 use crate::support::{seconds, stay};
@@ -332,4 +333,46 @@ fn image_of_debian_with_python_runs() -> Result<()> {
         assert_eq!(told, "False True");
         Ok(())
     })
+}
+
+/// Holds `image pull` of a local layout against the ordinary way: skopeo copy, umoci unpack, mkfs.ext4 -d.
+#[test]
+fn image_preparation_is_quicker_than_the_ordinary_way() -> Result<()> {
+    const ROUNDS: usize = 3;
+    const RATIO: f64 = 0.4;
+    if !is_soak() {
+        return skip!("it takes a minute: `make soak` runs it");
+    }
+    if let Some(program) = tools_missing().or(missing_program(&["mmdebstrap", "mkfs.ext4"])) {
+        return skip!("{program} is not installed");
+    }
+    let reference = debian_python()?;
+    check(TestNode::ready(Driver::Auto), |node| {
+        let (mut own, mut ordinary) = (Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            own.push(node.hearth(["image", "pull", &reference]).run()?.success()?.took);
+            node.hearth(["image", "rm", &reference]).ok()?;
+            ordinary.push(prepare_by_hand(&reference)?);
+        }
+        own.sort();
+        ordinary.sort();
+        let (own, ordinary) = (own[ROUNDS / 2], ordinary[ROUNDS / 2]);
+        let ratio = own.as_secs_f64() / ordinary.as_secs_f64();
+        println!("debian-python: {own:.2?}, by hand {ordinary:.2?}, ratio {ratio:.2}");
+        assert!(ratio <= RATIO, "{ratio}");
+        Ok(())
+    })
+}
+
+fn prepare_by_hand(reference: &str) -> Result<Duration> {
+    let work = tempfile::tempdir()?;
+    let path = |name: &str| work.path().join(name).display().to_string();
+    let copy = format!("{}:latest", path("copy"));
+    let (bundle, disk) = (path("bundle"), path("disk"));
+    let begun = Instant::now();
+    e2e::Invocation::new("skopeo", ["copy", reference, &format!("oci:{copy}")]).ok()?;
+    e2e::Invocation::new("umoci", ["unpack", "--image", &copy, &bundle]).ok()?;
+    let root = format!("{bundle}/rootfs");
+    e2e::Invocation::new("mkfs.ext4", ["-q", "-d", &root, &disk, "1g"]).ok()?;
+    Ok(begun.elapsed())
 }

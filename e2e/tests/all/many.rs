@@ -40,7 +40,7 @@ pub(crate) fn fifty_machines_leave_nothing(node: &TestNode) -> Result<()> {
         let mut names = Vec::new();
         for number in 0..TOGETHER {
             let name = format!("m{round}-{number}");
-            node.start(["-m", "64m", "--name", &name, "busybox", "sleep", "3600"])?;
+            node.start(["-m", "96m", "--name", &name, "busybox", "sleep", "3600"])?;
             names.push(name);
         }
         let removal = ["rm", "--force"]

@@ -1,5 +1,6 @@
 //! The only caller of the operating system.
 
+pub mod cgroup;
 pub mod command;
 pub mod console;
 pub mod facts;

@@ -27,6 +27,12 @@ pub fn processors() -> u32 {
     std::thread::available_parallelism().map_or(1, |count| u32::try_from(count.get()).unwrap_or(u32::MAX))
 }
 
+/// Leaves the session of whoever started this process, so that the end of that terminal is not its end.
+pub fn leave_session() {
+    // Refused only to the leader of a process group, who leads no session of somebody else.
+    let _ = rustix::process::setsid();
+}
+
 /// Returns the user that this process runs as.
 pub fn uid() -> u32 {
     rustix::process::getuid().as_raw()

@@ -301,7 +301,7 @@ impl Actor {
 
 /// Removes what a machine owns on this host; also for what a crash left of one.
 pub(super) fn remove_all(parts: &Parts, id: MachineId) -> Result<(), MachineError> {
-    life::release(&parts.layout, id);
+    life::release(parts, id);
     let path: PathBuf = parts.layout.machine_data(id);
     files::remove_tree(&path).map_err(|source| MachineError::Remove { path, source })
 }

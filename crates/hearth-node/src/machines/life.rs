@@ -26,7 +26,8 @@ use super::error::StartError;
 use super::output::{Pump, SessionEnd, Subscriber, now_unix_ns};
 use super::pace::Pace;
 use super::session::{self, WorkloadIo};
-use crate::guest::{Guest, Input, SessionEvent};
+use crate::guest::{Guest, Input, RequestError, SessionEvent};
+use crate::host::cgroup::Processors;
 use crate::host::{console, files, own};
 use crate::images::{Images, ROOTFS_FILESYSTEM};
 use crate::layout::Layout;
@@ -54,6 +55,8 @@ pub struct Parts {
     pub tasks: TaskTracker,
     /// How long boots take here.
     pub pace: Pace,
+    /// Who enforces processor quotas; `None` where this node may not.
+    pub processors: Option<Processors>,
 }
 
 /// What one life needs of its machine.
@@ -174,7 +177,7 @@ async fn live(
     let vm = match started {
         Ok(vm) => vm,
         Err(error) => {
-            release(&parts.layout, id);
+            release(&parts, id);
             return failed(error);
         }
     };
@@ -194,10 +197,10 @@ async fn live(
             let _ = events.send(LifeEvent::Running(Box::new(running))).await;
             attend(&plan, &vm, &guest, pump, &mut orders).await
         }
-        Err(error) => failed(error),
+        Err(error) => failed(explained(error, &plan, &vm).await),
     };
     end_vm(&vm, id).await;
-    release(&parts.layout, id);
+    release(&parts, id);
     over
 }
 
@@ -209,6 +212,19 @@ async fn unless_ordered<T>(
     tokio::select! {
         result = step => result,
         Some(_) = orders.recv() => Err(StartError::Stopped),
+    }
+}
+
+/// A guest that dies after its greeting is noticed by its silence; its console says why.
+async fn explained(error: StartError, plan: &Plan, vm: &Vm) -> StartError {
+    if !matches!(error, StartError::Guest(RequestError::ChannelLost)) {
+        return error;
+    }
+    match tokio::time::timeout(Duration::from_secs(1), vm.wait()).await {
+        Ok(exit) => StartError::DiedInBoot {
+            words: words(plan, exit),
+        },
+        Err(_) => error,
     }
 }
 
@@ -241,8 +257,12 @@ pub(super) fn chain(error: &dyn std::error::Error) -> String {
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
-/// Removes what a virtual machine leaves: its memory and its sockets.
-pub(super) fn release(layout: &Layout, id: MachineId) {
+/// Removes what a virtual machine leaves: its memory, its sockets and its processor quota.
+pub(super) fn release(parts: &Parts, id: MachineId) {
+    let layout = &parts.layout;
+    if let Some(Err(error)) = parts.processors.as_ref().map(|all| all.release(&id.to_string())) {
+        tracing::error!(machine = %id, %error, "its processor quota is left behind");
+    }
     let memory = layout.machine_memory(id);
     let run = layout.machine_run(id);
     for (path, removed) in [
@@ -344,14 +364,15 @@ async fn bring_up(
         .configure(&configuration(&hostname)?, GUEST_DEADLINE)
         .await?;
     stages.end("configure");
+    limit_processors(plan, vm);
     let environment = session::environment(&plan.process, &hostname, plan.secrets.iter());
     let execute = session::workload(&plan.process, &environment, plan.terminal, &plan.io);
     let mut workload = guest.execute(&execute).await?;
     let started = tokio::time::timeout(GUEST_DEADLINE, workload.next()).await;
-    match started.map_err(|_| crate::guest::RequestError::Timeout(GUEST_DEADLINE))? {
+    match started.map_err(|_| RequestError::Timeout(GUEST_DEADLINE))? {
         SessionEvent::Started { .. } => {}
         SessionEvent::Failed(failure) => return Err(StartError::Workload(failure)),
-        _ => return Err(crate::guest::RequestError::ChannelLost.into()),
+        _ => return Err(RequestError::ChannelLost.into()),
     }
     stages.end("start");
     let (input, environment) = (workload.input(), Arc::new(environment));
@@ -365,6 +386,21 @@ async fn bring_up(
         },
         workload,
     ))
+}
+
+/// Puts the quota in force once the guest is up: what was asked for is the workload's share, and booting with it would
+/// take many times as long.
+fn limit_processors(plan: &Plan, vm: &Vm) {
+    let Some(quota_us) = plan.spec.cpus.quota_us_per_100ms() else {
+        return;
+    };
+    let limited = match &plan.parts.processors {
+        Some(processors) => processors.limit(&plan.id.to_string(), vm_fact(vm).pid, quota_us),
+        None => Err(std::io::Error::other("this node may not make cgroups")),
+    };
+    if let Err(error) = limited {
+        tracing::warn!(machine = %plan.id, quota_us, %error, "the machine runs without its processor quota");
+    }
 }
 
 /// Waits for the guest's greeting: until the deadline, or until the monitor dies.

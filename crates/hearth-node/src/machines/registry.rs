@@ -273,7 +273,7 @@ impl Machines {
     async fn bring_back(&self, id: MachineId, mut record: MachineRecord) {
         if was_alive(&record) {
             self.end_vmm(id, &record).await;
-            life::release(&self.parts.layout, id);
+            life::release(&self.parts, id);
             record.state = RecordedState::Failed {
                 reason: "its node ended".to_owned(),
             };
