@@ -1,6 +1,6 @@
 //! Processes: exit codes, what they are given, and what they see.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use e2e::TestNode;
 
 use crate::support::stay;
@@ -135,9 +135,11 @@ pub(crate) fn processors_and_memory_are_those_asked_for(node: &TestNode) -> Resu
         (machine.vcpus, machine.memory_mib, machine.cpu_quota_us),
         (2, 512, None)
     );
-    node.run(["--name", "half", "--cpus", "500m", "busybox", "true"])
-        .ok()?;
+    node.start(["--name", "half", "--cpus", "500m", "busybox", "sleep", "3600"])?;
     let half = node.inspect("half")?;
     assert_eq!((half.vcpus, half.cpu_quota_us), (1, Some(50_000)));
+    let pid = half.state.pid.context("a machine that runs has a process")?;
+    let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+    assert!(groups.contains(&format!("/hearth/{}", half.id)), "{groups}");
     Ok(())
 }

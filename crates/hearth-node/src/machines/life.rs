@@ -446,7 +446,8 @@ fn last_words(exit: std::io::Result<VmmExit>) -> String {
 fn console_tail(plan: &Plan) -> String {
     let path = dirs(&plan.parts.layout, plan.id).console_log();
     let tail = console::tail(&path, CONSOLE_TAIL).unwrap_or_default();
-    String::from_utf8_lossy(&tail).into_owned()
+    // A serial console ends its lines for a terminal.
+    String::from_utf8_lossy(&tail).replace('\r', "")
 }
 
 fn configuration(hostname: &str) -> Result<Configure, StartError> {
