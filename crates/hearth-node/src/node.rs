@@ -14,7 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::api::{self, Service};
+use crate::api::{self, Identity, Service};
 use crate::host::{files, lock, own};
 use crate::images::{ImageError, Images};
 use crate::layout::Layout;
@@ -22,15 +22,6 @@ use crate::machines::{Drivers, Machines, Pace, Parts};
 use crate::records::RecordError;
 use crate::setup::Artefacts;
 use crate::storage::Disks;
-
-/// Who a node is.
-#[derive(Debug)]
-pub struct Identity {
-    /// Its socket.
-    pub socket: PathBuf,
-    /// RFC 3339.
-    pub started_at: String,
-}
 
 /// Says why a node did not come up, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -113,7 +104,7 @@ impl Starter {
     fn failed(&mut self, error: &NodeError) {
         let line = match error {
             NodeError::Taken(_) => "taken".to_owned(),
-            other => serde_json::to_string(&api::node_error(other)).unwrap_or_default(),
+            other => serde_json::to_string(&api::start_error(other)).unwrap_or_default(),
         };
         self.say(&line);
     }

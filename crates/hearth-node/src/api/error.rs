@@ -39,14 +39,11 @@ fn body(code: ErrorCode, error: &dyn std::error::Error, remediation: Option<&str
     }))
 }
 
-/// Says why a node did not come up, to who started it.
-pub fn node_error(error: &crate::node::NodeError) -> ErrorBody {
-    *body(
-        ErrorCode::HostUnfit,
-        error,
-        Some("mend the cause; `hearth doctor` checks the host once a node runs"),
-    )
-    .0
+/// Puts into words why a node did not come up, for who started it. No verb can help then: `hearth doctor` asks a node, too.
+pub fn start_error(error: &dyn std::error::Error) -> ErrorBody {
+    let remediation =
+        "mend the cause; `hearth node` in the foreground shows everything that it does until then";
+    *body(ErrorCode::HostUnfit, error, Some(remediation)).0
 }
 
 /// Refuses a request that makes no sense.

@@ -8,6 +8,7 @@ use super::programs;
 use super::{Check, chain};
 use crate::host::facts::{self, CgroupVersion, Cgroups, Memory, Nested, Place, Processor, Userfaultfd};
 use crate::host::kvm::{self, KvmAbsent, KvmAnswer, KvmProbe};
+use crate::host::own;
 use crate::layout::Layout;
 use crate::setup::{AgentState, Artefacts};
 
@@ -217,9 +218,8 @@ fn userfaultfd(answer: Userfaultfd) -> Check {
 
 fn namespaces() -> Check {
     let user = facts::user_namespaces();
-    let root = rustix::process::geteuid().is_root();
     // Without root the others come only inside a user namespace, so trying them says nothing.
-    let others = if root {
+    let others = if own::is_root() {
         facts::network_and_mount_namespaces()
     } else {
         Ok(())

@@ -493,8 +493,7 @@ impl Machine {
         let is_over = |view: &View| !view.state.is_alive() && view.state != State::Created;
         // An error says that the actor is gone: what it showed last is what counts.
         let _ = view.wait_for(is_over).await;
-        let last = view.borrow().clone();
-        last
+        view.borrow().clone()
     }
 
     /// Waits until its workload has been started, or never will be.
