@@ -308,7 +308,7 @@ async fn the_distributions_kernel_is_taken_out_of_its_package() {
     let package = match kernel_package().await {
         Ok(package) => package,
         Err(error) => {
-            println!("skipped: the distribution's kernel cannot be had here: {error}");
+            crate::host::skip::skipped(&format!("the distribution's kernel cannot be had here: {error}"));
             return;
         }
     };
