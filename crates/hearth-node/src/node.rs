@@ -166,8 +166,11 @@ async fn build(layout: &Layout) -> Result<Machines, NodeError> {
         tasks: TaskTracker::new(),
         pace: Pace::default(),
     };
+    let memory = ByteSize::from_bytes(own::memory_bytes());
     let host = HostLimits {
-        memory: ByteSize::from_bytes(own::memory_bytes()),
+        memory,
+        // The registry looks again for each machine: it can be mounted anew with another size.
+        guest_memory: memory,
         processors: own::processors(),
     };
     Ok(Machines::new(Arc::new(parts), host))
