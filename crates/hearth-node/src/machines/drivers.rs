@@ -32,6 +32,14 @@ impl Drivers {
             DriverChoice::Auto | DriverChoice::Qemu => self.qemu.get_or_try_init(open_qemu).await,
         }
     }
+
+    /// Makes a set whose only driver is this one.
+    #[cfg(test)]
+    pub(super) fn only(driver: Driver) -> Self {
+        Self {
+            qemu: OnceCell::new_with(Some(driver)),
+        }
+    }
 }
 
 async fn open_qemu() -> Result<Driver, SelectError> {
