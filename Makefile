@@ -45,14 +45,14 @@ lint: ## Lints as errors, and the structure checks
 tidy: ## The structure checks alone
 	@cargo xtask tidy
 
-soak: ## The long end-to-end tests: 100 boots and more
+soak: ## The long end-to-end tests: 100 boots in a row, 50 machines
 	@scripts/prerequisites.sh test
 	@cargo xtask build
-	@HEARTH_E2E_SOAK=1 cargo test --package e2e -- --nocapture soak
+	@HEARTH_E2E_SOAK=1 cargo test --package e2e -- --nocapture boots_one_after_the_other fifty_machines_leave_nothing
 
 fuzz: ## Every fuzz target, SECONDS_EACH (600) seconds each
 	@for name in $$(cargo xtask fuzz); do cargo xtask fuzz "$$name" --seconds $(SECONDS_EACH); done
 
 clean: ## Removes what was built, and what the demo and the tests fetched
 	@cargo clean
-	@rm -rf target /tmp/hearth-demo-$$(id -u)
+	@rm -rf target /tmp/hearth-demo-$$(id -u) /tmp/hearth-test-$$(id -u)

@@ -10,10 +10,7 @@ source "$(dirname "$0")/common.sh"
 hearth=$(target_directory)/release/hearth
 [[ -x $hearth ]] || fail "there is no $hearth: please run \`make release\`"
 
-home=$root/target/demo
-# The path of a Unix socket has 108 bytes at most, and the node puts some 40 of its own behind its home.
-((${#home} <= 60)) || home=/tmp/hearth-demo-$EUID
-mkdir -p "$home"
+home=$(home_for demo)
 export HEARTH_HOME=$home
 
 stop_node() {
@@ -54,5 +51,7 @@ show ps
 show exec stays ps
 show rm --force stays
 
-printf '\nDone in %s. Everything lies in %s; nothing else was touched.\n' "$(since "$started")" "$home"
+printf '\nDone in %s. Kernel, image and machines lie in %s, the binaries in %s.\n' \
+    "$(since "$started")" "$home" "$(dirname "$hearth")"
+printf '`make clean` removes both. Packages of the distribution, and Rust if it was missing, stay installed.\n'
 printf 'Go on with: HEARTH_HOME=%s %s run -it --rm demo sh\n' "$home" "$hearth"

@@ -22,13 +22,38 @@ logged() {
     "$@" 2>&1 | tee -a "$log"
 }
 
+# Prints the path of a Linux kernel that the driver's tests boot. `hearth setup` fetches it the first time.
+test_kernel() {
+    local home hearth
+    home=$(home_for test) || return
+    hearth=$(target_directory)/debug/hearth
+    (
+        export HEARTH_HOME=$home
+        unset HEARTH_SOCKET
+        "$hearth" setup --json >/dev/null && "$hearth" setup --list --json |
+            sed -n '/"kind": "kernel"/,/}/s/.*"path": "\(.*\)".*/\1/p'
+        "$hearth" node stop >/dev/null
+    )
+}
+
 timed cargo fmt --all --check
 timed cargo xtask tidy
 timed cargo clippy --quiet --workspace --all-targets --locked -- -D warnings
 timed cargo xtask build
+
+step "A kernel for the driver's tests"
+HEARTH_TEST_KERNEL=$(test_kernel) || true
+if [[ -f $HEARTH_TEST_KERNEL ]]; then
+    export HEARTH_TEST_KERNEL
+    printf '%s\n' "$HEARTH_TEST_KERNEL"
+else
+    unset HEARTH_TEST_KERNEL
+    printf 'none: the test that boots it says that it is skipped\n'
+fi
+
 timed logged cargo test --quiet --workspace --exclude e2e --locked -- --show-output
 timed logged cargo test --quiet --package e2e --locked
 
-skipped=$(grep -ciE '^ *skipped:? ' "$log" || true)
+skipped=$(grep -cE '^SKIPPED ' "$log" || true)
 step "All tests passed in $(since "$started"); $skipped skipped"
-grep -iE '^ *skipped:? ' "$log" | sort | uniq || true
+grep -E '^SKIPPED ' "$log" | sort | uniq || true

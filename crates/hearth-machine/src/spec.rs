@@ -21,6 +21,8 @@ pub const DISK_MAX: ByteSize = ByteSize::from_mib(16 * 1024 * 1024);
 pub struct HostLimits {
     /// Its memory.
     pub memory: ByteSize,
+    /// The file system that guests' memory lies on. A guest that touched more than it holds would die of a bus error.
+    pub guest_memory: ByteSize,
     /// Its processors.
     pub processors: u32,
 }
@@ -78,6 +80,16 @@ pub enum SpecError {
         asked: ByteSize,
         /// What there is.
         host: ByteSize,
+    },
+    /// More memory than the place of guests' memory has.
+    #[error(
+        "{asked} of memory does not fit: the file system of guests' memory, /dev/shm most often, has {room}"
+    )]
+    MemoryDoesNotFit {
+        /// What was asked for.
+        asked: ByteSize,
+        /// What there is.
+        room: ByteSize,
     },
     /// Not a share of processors.
     #[error("{0}m is no processor share: 1m to {max}m is", max = CpuMilli::MAX.milli())]
@@ -147,6 +159,12 @@ impl Spec {
                 host: host.memory,
             });
         }
+        if self.memory > host.guest_memory {
+            return Err(SpecError::MemoryDoesNotFit {
+                asked: self.memory,
+                room: host.guest_memory,
+            });
+        }
         if self.cpus.vcpus() > host.processors {
             return Err(SpecError::TooManyProcessors {
                 asked: self.cpus.vcpus(),
@@ -202,6 +220,7 @@ mod tests {
 
     const HOST: HostLimits = HostLimits {
         memory: ByteSize::from_mib(4096),
+        guest_memory: ByteSize::from_mib(2048),
         processors: 2,
     };
 
@@ -250,6 +269,18 @@ mod tests {
             error.to_string(),
             "4.0 GiB of memory is more than this host's 4 GiB"
         );
+    }
+
+    #[test]
+    fn memory_that_its_file_system_cannot_hold_is_refused() {
+        let error = refused(|s| s.memory = ByteSize::from_mib(3072));
+        assert_eq!(
+            error.to_string(),
+            "3 GiB of memory does not fit: the file system of guests' memory, /dev/shm most often, has 2 GiB"
+        );
+        let mut fits = spec();
+        fits.memory = HOST.guest_memory;
+        assert!(fits.check(HOST).is_ok());
     }
 
     #[test]

@@ -14,7 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::api::{self, Service};
+use crate::api::{self, Identity, Service};
 use crate::host::cgroup::Processors;
 use crate::host::{files, lock, own};
 use crate::images::{ImageError, Images};
@@ -23,15 +23,6 @@ use crate::machines::{Drivers, Machines, Pace, Parts};
 use crate::records::RecordError;
 use crate::setup::Artefacts;
 use crate::storage::Disks;
-
-/// Who a node is.
-#[derive(Debug)]
-pub struct Identity {
-    /// Its socket.
-    pub socket: PathBuf,
-    /// RFC 3339.
-    pub started_at: String,
-}
 
 /// Says why a node did not come up, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -119,7 +110,7 @@ impl Starter {
     fn failed(&mut self, error: &NodeError) {
         let line = match error {
             NodeError::Taken(_) => "taken".to_owned(),
-            other => serde_json::to_string(&api::node_error(other)).unwrap_or_default(),
+            other => serde_json::to_string(&api::start_error(other)).unwrap_or_default(),
         };
         self.say(&line);
     }
@@ -200,8 +191,11 @@ async fn build(layout: &Layout) -> Result<Machines, NodeError> {
         pace: Pace::default(),
         processors: Processors::find(),
     };
+    let memory = ByteSize::from_bytes(own::memory_bytes());
     let host = HostLimits {
-        memory: ByteSize::from_bytes(own::memory_bytes()),
+        memory,
+        // The registry looks again for each machine: it can be mounted anew with another size.
+        guest_memory: memory,
         processors: own::processors(),
     };
     Ok(Machines::new(Arc::new(parts), host))

@@ -8,7 +8,7 @@ use super::source::Source;
 const TRAITS: [&str; 2] = ["Serialize", "Deserialize"];
 
 /// Where bytes cross a border, and which one.
-const HOMES: [(&str, &str); 12] = [
+const HOMES: [(&str, &str); 13] = [
     ("hearth_api", "HTTP"),
     ("hearth_guest_protocol::message", "the channel to the guest"),
     (
@@ -19,6 +19,10 @@ const HOMES: [(&str, &str); 12] = [
     ("hearth_image::config", "image configurations"),
     ("hearth_image::manifest", "manifests and indexes"),
     ("hearth_image::source::archive", "archives of `docker save`"),
+    (
+        "hearth_cli::commands::bench::figures",
+        "what `bench --json` prints",
+    ),
     ("hearth_node::api", "queries of HTTP requests"),
     ("hearth_node::records", "records on the disk"),
     (

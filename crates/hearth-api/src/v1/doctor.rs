@@ -37,6 +37,8 @@ pub enum DoctorState {
     Ok,
     /// Machines run, but slower, weaker or with less.
     Warning,
-    /// Machines cannot run.
+    /// Not there, and nothing needs it in this version.
+    Absent,
+    /// Not there, and machines cannot run without it.
     Missing,
 }

@@ -56,6 +56,7 @@ Examples:
   hearth doctor
   hearth doctor --json | jq '.checks[] | select(.state != \"ok\")'
 
+What is absent is needed by no machine of this version; what is missing stops them.
 Exit code: 1 when machines cannot run here.")]
 pub(crate) struct Doctor {
     /// Print JSON

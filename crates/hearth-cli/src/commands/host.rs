@@ -43,6 +43,8 @@ fn render_check(check: &DoctorCheck, width: usize, screen: Screen) -> String {
     let state = match check.state {
         DoctorState::Ok => screen.paint(GOOD, "ok     "),
         DoctorState::Warning => screen.paint(WARNING, "warning"),
+        // Neither good nor bad: no colour.
+        DoctorState::Absent => "absent ".to_owned(),
         DoctorState::Missing => screen.paint(FAILURE, "missing"),
     };
     let mut text = format!(
@@ -75,11 +77,13 @@ mod tests {
             can_run: false,
             checks: vec![
                 check("kvm", DoctorState::Ok, None),
+                check("tun", DoctorState::Absent, None),
                 check("qemu-system", DoctorState::Missing, Some("apt-get install")),
             ],
         };
         let expected = "\
 ok       kvm          found
+absent   tun          found
 missing  qemu-system  found
            cause: because
            try: apt-get install

@@ -136,6 +136,7 @@ pub(super) fn doctor(report: doctor::Report) -> v1::DoctorReport {
         state: match check.state {
             doctor::State::Ok => v1::DoctorState::Ok,
             doctor::State::Warning => v1::DoctorState::Warning,
+            doctor::State::Absent => v1::DoctorState::Absent,
             doctor::State::Missing => v1::DoctorState::Missing,
         },
         detail: check.detail,

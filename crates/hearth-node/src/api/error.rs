@@ -6,10 +6,12 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use hearth_api::v1::{ErrorBody, ErrorCode};
 use hearth_guest_protocol::message::{Failure, FailureCode};
+use hearth_machine::SpecError;
 
 use crate::guest::RequestError;
 use crate::images::ImageError;
 use crate::machines::{CreateError, MachineError, StartError};
+use crate::records::spec::InvalidSpec;
 use crate::setup::{NotSetUp, SetupError};
 
 /// An error on its way out.
@@ -39,14 +41,11 @@ fn body(code: ErrorCode, error: &dyn std::error::Error, remediation: Option<&str
     }))
 }
 
-/// Says why a node did not come up, to who started it.
-pub fn node_error(error: &crate::node::NodeError) -> ErrorBody {
-    *body(
-        ErrorCode::HostUnfit,
-        error,
-        Some("mend the cause; `hearth doctor` checks the host once a node runs"),
-    )
-    .0
+/// Puts into words why a node did not come up, for who started it. No verb can help then: `hearth doctor` asks a node, too.
+pub fn start_error(error: &dyn std::error::Error) -> ErrorBody {
+    let remediation =
+        "mend the cause; `hearth node` in the foreground shows everything that it does until then";
+    *body(ErrorCode::HostUnfit, error, Some(remediation)).0
 }
 
 /// Refuses a request that makes no sense.
@@ -155,6 +154,10 @@ impl From<CreateError> for ApiError {
             ),
             CreateError::Driver(_) => (ErrorCode::HostUnfit, Some("`hearth doctor` says what is missing")),
             CreateError::NoCommand(_) => (ErrorCode::InvalidRequest, Some("give a command behind the image")),
+            CreateError::Spec(InvalidSpec::Spec(SpecError::MemoryDoesNotFit { .. })) => (
+                ErrorCode::InvalidRequest,
+                Some("ask for less (-m), or make it larger: `mount -o remount,size=75% /dev/shm`"),
+            ),
             CreateError::Spec(_) | CreateError::Name(_) | CreateError::Secret(_) => {
                 (ErrorCode::InvalidRequest, None)
             }
@@ -177,6 +180,10 @@ impl From<StartError> for ApiError {
             StartError::SecretsLost(_) => (
                 ErrorCode::WrongState,
                 Some("remove the machine and run it again with its secrets"),
+            ),
+            StartError::HostShrank(_) => (
+                ErrorCode::HostUnfit,
+                Some("give the host back what it had, or remove the machine and run it again with less"),
             ),
             StartError::Agent(_) => (ErrorCode::NotSetUp, Some("run `hearth setup`")),
             StartError::Driver(_) => (ErrorCode::HostUnfit, Some("`hearth doctor` says what is missing")),

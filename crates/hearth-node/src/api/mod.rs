@@ -12,9 +12,10 @@ mod node;
 mod progress;
 mod stream;
 
-pub use error::node_error;
+pub use error::start_error;
 
 use std::future::IntoFuture;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,7 +26,15 @@ use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::machines::Machines;
-use crate::node::Identity;
+
+/// Who a node is.
+#[derive(Debug)]
+pub struct Identity {
+    /// Its socket.
+    pub socket: PathBuf,
+    /// RFC 3339.
+    pub started_at: String,
+}
 
 /// What every handler needs.
 #[derive(Debug, Clone)]

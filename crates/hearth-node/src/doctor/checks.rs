@@ -8,6 +8,7 @@ use super::programs;
 use super::{Check, chain};
 use crate::host::facts::{self, CgroupVersion, Cgroups, Memory, Nested, Place, Processor, Userfaultfd};
 use crate::host::kvm::{self, KvmAbsent, KvmAnswer, KvmProbe};
+use crate::host::own;
 use crate::layout::Layout;
 use crate::setup::{AgentState, Artefacts};
 
@@ -86,7 +87,6 @@ fn guest_kernel(artefacts: &Artefacts) -> Check {
             .because(chain(&error))
             .remedy("hearth setup"),
     }
-    .required()
 }
 
 fn guest_agent(artefacts: &Artefacts) -> Check {
@@ -101,7 +101,6 @@ fn guest_agent(artefacts: &Artefacts) -> Check {
             .because(chain(&error))
             .remedy("hearth setup"),
     }
-    .required()
 }
 
 /// Judges the place of guests' memory: what a guest keeps in memory must not reach a disk.
@@ -123,7 +122,6 @@ fn guest_memory(directory: &Path) -> Check {
             Check::missing("guest-memory", format!("cannot look at {shown}")).because(error.to_string())
         }
     }
-    .required()
 }
 
 fn disk_space(directory: &Path) -> Check {
@@ -180,11 +178,12 @@ fn processors() -> Check {
 fn nested(nested: Nested) -> Check {
     match nested {
         Nested::On => Check::ok("nested-virtualization", "on: guests can have KVM of their own"),
-        Nested::Off => Check::warning("nested-virtualization", "off")
+        Nested::Off => Check::absent("nested-virtualization", "off")
             .because("guests get no KVM of their own; nothing here needs it")
             .remedy("load the module with it: `modprobe kvm_intel nested=1` (or kvm_amd)"),
-        Nested::Unknown => Check::warning("nested-virtualization", "unknown")
-            .because("neither kvm_intel nor kvm_amd is loaded; nothing here needs it"),
+        Nested::Unknown => Check::absent("nested-virtualization", "unknown")
+            .because("neither kvm_intel nor kvm_amd is loaded; nothing here needs it")
+            .remedy("load one of them with it: `modprobe kvm_intel nested=1` (or kvm_amd)"),
     }
 }
 
@@ -209,7 +208,7 @@ fn userfaultfd(answer: Userfaultfd) -> Check {
         Userfaultfd::UserModeOnly => Check::warning("userfaultfd", "for faults of programs only")
             .because("vm.unprivileged_userfaultfd is 0, so guests of KVM cannot be served")
             .remedy(remedy),
-        Userfaultfd::None => Check::missing("userfaultfd", "not there")
+        Userfaultfd::None => Check::absent("userfaultfd", "not there")
             .because("the kernel lacks it, or forbids it to this user")
             .remedy(remedy),
     }
@@ -217,9 +216,8 @@ fn userfaultfd(answer: Userfaultfd) -> Check {
 
 fn namespaces() -> Check {
     let user = facts::user_namespaces();
-    let root = rustix::process::geteuid().is_root();
     // Without root the others come only inside a user namespace, so trying them says nothing.
-    let others = if root {
+    let others = if own::is_root() {
         facts::network_and_mount_namespaces()
     } else {
         Ok(())
@@ -229,7 +227,7 @@ fn namespaces() -> Check {
         (false, Ok(())) => Check::warning("namespaces", "no user namespaces")
             .because("user.max_user_namespaces is 0, or the distribution keeps them from users")
             .remedy("as root: `sysctl user.max_user_namespaces=65536 kernel.unprivileged_userns_clone=1`"),
-        (_, Err(error)) => Check::missing("namespaces", "no network and mount namespaces")
+        (_, Err(error)) => Check::warning("namespaces", "no network and mount namespaces")
             .because(error.to_string())
             .remedy("use a kernel with CONFIG_NAMESPACES, and give this container CAP_SYS_ADMIN"),
     }
@@ -241,7 +239,7 @@ fn cgroups(cgroups: &Cgroups) -> Check {
         CgroupVersion::V1 => "v1",
         CgroupVersion::Hybrid => "v1 and v2 (hybrid)",
         CgroupVersion::None => {
-            return Check::missing("cgroups", "not mounted")
+            return Check::absent("cgroups", "not mounted")
                 .because("there is no hierarchy in /sys/fs/cgroup, so machines' use cannot be limited")
                 .remedy("mount -t cgroup2 none /sys/fs/cgroup");
         }
@@ -264,14 +262,13 @@ fn seccomp() -> Check {
         Check::missing("seccomp", "not there")
             .because("QEMU is started with `-sandbox on`, which needs it")
             .remedy("use a kernel with CONFIG_SECCOMP_FILTER")
-            .required()
     }
 }
 
 fn landlock(abi: Option<u32>) -> Check {
     match abi {
         Some(abi) => Check::ok("landlock", format!("version {abi} of its interface")),
-        None => Check::missing("landlock", "not there")
+        None => Check::absent("landlock", "not there")
             .because(
                 "the kernel lacks it, or it is not among the security modules of its command line (lsm=)",
             )
@@ -283,12 +280,10 @@ fn landlock(abi: Option<u32>) -> Check {
 fn device(name: &'static str, path: &'static str, remedy: &str) -> Check {
     match facts::open_device(Path::new(path)) {
         Ok(_) => Check::ok(name, path),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            Check::missing(name, "not there (optional)")
-                .because(format!("there is no {path}"))
-                .remedy(remedy)
-        }
-        Err(error) => Check::missing(name, format!("{path} cannot be opened (optional)"))
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Check::absent(name, "not there")
+            .because(format!("there is no {path}"))
+            .remedy(remedy),
+        Err(error) => Check::absent(name, format!("{path} cannot be opened"))
             .because(error.to_string())
             .remedy("run as root"),
     }
@@ -331,7 +326,7 @@ mod tests {
     #[test]
     fn memory_on_a_disk_stops_machines() {
         let check = guest_memory(Path::new("/proc/none"));
-        assert_eq!((check.state, check.required), (State::Missing, true));
+        assert_eq!(check.state, State::Missing);
         assert_eq!(guest_memory(Path::new("/dev/shm/none")).name, "guest-memory");
     }
 
@@ -349,8 +344,8 @@ mod tests {
     }
 
     #[test]
-    fn a_device_that_is_not_there_is_optional() {
+    fn a_device_that_is_not_there_stops_no_machine() {
         let check = device("tun", "/dev/no-such-device", "make it");
-        assert_eq!((check.state, check.required), (State::Missing, false));
+        assert_eq!(check.state, State::Absent);
     }
 }

@@ -17,7 +17,7 @@ use crate::layout::Layout;
 pub struct Report {
     /// Every check, in the order in which they are shown: what a machine needs first.
     pub checks: Vec<Check>,
-    /// Whether a machine can run: nothing that is required is missing.
+    /// Whether a machine can run: nothing is [`State::Missing`].
     pub can_run: bool,
     /// How long it took.
     pub took: Duration,
@@ -28,8 +28,6 @@ pub struct Report {
 pub struct Check {
     /// Its name, stable for programs: `kvm`, `qemu`, `guest-kernel`.
     pub name: &'static str,
-    /// Whether machines cannot run without it.
-    pub required: bool,
     /// What state it is in.
     pub state: State,
     /// What was found, in a few words.
@@ -47,16 +45,19 @@ pub enum State {
     Ok,
     /// Machines run, and something is worse than it could be.
     Warning,
-    /// It is not there. Machines run only if it is not required.
+    /// It is not there, and no machine of this version needs it.
+    Absent,
+    /// It is not there, and machines cannot run without it.
     Missing,
 }
 
 impl State {
-    /// Returns the state's name: `ok`, `warning` or `missing`.
+    /// Returns the state's name: `ok`, `warning`, `absent` or `missing`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Ok => "ok",
             Self::Warning => "warning",
+            Self::Absent => "absent",
             Self::Missing => "missing",
         }
     }
@@ -72,7 +73,6 @@ impl Check {
     fn ok(name: &'static str, detail: impl Into<String>) -> Self {
         Self {
             name,
-            required: false,
             state: State::Ok,
             detail: detail.into(),
             cause: None,
@@ -83,6 +83,13 @@ impl Check {
     fn warning(name: &'static str, detail: impl Into<String>) -> Self {
         Self {
             state: State::Warning,
+            ..Self::ok(name, detail)
+        }
+    }
+
+    fn absent(name: &'static str, detail: impl Into<String>) -> Self {
+        Self {
+            state: State::Absent,
             ..Self::ok(name, detail)
         }
     }
@@ -103,11 +110,6 @@ impl Check {
         self.remedy = Some(remedy.into());
         self
     }
-
-    const fn required(mut self) -> Self {
-        self.required = true;
-        self
-    }
 }
 
 /// Looks at every prerequisite of machines under `layout`.
@@ -121,7 +123,7 @@ pub async fn examine(layout: &Layout) -> Report {
         programs::qemu(),
         tokio::task::spawn_blocking(move || checks::all(&subject))
     );
-    let rest = rest.unwrap_or_else(|error| vec![Check::missing("doctor", error.to_string()).required()]);
+    let rest = rest.unwrap_or_else(|error| vec![Check::missing("doctor", error.to_string())]);
     let mut checks = rest;
     // Behind `kvm`, which decides what QEMU is good for.
     checks.insert(checks.len().min(1), qemu);
@@ -133,9 +135,7 @@ pub async fn examine(layout: &Layout) -> Report {
 }
 
 fn can_run(checks: &[Check]) -> bool {
-    !checks
-        .iter()
-        .any(|check| check.required && check.state == State::Missing)
+    !checks.iter().any(|check| check.state == State::Missing)
 }
 
 /// Writes an error with everything that caused it.

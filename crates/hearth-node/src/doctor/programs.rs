@@ -25,8 +25,7 @@ pub(super) async fn qemu() -> Check {
     let Some(path) = find_program(QEMU) else {
         return Check::missing("qemu", "not installed")
             .because(format!("{QEMU} is in none of the directories of PATH"))
-            .remedy(install)
-            .required();
+            .remedy(install);
     };
     let asked = HostCommand::new(path.clone(), QEMU_PACKAGE).arg("--version");
     let output = match asked.time_limit(VERSION_LIMIT).run().await {
@@ -34,8 +33,7 @@ pub(super) async fn qemu() -> Check {
         Err(error) => {
             return Check::missing("qemu", format!("{} does not work", path.display()))
                 .because(chain(&error))
-                .remedy(format!("apt-get install --reinstall {QEMU_PACKAGE}"))
-                .required();
+                .remedy(format!("apt-get install --reinstall {QEMU_PACKAGE}"));
         }
     };
     judge_qemu(
@@ -43,7 +41,6 @@ pub(super) async fn qemu() -> Check {
         &path.display().to_string(),
         install,
     )
-    .required()
 }
 
 fn judge_qemu(output: &str, path: &str, install: String) -> Check {
@@ -76,7 +73,7 @@ fn parse_qemu_version(output: &str) -> Option<(Version, &str)> {
 pub(super) fn firecracker() -> Check {
     match find_program("firecracker") {
         Some(path) => Check::ok("firecracker", path.display().to_string()),
-        None => Check::missing("firecracker", "not installed (optional)")
+        None => Check::absent("firecracker", "not installed")
             .because("firecracker is in none of the directories of PATH")
             .remedy(
                 "put the release binary from github.com/firecracker-microvm/firecracker into /usr/local/bin",
@@ -92,7 +89,6 @@ pub(super) fn mkfs_ext4() -> Check {
             .because("machines' disks are made with it")
             .remedy("apt-get install e2fsprogs"),
     }
-    .required()
 }
 
 #[cfg(test)]

@@ -53,9 +53,9 @@ async fn whatever_is_not_ok_says_why() {
 }
 
 #[test]
-fn only_what_is_required_stops_machines() {
-    let optional = Check::missing("firecracker", "not installed");
-    let warning = Check::warning("kvm", "emulated").required();
-    assert!(can_run(&[optional.clone(), warning]));
-    assert!(!can_run(&[optional.required()]));
+fn only_what_is_missing_stops_machines() {
+    let absent = Check::absent("firecracker", "not installed");
+    let warning = Check::warning("kvm", "emulated");
+    assert!(can_run(&[absent.clone(), warning]));
+    assert!(!can_run(&[absent, Check::missing("qemu", "not installed")]));
 }

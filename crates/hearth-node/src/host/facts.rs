@@ -136,6 +136,8 @@ pub fn nested_virtualization() -> Nested {
 /// The file system that a directory is on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {
+    /// What it holds in all.
+    pub size: ByteSize,
     /// What can still be written.
     pub free: ByteSize,
     /// Whether what is written stays in memory.
@@ -149,10 +151,14 @@ impl Place {
     /// When it does not, or may not be looked at.
     pub fn of(directory: &Path) -> io::Result<Self> {
         let StatVfs {
-            f_bavail, f_frsize, ..
+            f_blocks,
+            f_bavail,
+            f_frsize,
+            ..
         } = statvfs(directory)?;
         let magic = magic(directory)?;
         Ok(Self {
+            size: ByteSize::from_bytes(f_blocks.saturating_mul(f_frsize)),
             free: ByteSize::from_bytes(f_bavail.saturating_mul(f_frsize)),
             in_memory: [TMPFS_MAGIC, RAMFS_MAGIC].contains(&magic),
         })

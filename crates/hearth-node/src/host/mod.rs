@@ -11,5 +11,7 @@ pub mod lock;
 pub mod network_namespace;
 pub mod own;
 pub mod process;
+#[cfg(test)]
+pub mod skip;
 pub mod unix_socket;
 pub mod watch;

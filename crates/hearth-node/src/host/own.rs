@@ -38,6 +38,11 @@ pub fn uid() -> u32 {
     rustix::process::getuid().as_raw()
 }
 
+/// Tells whether this process acts as root.
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

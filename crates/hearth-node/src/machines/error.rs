@@ -67,6 +67,9 @@ pub enum StartError {
     /// Its state does not allow it.
     #[error(transparent)]
     Refused(#[from] Refused),
+    /// The host has less than when it was created.
+    #[error("this host has less than the machine was made with")]
+    HostShrank(#[source] InvalidSpec),
     /// Its secrets were in the memory of a node that has ended.
     #[error("its secrets ({}) were in the memory of a node that has ended", .0.join(", "))]
     SecretsLost(Vec<String>),

@@ -29,3 +29,6 @@ pub use output::Attached;
 pub use pace::Pace;
 pub use registry::{Machine, Machines, NewMachine};
 pub use session::{ExecSpec, terminal_size};
+
+#[cfg(test)]
+mod tests;

@@ -5,21 +5,45 @@ use std::time::Duration;
 
 use hearth_api::v1::Border;
 
-/// The slowest boot since the node began, in milliseconds; zero before the first.
-#[derive(Debug, Default)]
+/// The deadlines of this node.
+#[derive(Debug)]
 pub struct Pace {
+    /// The slowest boot since the node began, in milliseconds; zero before the first.
     slowest_ms: AtomicU64,
+    /// What a boot may take before anything was measured.
+    least_kvm: Duration,
+    least_emulated: Duration,
 }
 
 /// A boot may take so many times as long as the slowest one that went well: several may boot at once.
 const MARGIN: u32 = 10;
 
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            slowest_ms: AtomicU64::new(0),
+            least_kvm: Duration::from_secs(10),
+            least_emulated: Duration::from_secs(60),
+        }
+    }
+}
+
 impl Pace {
+    /// Makes one that expects the first boot within this time, whatever the border is.
+    #[cfg(test)]
+    pub(super) fn expecting(least: Duration) -> Self {
+        Self {
+            least_kvm: least,
+            least_emulated: least,
+            ..Self::default()
+        }
+    }
+
     /// Returns how long a guest may take to say hello.
     pub fn boot_deadline(&self, border: Border) -> Duration {
         let least = match border {
-            Border::Kvm => Duration::from_secs(10),
-            Border::Emulated => Duration::from_secs(60),
+            Border::Kvm => self.least_kvm,
+            Border::Emulated => self.least_emulated,
         };
         let measured = Duration::from_millis(self.slowest_ms.load(Ordering::Relaxed)) * MARGIN;
         if measured.is_zero() {

@@ -7,15 +7,16 @@ use std::time::Duration;
 
 use hearth_api::v1::{Border, MachineSpec};
 use hearth_machine::spec::check_environment;
-use hearth_machine::{HostLimits, MachineId, MachineName, Process, Spec, State};
+use hearth_machine::{ByteSize, HostLimits, MachineId, MachineName, Process, Spec, State};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::actor::{self, Actor, AttachedMachine, Command, MAILBOX, Reply, View};
-use super::error::{CreateError, MachineError};
+use super::error::{CreateError, MachineError, StartError};
 use super::life::{self, Parts};
 use super::log::LogReader;
 use super::session::{self, ExecSpec};
 use crate::guest::{Input, Session};
+use crate::host::facts::{self, Place};
 use crate::host::files;
 use crate::host::process::{Process as HostProcess, ProcessId};
 use crate::images::ResolvedImage;
@@ -63,6 +64,24 @@ pub struct Machine {
     view: watch::Receiver<View>,
     process: Arc<Process>,
     parts: Arc<Parts>,
+    host: HostLimits,
+}
+
+/// What a machine of any host may have had: records are checked against this, so that none is lost on a smaller host.
+const ANY_HOST: HostLimits = HostLimits {
+    memory: ByteSize::from_bytes(u64::MAX),
+    guest_memory: ByteSize::from_bytes(u64::MAX),
+    processors: u32::MAX,
+};
+
+/// Returns what the host has now. A tmpfs has half of the host's memory unless somebody says otherwise, and can be mounted anew
+/// with another size at any time.
+fn limits(parts: &Parts, host: HostLimits) -> HostLimits {
+    let place = Place::of(facts::existing_ancestor(parts.layout.memory()));
+    HostLimits {
+        guest_memory: place.map_or(host.guest_memory, |place| place.size),
+        ..host
+    }
 }
 
 impl Table {
@@ -111,7 +130,7 @@ impl Machines {
     /// # Errors
     /// Returns [`CreateError`]; nothing is left behind then.
     pub async fn create(&self, new: NewMachine) -> Result<Machine, CreateError> {
-        let spec = spec::check(&new.spec, self.host)?;
+        let spec = spec::check(&new.spec, limits(&self.parts, self.host))?;
         for (name, value) in &new.secrets {
             check_environment(&format!("{name}={value}")).map_err(|_| CreateError::Secret(name.clone()))?;
         }
@@ -221,6 +240,7 @@ impl Machines {
             view,
             process: Arc::new(known.process.clone()),
             parts: Arc::clone(&self.parts),
+            host: self.host,
         };
         self.table.claim(machine.clone())?;
         let actor = Actor {
@@ -303,13 +323,7 @@ impl Machines {
 
     fn known(&self, id: MachineId, record: MachineRecord) -> Result<Known, CreateError> {
         // The host may have shrunk since; that is said when the machine is started.
-        let spec = spec::check(
-            &record.spec,
-            HostLimits {
-                memory: hearth_machine::spec::DISK_MAX,
-                ..self.host
-            },
-        )?;
+        let spec = spec::check(&record.spec, ANY_HOST)?;
         let process = Process::from(&record.process);
         let secrets = record.secrets.is_empty().then(Arc::default);
         let state = match &record.state {
@@ -434,6 +448,8 @@ impl Machine {
     /// # Errors
     /// Returns [`MachineError::Start`] with the step that failed.
     pub async fn start(&self, terminal: Option<(u16, u16)>) -> Result<(), MachineError> {
+        let record = self.view().record;
+        spec::check(&record.spec, limits(&self.parts, self.host)).map_err(StartError::HostShrank)?;
         self.ask(|reply| Command::Start { terminal, reply }).await
     }
 
@@ -493,8 +509,7 @@ impl Machine {
         let is_over = |view: &View| !view.state.is_alive() && view.state != State::Created;
         // An error says that the actor is gone: what it showed last is what counts.
         let _ = view.wait_for(is_over).await;
-        let last = view.borrow().clone();
-        last
+        view.borrow().clone()
     }
 
     /// Waits until its workload has been started, or never will be.

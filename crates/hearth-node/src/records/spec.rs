@@ -55,6 +55,7 @@ mod tests {
     fn what_is_left_open_has_defaults_and_what_is_said_converts_exactly() {
         let host = HostLimits {
             memory: ByteSize::from_mib(1024),
+            guest_memory: ByteSize::from_mib(1024),
             processors: 1,
         };
         let open = check(&v1::MachineSpec::default(), host).unwrap();

@@ -109,7 +109,7 @@ mod tests {
     fn a_static_program_is_an_agent() {
         let busybox = Path::new("/bin/busybox");
         if !busybox.exists() {
-            eprintln!("skipped: the package busybox-static is not installed");
+            crate::host::skip::skipped("the package busybox-static is not installed");
             return;
         }
         assert!(read_agent(busybox).is_ok());

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::progress::{Listener, Progress, Step, Unit};
 use crate::host::command::{CommandError, HostCommand, Line};
+use crate::host::own;
 
 /// The packages that stand for "the newest kernel for virtual machines", best first: Debian 12 has the first from its
 /// security archive, later ones have the second.
@@ -74,7 +75,7 @@ pub(super) async fn find(names: &[&str], prefix: &str, listener: &Listener) -> R
     if let Some(package) = find_known(&[best], prefix).await? {
         return Ok(package);
     }
-    if rustix::process::geteuid().is_root() {
+    if own::is_root() {
         let update = HostCommand::new("apt-get", "apt").arg("update");
         let updated = update.time_limit(DOWNLOAD_LIMIT).run().await;
         updated.map_err(|source| PackageError::Apt {

@@ -39,4 +39,4 @@ pub use run::{KernelSource, Report, SetupError, SetupRequest};
 pub use vmlinux::VmlinuxError;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -6,7 +6,6 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::{FlockOperation, flock};
 use tokio::sync::OwnedMutexGuard;
 
 use super::agent::{AgentError, read_agent};
@@ -17,6 +16,7 @@ use super::initramfs;
 use super::kernel::{self, KernelError, KernelSet};
 use super::modules::Signatures;
 use super::progress::{Listener, Progress, Step};
+use crate::host::lock;
 
 /// The file whose lock keeps two processes from setting up one directory at a time.
 const LOCK_NAME: &str = ".lock";
@@ -240,16 +240,10 @@ impl Artefacts {
     async fn hold(&self) -> Result<(OwnedMutexGuard<()>, File), SetupError> {
         let turn = self.turn.clone().lock_owned().await;
         make_directory(&self.directory).map_err(self.cannot_write())?;
-        let lock = File::create(self.directory.join(LOCK_NAME)).map_err(self.cannot_write())?;
-        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                return Err(SetupError::Busy {
-                    directory: self.directory.clone(),
-                });
-            }
-            Err(error) => return Err(self.cannot_write()(error.into())),
-        }
+        let lock = lock::try_lock(&self.directory.join(LOCK_NAME)).map_err(self.cannot_write())?;
+        let lock = lock.ok_or_else(|| SetupError::Busy {
+            directory: self.directory.clone(),
+        })?;
         self.remove(|_, name| name.starts_with(UNFINISHED));
         Ok((turn, lock))
     }

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use super::*;
 
 /// The smallest thing that passes for a kernel: an ELF file with a PVH note and a banner.
-fn small_kernel(release: &str) -> Vec<u8> {
+pub(crate) fn small_kernel(release: &str) -> Vec<u8> {
     let banner = format!("Linux version {release} (someone)");
     let mut note = Vec::new();
     for field in [4_u32, 8, 18] {
@@ -40,7 +40,7 @@ fn small_kernel(release: &str) -> Vec<u8> {
 }
 
 /// A static program: an ELF file without an interpreter.
-fn small_agent(tag: u8) -> Vec<u8> {
+pub(crate) fn small_agent(tag: u8) -> Vec<u8> {
     let mut elf = small_kernel("1.0-agent");
     elf.push(tag);
     elf
@@ -308,7 +308,7 @@ async fn the_distributions_kernel_is_taken_out_of_its_package() {
     let package = match kernel_package().await {
         Ok(package) => package,
         Err(error) => {
-            println!("skipped: the distribution's kernel cannot be had here: {error}");
+            crate::host::skip::skipped(&format!("the distribution's kernel cannot be had here: {error}"));
             return;
         }
     };

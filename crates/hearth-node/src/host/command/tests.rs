@@ -136,7 +136,7 @@ async fn too_much_output_is_refused() {
 #[tokio::test]
 async fn it_is_told_to_die_with_its_parent() {
     let Some(setpriv) = crate::host::facts::find_program("setpriv") else {
-        println!("skipped: setpriv (util-linux) is not installed");
+        crate::host::skip::skipped("setpriv (util-linux) is not installed");
         return;
     };
     let output = HostCommand::new(setpriv, "util-linux")

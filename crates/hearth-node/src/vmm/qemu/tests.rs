@@ -76,7 +76,7 @@ impl Bench {
     /// Makes one, or says why the test cannot run here.
     async fn new(kernel: &[u8]) -> Option<Self> {
         let Ok(program) = find() else {
-            eprintln!("skipped: there is no QEMU here");
+            crate::host::skip::skipped("there is no QEMU here");
             return None;
         };
         let driver = Driver::Qemu(within(Qemu::open(program, Border::Emulated)).await.unwrap());
@@ -297,7 +297,7 @@ async fn a_flood_on_the_console_stays_under_the_cap() {
 #[tokio::test]
 async fn a_monitor_has_a_user_a_session_and_a_network_of_its_own() {
     if !rustix::process::geteuid().is_root() {
-        eprintln!("skipped: only root can give a monitor a user of its own");
+        crate::host::skip::skipped("only root can give a monitor a user of its own");
         return;
     }
     let Some(mut bench) = Bench::new(&tiny_kernel("it runs\r\n", Then::Halt)).await else {
@@ -364,7 +364,7 @@ async fn a_monitor_has_a_user_a_session_and_a_network_of_its_own() {
 #[tokio::test]
 async fn a_directory_closed_to_the_monitor_is_named() {
     if !rustix::process::geteuid().is_root() {
-        eprintln!("skipped: only root can give a monitor a user of its own");
+        crate::host::skip::skipped("only root can give a monitor a user of its own");
         return;
     }
     let Some(mut bench) = Bench::new(&tiny_kernel("it runs\r\n", Then::Halt)).await else {
@@ -437,11 +437,11 @@ fn echo_initramfs(busybox: &Path) -> Option<Vec<u8>> {
 #[tokio::test]
 async fn the_stream_reaches_a_linux_guest_and_stalls_while_it_is_paused() {
     let Some(kernel) = std::env::var_os("HEARTH_TEST_KERNEL") else {
-        eprintln!("skipped: HEARTH_TEST_KERNEL names no kernel (an ELF vmlinux)");
+        crate::host::skip::skipped("HEARTH_TEST_KERNEL names no kernel (an ELF vmlinux)");
         return;
     };
     let Some(initramfs) = echo_initramfs(Path::new("/usr/bin/busybox")) else {
-        eprintln!("skipped: there is no /usr/bin/busybox (Debian: busybox-static)");
+        crate::host::skip::skipped("there is no /usr/bin/busybox (Debian: busybox-static)");
         return;
     };
     let Some(mut bench) = Bench::new(&[]).await else {
