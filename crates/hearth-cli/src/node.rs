@@ -42,8 +42,6 @@ const INHERITED: &[&str] = &[
     "TZ",
     "RUST_LOG",
     "RUST_BACKTRACE",
-    "DOCKER_CONFIG",
-    "REGISTRY_AUTH_FILE",
     "SSL_CERT_FILE",
     "SSL_CERT_DIR",
     "http_proxy",
@@ -398,3 +396,5 @@ mod tests {
         assert!(!taken("AWS_SECRET_ACCESS_KEY") && !taken("SSH_AUTH_SOCK"));
     }
 }
+        // It reads no registry's credentials yet.
+        assert!(!taken("DOCKER_CONFIG") && !taken("REGISTRY_AUTH_FILE"));
