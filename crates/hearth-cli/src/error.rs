@@ -60,6 +60,9 @@ pub(crate) enum CliError {
     /// No node runs, where one is not started.
     #[error("no node is running on {0}")]
     NoNode(String),
+    /// `hearth --socket PATH node`: the flag names a node that is there, and this would be a new one.
+    #[error("'hearth node' in the foreground takes no flags")]
+    NodeWithFlags(String),
     /// The node did not end.
     #[error("the node (process {pid}) has not ended within {seconds} seconds")]
     NodeStays {
@@ -167,6 +170,9 @@ impl CliError {
             Self::NoTerminal => "leave out -t, or run it in a terminal",
             Self::Resolve(ResolveError::CopyLocal) => "name a machine: hearth cp FILE MACHINE:PATH",
             Self::NoNode(_) => "any verb that needs a node starts one, as 'hearth ps' does",
+            Self::NodeWithFlags(socket) => {
+                return Some(format!("HEARTH_SOCKET={socket} hearth node"));
+            }
             Self::NodeStays { pid, .. } => {
                 return Some(format!(
                     "look into node.log beside the node's socket; 'kill -9 {pid}' ends it, and the next node ends the \

@@ -79,8 +79,9 @@ Examples:
   hearth node status --json
   hearth node stop --stop-machines")]
 pub(crate) struct Node {
+    // Without one this is the daemon, and that is not the command line's: `hearth`'s main recognises the bare word.
     #[command(subcommand)]
-    pub(crate) command: NodeCommand,
+    pub(crate) command: Option<NodeCommand>,
 }
 
 /// The verbs about the node.
