@@ -84,7 +84,7 @@ pub(super) async fn setup(
         agent: request.agent.map(Into::into),
     };
     let artefacts = service.machines.parts().artefacts.clone();
-    Ok(lines(move |teller| async move {
+    Ok(lines(&service.tasks, move |teller| async move {
         let report = artefacts
             .run(request, move |progress| teller.tell(wire(progress)))
             .await?;
