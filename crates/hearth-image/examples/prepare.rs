@@ -14,13 +14,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .build()?;
     runtime
         .block_on(prepare(reference.parse()?, dir))
-        .map_err(|error| {
+        .inspect_err(|error| {
             let mut source = error.source();
             while let Some(cause) = source {
                 eprintln!("because: {cause}");
                 source = cause.source();
             }
-            error
         })
 }
 
