@@ -53,5 +53,6 @@ show rm --force stays
 
 printf '\nDone in %s. Kernel, image and machines lie in %s, the binaries in %s.\n' \
     "$(since "$started")" "$home" "$(dirname "$hearth")"
+# shellcheck disable=SC2016  # for the reader
 printf '`make clean` removes both. Packages of the distribution, and Rust if it was missing, stay installed.\n'
 printf 'Go on with: HEARTH_HOME=%s %s run -it --rm demo sh\n' "$home" "$hearth"

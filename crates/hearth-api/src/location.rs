@@ -31,7 +31,8 @@ pub struct Location {
     pub socket: PathBuf,
     /// What survives a reboot.
     pub data: PathBuf,
-    /// What does not: sockets, locks, the node's log. Made with mode 0700 by who comes first.
+    /// What does not: sockets, locks, the node's log. A client that starts a node makes it with mode 0700; the node opens it to
+    /// pass through (0711), since monitors run as users of their own. What is private in it has its own mode.
     pub run: PathBuf,
     /// Guests' memory, on a tmpfs.
     pub memory: PathBuf,

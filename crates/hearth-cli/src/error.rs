@@ -60,6 +60,9 @@ pub(crate) enum CliError {
     /// No node runs, where one is not started.
     #[error("no node is running on {0}")]
     NoNode(String),
+    /// `hearth --socket PATH node`: the flag names a node that is there, and this would be a new one.
+    #[error("'hearth node' in the foreground takes no flags")]
+    NodeWithFlags(String),
     /// The node did not end.
     #[error("the node (process {pid}) has not ended within {seconds} seconds")]
     NodeStays {
@@ -157,7 +160,8 @@ impl CliError {
                 }
             }
             Self::Client(ClientError::Malformed(_) | ClientError::Stream(_)) => {
-                "'hearth version' shows both versions; 'hearth node stop' ends an old node, and machines keep running"
+                "'hearth version' shows both versions; 'hearth node stop' ends an old node (--stop-machines: and its \
+                 machines), and the next verb starts a new one"
             }
             Self::Client(ClientError::Gone | ClientError::Connection(_)) | Self::Stream(_) => {
                 "'hearth ps -a' shows what became of the machine; node.log beside the node's socket says why it ended"
@@ -166,8 +170,14 @@ impl CliError {
             Self::NoTerminal => "leave out -t, or run it in a terminal",
             Self::Resolve(ResolveError::CopyLocal) => "name a machine: hearth cp FILE MACHINE:PATH",
             Self::NoNode(_) => "any verb that needs a node starts one, as 'hearth ps' does",
-            Self::NodeStays { .. } => {
-                "look into node.log beside the node's socket; 'kill -9' loses no machine"
+            Self::NodeWithFlags(socket) => {
+                return Some(format!("HEARTH_SOCKET={socket} hearth node"));
+            }
+            Self::NodeStays { pid, .. } => {
+                return Some(format!(
+                    "look into node.log beside the node's socket; 'kill -9 {pid}' ends it, and the next node ends the \
+                     machines that it leaves running"
+                ));
             }
             _ => return None,
         };

@@ -21,11 +21,14 @@ use tokio::net::unix::pipe;
 
 use crate::error::CliError;
 
-/// How long a node may take to answer; an adopting one reads a record and a process's start time for each machine.
+/// How long a node may take to answer; one that follows a killed node first ends the machines that were left running.
 const START_DEADLINE: Duration = Duration::from_secs(10);
 
 /// The longest word of a node that starts, in bytes.
 const WORD_LIMIT: u64 = 64 * 1024;
+
+/// Above this a node's log is started anew, and the one before is kept as `node.log.1`.
+const LOG_CAP: u64 = 10 << 20;
 
 /// How much of the node's log is shown when it dies, in bytes.
 const LOG_TAIL: u64 = 2048;
@@ -42,8 +45,6 @@ const INHERITED: &[&str] = &[
     "TZ",
     "RUST_LOG",
     "RUST_BACKTRACE",
-    "DOCKER_CONFIG",
-    "REGISTRY_AUTH_FILE",
     "SSL_CERT_FILE",
     "SSL_CERT_DIR",
     "http_proxy",
@@ -246,6 +247,10 @@ impl Starter {
         })?;
         check_owner(&self.run, rustix::process::geteuid().as_raw())?;
         let path = self.run.join("node.log");
+        if std::fs::metadata(&path).is_ok_and(|log| log.len() > LOG_CAP) {
+            // A log that stays is a longer one, and no reason not to start.
+            let _ = std::fs::rename(&path, path.with_extension("log.1"));
+        }
         let log = std::fs::OpenOptions::new()
             .create(true)
             .append(true)
@@ -382,6 +387,21 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_long_log_is_started_anew() {
+        let (directory, starter) = node_that("echo new; echo ready > /proc/self/fd/$3");
+        let log = directory.path().join("run/node.log");
+        std::fs::create_dir(directory.path().join("run")).unwrap();
+        let old = std::fs::File::create(&log).unwrap();
+        old.set_len(LOG_CAP + 1).unwrap();
+        starter.start().await.unwrap();
+        assert_eq!(std::fs::read_to_string(&log).unwrap(), "new\n");
+        let kept = std::fs::metadata(directory.path().join("run/node.log.1")).unwrap();
+        assert_eq!(kept.len(), LOG_CAP + 1);
+        starter.start().await.unwrap();
+        assert_eq!(std::fs::read_to_string(&log).unwrap(), "new\nnew\n");
+    }
+
+    #[tokio::test]
     async fn a_directory_of_somebody_else_is_refused() {
         let (directory, starter) = node_that("exit 0");
         std::fs::create_dir(&starter.run).unwrap();
@@ -396,5 +416,7 @@ mod tests {
         let taken = |name: &str| inherited(OsStr::new(name));
         assert!(taken("PATH") && taken("HEARTH_HOME") && taken("XDG_RUNTIME_DIR") && taken("https_proxy"));
         assert!(!taken("AWS_SECRET_ACCESS_KEY") && !taken("SSH_AUTH_SOCK"));
+        // It reads no registry's credentials yet.
+        assert!(!taken("DOCKER_CONFIG") && !taken("REGISTRY_AUTH_FILE"));
     }
 }

@@ -1,13 +1,15 @@
 //! The node daemon: every driver, every task, all host IO.
 //!
 //! ```text
-//! node                                                   builds each part once; start and stop order
-//! api                                                    HTTP in, domain out; the only place that knows wire views
-//! machines                                               registry, one actor task per machine; where drivers meet
-//! vmm | images | storage | guest | records | setup | doctor    drivers and state; blind to each other
-//! host, layout                                           the only caller of the operating system; every path
+//! node                                               builds each part once; start and stop order
+//! api                                                HTTP in, domain out; the only place that knows wire views
+//! machines                                           registry, one actor task per machine; where drivers meet
+//! doctor                                             judges this host, and what setup left on it
+//! vmm | images | storage | guest | records | setup   drivers and state; blind to each other
+//! host                                               the only caller of the operating system
+//! layout                                             every path
 //! ```
-//! Upper lines use lower ones, never the reverse.
+//! Upper lines use lower ones, never the reverse; `cargo xtask tidy` checks it.
 
 pub mod api;
 pub mod doctor;

@@ -67,6 +67,8 @@ impl NodeError {
 const SERVER_DEADLINE: Duration = Duration::from_secs(5);
 /// How long machines have to end when the node is told to end.
 const GRACE: Duration = Duration::from_secs(10);
+/// How long streams have to tell their clients how their machines ended, once all have.
+const LAST_STREAMS: Duration = Duration::from_secs(2);
 /// Threads that run tasks. The work is waiting; bytes are moved by two processors as well as by sixty-four.
 const WORKERS: usize = 2;
 
@@ -145,13 +147,18 @@ async fn serve(starter: &mut Starter) -> Result<(), NodeError> {
         machines: machines.clone(),
         identity: Arc::new(identity),
         shutdown: shutdown.clone(),
+        tasks: TaskTracker::new(),
     };
     let signals = tokio::spawn(end_on_signal(machines.clone(), shutdown.clone()));
     starter.say("ready");
     tracing::info!(socket = %location.socket.display(), "serving");
-    let served = api::serve(listener, service).await.map_err(NodeError::Serve);
+    let served = api::serve(listener, service.clone())
+        .await
+        .map_err(NodeError::Serve);
     signals.abort();
     machines.stop_all(GRACE).await;
+    // Before the machines' own tasks: a stream holds on to its machine.
+    service.finish(LAST_STREAMS).await;
     machines.close().await;
     // A socket that nobody serves only confuses; the lock is what counts.
     let _ = files::remove_file(&location.socket);

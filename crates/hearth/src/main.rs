@@ -57,6 +57,7 @@ mod tests {
         for other in [
             &["node", "status"][..],
             &["node", "--help"],
+            &["--socket", "/s", "node"],
             &["run"],
             &[],
             &["node", "--ready-fd", "x"],

@@ -1,9 +1,11 @@
 //! Machines: what is asked for, and what is.
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// Asks for a new machine. It is created, not started.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -13,6 +15,7 @@ pub struct CreateMachine {
     #[serde(default)]
     pub name: Option<String>,
     /// What it is.
+    #[serde(deserialize_with = "strict_spec")]
     pub spec: MachineSpec,
     /// Secret environment of the workload, by name. Kept in the node's memory only: it is in no record, no answer, no log,
     /// and gone when the node ends.
@@ -20,9 +23,8 @@ pub struct CreateMachine {
     pub secrets: BTreeMap<String, String>,
 }
 
-/// What a machine is; recorded as it came.
+/// What a machine is; recorded as it came. As part of an answer it may have fields that an older client does not know.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
 pub struct MachineSpec {
     /// Image reference, as in `debian:12`, `localhost:5000/app`, `oci:DIR:TAG`, `docker-archive:FILE`, `dir:DIR`.
     pub image: String,
@@ -74,6 +76,25 @@ pub struct MachineSpec {
     /// The signal that asks the workload to end, as `SIGTERM` or `15`; replaces the image's STOPSIGNAL.
     #[serde(default)]
     pub stop_signal: Option<String>,
+}
+
+/// Reads a spec that is to be carried out, and refuses a field that it does not know: what somebody asked for and would not get
+/// must not pass in silence. For requests and records; `deserialize_with` of serde.
+///
+/// # Errors
+/// The unknown field's name, or what else is wrong.
+pub fn strict_spec<'de, D: Deserializer<'de>>(deserializer: D) -> Result<MachineSpec, D::Error> {
+    let fields = serde_json::Map::deserialize(deserializer)?;
+    // The schema knows every field, the ones too that are not written when they say nothing.
+    static SCHEMA: LazyLock<schemars::Schema> = LazyLock::new(|| schemars::schema_for!(MachineSpec));
+    let known = SCHEMA
+        .get("properties")
+        .and_then(|properties| properties.as_object());
+    let is_known = |name: &str| known.is_some_and(|known| known.contains_key(name));
+    if let Some(unknown) = fields.keys().find(|name| !is_known(name)) {
+        return Err(D::Error::custom(format!("unknown field `{unknown}` in the spec")));
+    }
+    serde_json::from_value(serde_json::Value::Object(fields)).map_err(D::Error::custom)
 }
 
 /// Which virtual machine monitor runs a machine.
@@ -246,4 +267,35 @@ pub enum FileKind {
     Directory,
     /// Something else.
     Other,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_field_is_refused_in_a_request_and_passed_over_in_an_answer() {
+        let asked = |spec: &str| serde_json::from_str::<CreateMachine>(&format!(r#"{{"spec":{spec}}}"#));
+        assert_eq!(asked(r#"{"image":"a","terminal":true}"#).unwrap().spec.image, "a");
+        let refused = asked(r#"{"image":"a","volumes":[]}"#).unwrap_err();
+        assert!(
+            refused.to_string().starts_with("unknown field `volumes`"),
+            "{refused}"
+        );
+        assert!(serde_json::from_str::<CreateMachine>(r#"{"spec":{"image":"a"},"x":1}"#).is_err());
+        assert!(asked(r#"{"terminal":true}"#).is_err(), "a spec has an image");
+        let told: MachineSpec = serde_json::from_str(r#"{"image":"a","volumes":[]}"#).unwrap();
+        assert_eq!(told.image, "a");
+    }
+
+    #[test]
+    fn every_field_of_a_spec_is_known_to_a_request() {
+        let spec = MachineSpec {
+            image: "a".to_owned(),
+            ..MachineSpec::default()
+        };
+        let request = serde_json::json!({ "spec": spec });
+        let read: CreateMachine = serde_json::from_value(request).unwrap();
+        assert_eq!(read.spec, spec);
+    }
 }

@@ -1,4 +1,7 @@
 //! Version 1 of the wire types. Fields are added, never renamed; what a client does not know it ignores.
+//!
+//! Requests are strict: a node refuses a field that it does not know. So a field that is added to a request is not written when
+//! it says nothing (`skip_serializing_if`), and a new client gets on with an old node until it asks for what is new.
 
 pub mod doctor;
 pub mod error;
@@ -13,7 +16,7 @@ pub use error::{ErrorBody, ErrorCode};
 pub use image::{BuildImage, Image, ImageConfig, PullImage, Recipe};
 pub use machine::{
     Border, CreateMachine, DriverChoice, ExecRequest, ExitStatus, FileKind, FileStat, Machine, MachineSpec,
-    MachineState, MachineStatus, Stage, StopMachine,
+    MachineState, MachineStatus, Stage, StopMachine, strict_spec,
 };
 pub use node::{NodeStatus, StopNode};
 pub use progress::{Progress, ProgressLine, Unit};

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SetupRequest {
-    /// A kernel of one's own (bzImage or ELF), an absolute path on the node's host; the distribution's when absent.
+    /// A kernel of one's own (bzImage or ELF), an absolute path on the node's host; when absent the one that is set up stays, and
+    /// where there is none it is the distribution's.
     #[serde(default)]
     pub kernel: Option<String>,
     /// Its modules, a `/lib/modules/VERSION` tree; none when absent.
@@ -19,6 +20,9 @@ pub struct SetupRequest {
     /// Builds the kernel from the distribution's source, with Hearth's configuration.
     #[serde(default)]
     pub build_kernel: bool,
+    /// Takes the distribution's newest kernel, even if another one is set up. Not sent when false: older nodes do not know it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub distribution: bool,
 }
 
 /// What is set up now.

@@ -11,7 +11,8 @@ use clap_complete::Shell;
     args_conflicts_with_subcommands = true,
     after_help = "\
 Examples:
-  hearth setup                                      the distribution's kernel
+  hearth setup                                      the distribution's kernel, unless there is one
+  hearth setup --distribution                       its newest, even if another one is set up
   hearth setup --list
   hearth setup kernel --build                       a small kernel that boots in half the time
   hearth setup --kernel bzImage --modules /lib/modules/6.12.1
@@ -30,8 +31,11 @@ pub(crate) struct Setup {
     /// Guest agent; the one that came with hearth otherwise
     #[arg(long, value_name = "FILE")]
     pub(crate) agent: Option<PathBuf>,
+    /// The distribution's newest kernel, even if another one is set up
+    #[arg(long, conflicts_with = "kernel")]
+    pub(crate) distribution: bool,
     /// Only list what is there
-    #[arg(long, conflicts_with_all = ["kernel", "modules", "agent"])]
+    #[arg(long, conflicts_with_all = ["kernel", "modules", "agent", "distribution"])]
     pub(crate) list: bool,
     /// Print JSON
     #[arg(long, global = true)]
@@ -75,8 +79,9 @@ Examples:
   hearth node status --json
   hearth node stop --stop-machines")]
 pub(crate) struct Node {
+    // Without one this is the daemon, and that is not the command line's: `hearth`'s main recognises the bare word.
     #[command(subcommand)]
-    pub(crate) command: NodeCommand,
+    pub(crate) command: Option<NodeCommand>,
 }
 
 /// The verbs about the node.

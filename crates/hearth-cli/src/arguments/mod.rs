@@ -35,12 +35,14 @@ const STYLES: Styles = Styles::styled()
 const EXAMPLES: &str = "\
 Examples:
   hearth setup                                        once: fetches a guest kernel
-  hearth run -it --rm debian:12 bash                  a shell in a microVM of its own
-  hearth run -d --name web -m 512m registry/app:1     in the background
-  hearth exec web ps aux                              beside the workload
+  hearth image build busybox -t busybox               an image of the host's own packages
+  hearth run -it --rm busybox sh                      a shell in a microVM of its own
+  hearth run -d --name web -m 512m busybox sleep 1d   in the background
+  hearth exec web ps                                  beside the workload
   hearth logs -f web
   hearth stop web && hearth rm web
 
+Machines have no network yet but their loopback; files go in and out with 'hearth cp'.
 'hearth VERB --help' explains a verb. What hearth does, anybody can do over the node's API.";
 
 /// Runs code you do not trust, each in its own microVM.

@@ -19,10 +19,13 @@ use crate::print::{self, ago, note};
 const END_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Runs a verb about the node.
-pub(super) async fn node(node: &Node, command: NodeCommand) -> Result<ExitCode, CliError> {
+pub(super) async fn node(node: &Node, command: Option<NodeCommand>) -> Result<ExitCode, CliError> {
     match command {
-        NodeCommand::Status(arguments) => status(node, &arguments).await,
-        NodeCommand::Stop(arguments) => stop(node, &arguments).await,
+        Some(NodeCommand::Status(arguments)) => status(node, &arguments).await,
+        Some(NodeCommand::Stop(arguments)) => stop(node, &arguments).await,
+        None => Err(CliError::NodeWithFlags(
+            node.client().socket().display().to_string(),
+        )),
     }
 }
 

@@ -45,6 +45,7 @@ fn request(arguments: &Setup) -> Result<SetupRequest, ResolveError> {
         kernel: full(&arguments.kernel)?,
         modules: full(&arguments.modules)?,
         agent: full(&arguments.agent)?,
+        distribution: arguments.distribution,
         build_kernel: matches!(arguments.command, Some(SetupCommand::Kernel { build: true })),
     })
 }

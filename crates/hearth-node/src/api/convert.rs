@@ -72,7 +72,14 @@ pub(super) fn exit_status(view: &View) -> Result<v1::ExitStatus, v1::ErrorBody> 
             code: v1::ErrorCode::BootFailed,
             message: format!("machine {} failed", view.record.name),
             cause: Some(reason.clone()),
-            remediation: Some("`hearth console` shows the guest; `hearth doctor` checks the host".to_owned()),
+            remediation: Some(if view.record.spec.auto_remove {
+                "`hearth doctor` checks the host; without --rm the machine stays, and `hearth console` shows its guest".to_owned()
+            } else {
+                format!(
+                    "`hearth console {}` shows the guest; `hearth doctor` checks the host",
+                    view.record.name
+                )
+            }),
         }),
         state => Err(v1::ErrorBody {
             code: v1::ErrorCode::WrongState,

@@ -193,12 +193,15 @@ impl From<StartError> for ApiError {
             ),
             StartError::Boot(_) | StartError::DiedInBoot { .. } => (
                 ErrorCode::BootFailed,
-                Some("`hearth doctor` checks the host; `hearth console` shows the guest's boot"),
+                Some(
+                    "`hearth doctor` checks the host; a machine without --rm stays, and `hearth console` shows its boot",
+                ),
             ),
             StartError::NoHello { .. } | StartError::Connect(_) => (
                 ErrorCode::BootFailed,
                 Some(
-                    "`hearth console` shows the guest's boot; is the host overloaded, or the kernel one's own?",
+                    "is the host overloaded, or the kernel one's own? A machine without --rm stays, and `hearth console` \
+                     shows its boot",
                 ),
             ),
         };
@@ -247,7 +250,9 @@ impl From<RequestError> for ApiError {
             RequestError::Timeout(_) => body(
                 ErrorCode::Timeout,
                 &error,
-                Some("is the host overloaded? `hearth console` shows the guest"),
+                Some(
+                    "is the host overloaded? `hearth console` shows the guest of a machine that is still there",
+                ),
             ),
         }
     }
@@ -275,9 +280,10 @@ impl From<Failure> for ApiError {
             FailureCode::NoSuchFile => (ErrorCode::FileNotFound, None),
             FailureCode::BadRequest => (ErrorCode::InvalidRequest, None),
             FailureCode::WorkloadGone => (ErrorCode::WrongState, Some("start it with `hearth start`")),
-            FailureCode::ConnectionRefused | FailureCode::Storage | FailureCode::System => {
-                (ErrorCode::GuestFailed, Some("`hearth console` shows the guest"))
-            }
+            FailureCode::ConnectionRefused | FailureCode::Storage | FailureCode::System => (
+                ErrorCode::GuestFailed,
+                Some("`hearth console` shows the guest of a machine that is still there"),
+            ),
         };
         Self(Box::new(ErrorBody {
             code,

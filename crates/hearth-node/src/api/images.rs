@@ -80,7 +80,7 @@ pub(super) async fn pull(
 ) -> Result<Response, ApiError> {
     let Json(request) = body?;
     let images = service.machines.parts().images.clone();
-    Ok(lines(move |teller| async move {
+    Ok(lines(&service.tasks, move |teller| async move {
         Ok(convert::image(
             images.pull(&request.reference, sink(teller)).await?,
         ))
@@ -97,7 +97,7 @@ pub(super) async fn build(
         v1::Recipe::Debian => Recipe::Debian,
         v1::Recipe::Busybox => Recipe::Busybox,
     };
-    Ok(lines(move |teller| async move {
+    Ok(lines(&service.tasks, move |teller| async move {
         let built = images
             .build(recipe, &request.packages, &request.reference, sink(teller))
             .await?;

@@ -41,7 +41,7 @@ pub(super) async fn logs(
     let Query(query) = query?;
     let machine = service.machines.find(&machine)?;
     let (sender, receiver) = mpsc::channel(QUEUE);
-    tokio::spawn(async move {
+    service.tasks.spawn(async move {
         if let Err(error) = send_logs(machine, query, sender).await {
             tracing::error!(%error, "a log could not be read");
         }
@@ -243,7 +243,9 @@ pub(super) async fn console(
         Err(source) => return Err(internal(&MachineError::Read { path, source })),
     };
     let (sender, receiver) = mpsc::channel(QUEUE);
-    tokio::spawn(send_console(machine, file, path, query.follow, sender));
+    service
+        .tasks
+        .spawn(send_console(machine, file, path, query.follow, sender));
     Ok(Response::new(Body::from_stream(received(receiver))))
 }
 

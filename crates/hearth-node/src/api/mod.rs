@@ -24,6 +24,7 @@ use axum::routing::{MethodRouter, delete, get, post, put};
 use hearth_api::endpoint::path;
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::machines::Machines;
 
@@ -45,6 +46,22 @@ pub struct Service {
     pub identity: Arc<Identity>,
     /// Ends the node.
     pub shutdown: CancellationToken,
+    /// What goes on beside requests: streams of attached clients, logs, long work. The server does not wait for them.
+    pub tasks: TaskTracker,
+}
+
+impl Service {
+    /// Waits until streams have told their clients the end, and no longer than `limit`: a download may take minutes, and
+    /// whatever it leaves is swept at the next start. Machines are to be stopped before.
+    pub async fn finish(&self, limit: Duration) {
+        self.tasks.close();
+        if tokio::time::timeout(limit, self.tasks.wait()).await.is_err() {
+            tracing::warn!(
+                tasks = self.tasks.len(),
+                "streams or long work of clients are cut off"
+            );
+        }
+    }
 }
 
 /// Every route: method as OpenAPI writes it, path, handler.

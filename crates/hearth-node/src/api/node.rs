@@ -84,7 +84,7 @@ pub(super) async fn setup(
         agent: request.agent.map(Into::into),
     };
     let artefacts = service.machines.parts().artefacts.clone();
-    Ok(lines(move |teller| async move {
+    Ok(lines(&service.tasks, move |teller| async move {
         let report = artefacts
             .run(request, move |progress| teller.tell(wire(progress)))
             .await?;
@@ -93,15 +93,18 @@ pub(super) async fn setup(
 }
 
 fn kernel_source(request: &v1::SetupRequest) -> Result<KernelSource, ApiError> {
-    match (&request.kernel, &request.modules, request.build_kernel) {
-        (None, None, false) => Ok(KernelSource::Keep),
-        (None, None, true) => Ok(KernelSource::Build),
-        (Some(kernel), modules, false) => Ok(KernelSource::File {
+    match (&request.kernel, request.build_kernel, request.distribution) {
+        (None, _, _) if request.modules.is_some() => Err(invalid("modules without a kernel: give both")),
+        (None, false, false) => Ok(KernelSource::Keep),
+        (None, false, true) => Ok(KernelSource::Distribution),
+        (None, true, false) => Ok(KernelSource::Build),
+        (Some(kernel), false, false) => Ok(KernelSource::File {
             kernel: kernel.into(),
-            modules: modules.as_ref().map(Into::into),
+            modules: request.modules.as_ref().map(Into::into),
         }),
-        (None, Some(_), _) => Err(invalid("modules without a kernel: give both")),
-        (Some(_), _, true) => Err(invalid("a kernel of one's own and a kernel to build: choose one")),
+        _ => Err(invalid(
+            "a kernel of one's own, a kernel to build, the distribution's kernel: choose one",
+        )),
     }
 }
 
@@ -133,5 +136,29 @@ fn wire(progress: setup::Progress) -> v1::Progress {
             unit: v1::Unit::Items,
             finished: true,
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_comes_from_one_place() {
+        let request = |json: &str| serde_json::from_str::<v1::SetupRequest>(json).unwrap();
+        let source = |json: &str| kernel_source(&request(json)).ok();
+        assert_eq!(source("{}"), Some(KernelSource::Keep));
+        assert_eq!(
+            source(r#"{"distribution":true}"#),
+            Some(KernelSource::Distribution)
+        );
+        assert_eq!(source(r#"{"build_kernel":true}"#), Some(KernelSource::Build));
+        for refused in [
+            r#"{"distribution":true,"build_kernel":true}"#,
+            r#"{"distribution":true,"kernel":"/k"}"#,
+            r#"{"modules":"/m","distribution":true}"#,
+        ] {
+            assert_eq!(source(refused), None, "{refused}");
+        }
     }
 }

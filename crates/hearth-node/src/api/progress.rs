@@ -6,6 +6,7 @@ use axum::response::{IntoResponse, Response};
 use hearth_api::v1::{Progress, ProgressLine};
 use serde::Serialize;
 use tokio::sync::mpsc;
+use tokio_util::task::TaskTracker;
 
 use super::error::ApiError;
 
@@ -34,14 +35,14 @@ fn line<T: Serialize>(line: &ProgressLine<T>) -> Option<Bytes> {
 }
 
 /// Runs a work in a task of its own, which goes on when the client goes away, and answers with its lines.
-pub(super) fn lines<T, F>(work: impl FnOnce(Teller) -> F) -> Response
+pub(super) fn lines<T, F>(tasks: &TaskTracker, work: impl FnOnce(Teller) -> F) -> Response
 where
     T: Serialize + Send + 'static,
     F: Future<Output = Result<T, ApiError>> + Send + 'static,
 {
     let (lines, receiver) = mpsc::channel(QUEUE);
     let running = work(Teller { lines: lines.clone() });
-    tokio::spawn(async move {
+    tasks.spawn(async move {
         let last = match running.await {
             Ok(result) => line(&ProgressLine::Result(result)),
             Err(ApiError(error)) => line(&ProgressLine::<T>::Error(*error)),

@@ -15,6 +15,7 @@ use http_body_util::{BodyExt as _, Limited};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufWriter, ReadHalf, WriteHalf};
+use tokio_util::task::TaskTracker;
 
 use super::Service;
 use super::convert;
@@ -41,6 +42,7 @@ pub(super) struct AttachQuery {
 
 /// Answers 101 and hands the connection to `talk`, in a task that ends with the client or the process.
 fn upgraded<F>(
+    tasks: &TaskTracker,
     mut request: Request,
     talk: impl FnOnce(Io) -> F + Send + 'static,
 ) -> Result<Response, ApiError>
@@ -58,7 +60,7 @@ where
         )));
     }
     let upgrade = hyper::upgrade::on(&mut request);
-    tokio::spawn(async move {
+    tasks.spawn(async move {
         let outcome = match upgrade.await {
             Ok(connection) => talk(TokioIo::new(connection)).await,
             Err(error) => Err(std::io::Error::other(error)),
@@ -90,7 +92,7 @@ pub(super) async fn attach(
         machine.view().guest()?;
     }
     let attached = machine.attach().await?;
-    upgraded(request, move |io| {
+    upgraded(&service.tasks, request, move |io| {
         talk_to_workload(io, machine, attached.output, query)
     })
 }
@@ -227,7 +229,9 @@ pub(super) async fn exec(
         stdin,
     };
     let session = machine.exec(&spec).await?;
-    upgraded(request, move |io| talk_to_exec(io, session, stdin))
+    upgraded(&service.tasks, request, move |io| {
+        talk_to_exec(io, session, stdin)
+    })
 }
 
 async fn talk_to_exec(io: Io, session: Session, stdin: bool) -> std::io::Result<()> {

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use hearth_api::v1::{Border, MachineSpec, Stage};
+use hearth_api::v1::{Border, MachineSpec, Stage, strict_spec};
 use hearth_machine::{MachineId, Process, Signal};
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +27,7 @@ pub struct MachineRecord {
     /// Name.
     pub name: String,
     /// The spec as it was accepted.
+    #[serde(deserialize_with = "strict_spec")]
     pub spec: MachineSpec,
     /// Names of secrets; their values are in memory only.
     pub secrets: Vec<String>,
