@@ -11,7 +11,7 @@ use tokio::process::Command;
 
 use super::BenchError;
 
-/// What the guest's first process says first.
+/// What the guest's first process says first; the firmware's last words may stand before it on the line.
 const FIRST_LINE: &[u8] = b"hearth-guest ";
 
 /// Flags and options of a machine's monitor that make the guest what it is; the others are Hearth's devices and channels.
@@ -56,7 +56,7 @@ impl Bare {
             .map_err(failed)?;
         let mut lines = BufReader::new(child.stdout.take().ok_or(BenchError::NoFirstLine)?);
         let mut line = Vec::new();
-        while !line.starts_with(FIRST_LINE) {
+        while !line.windows(FIRST_LINE.len()).any(|part| part == FIRST_LINE) {
             line.clear();
             if lines.read_until(b'\n', &mut line).await.map_err(failed)? == 0 {
                 return Err(BenchError::NoFirstLine);
