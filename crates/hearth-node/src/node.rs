@@ -91,6 +91,9 @@ pub fn run(ready: Option<RawFd>) -> Result<(), NodeError> {
     if let Err(error) = &result {
         starter.failed(error);
     }
+    // A client's long work may be unpacking on a thread of its own. Dropping the runtime would wait for it, however long it
+    // takes; what it leaves half done is swept at the next start.
+    runtime.shutdown_timeout(LAST_STREAMS);
     result
 }
 
