@@ -7,7 +7,7 @@ use std::time::Duration;
 use hearth_guest_protocol::Decoder;
 use rustix::io::{Errno, read, write};
 
-use crate::boot::BootError;
+use crate::boot::{self, BootError};
 use crate::console;
 use crate::core::Core;
 use crate::poller::{Busy, Poller, Ready, Source};
@@ -54,9 +54,14 @@ impl Agent {
 
     /// Runs for ever.
     pub(crate) fn run(&mut self) -> ! {
+        let mut settled = false;
         loop {
             self.receive();
             self.send();
+            if self.core.has_greeted() && !settled {
+                boot::settle();
+                settled = true;
+            }
             let busy = match self.can_receive() || self.can_send() {
                 true => Busy::Yes,
                 false => Busy::No,

@@ -56,9 +56,13 @@ pub(crate) fn boot() -> Result<OwnedFd, BootError> {
     mount_all()?;
     let announcements = Uevents::new().map_err(PortError::Announcements)?;
     load_modules(Path::new(MODULES));
+    Ok(port::open(&announcements)?)
+}
+
+/// Does what can wait until the guest has said hello: the host's answer is under way meanwhile.
+pub(crate) fn settle() {
     set_limits();
     loopback_up();
-    Ok(port::open(&announcements)?)
 }
 
 /// Puts the same files on a mount of their own: pivot_root, which hides the agent from the workload, refuses to leave

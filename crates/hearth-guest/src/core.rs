@@ -86,6 +86,11 @@ impl Core {
         self.stop == Stop::Stopped
     }
 
+    /// Tells whether a host has said hello and was answered.
+    pub(crate) fn has_greeted(&self) -> bool {
+        self.greeted
+    }
+
     /// Takes note that the host is gone; whoever comes next must greet first.
     pub(crate) fn disconnected(&mut self) {
         self.greeted = false;

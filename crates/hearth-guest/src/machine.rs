@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use hearth_guest_protocol::message::{Configure, FailureCode};
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 use rustix::time::{ClockId, Timespec, clock_settime};
 
 use crate::boot::make_directory;
@@ -124,15 +124,23 @@ fn mount_disks(request: &Configure) -> Result<(), ConfigureError> {
     )?;
     for name in ["upper", "work"] {
         let path = format!("{DISK}/{name}");
-        match fs::create_dir(&path) {
-            Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(ConfigureError::Write { path, source });
-            }
-            _ => {}
-        }
+        own_directory(&path).map_err(|source| ConfigureError::Write { path, source })?;
     }
     let options = format!("lowerdir={IMAGE},upperdir={DISK}/upper,workdir={DISK}/work");
     mount_one("overlay", ROOT, "overlay", MountFlags::NOATIME, &options)
+}
+
+/// Makes a directory unless it is there, and root's: the host may have made it as another user.
+fn own_directory(path: &str) -> io::Result<()> {
+    match fs::create_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            match std::os::unix::fs::MetadataExt::uid(&fs::metadata(path)?) {
+                0 => Ok(()),
+                _ => std::os::unix::fs::chown(path, Some(0), Some(0)),
+            }
+        }
+        made => made,
+    }
 }
 
 fn wait_for(devices: &[&str]) -> Result<(), ConfigureError> {
@@ -174,9 +182,19 @@ fn release() {
     }
 }
 
-/// Brings the disks to rest: unmounts them; what is still in use is at least written out. Run in a child, since writing
-/// may take a while.
+/// Brings the disks to rest. Run in a child, since writing may take a while.
+///
+/// Read-only is as clean as unmounted, and is had in a third of the time; a file that is still open for writing refuses it.
 pub(crate) fn rest() {
+    let read_only = MountFlags::RDONLY | MountFlags::NOATIME;
+    if mount_remount(DISK, read_only, c"").is_err() {
+        unmount_all();
+    }
+    rustix::fs::sync();
+}
+
+/// Unmounts the disks; what is still in use is at least written out.
+fn unmount_all() {
     for target in [ROOT, DISK, IMAGE] {
         match unmount(target, UnmountFlags::empty()) {
             // Not mounted: never configured.
@@ -187,5 +205,4 @@ pub(crate) fn rest() {
             }
         }
     }
-    rustix::fs::sync();
 }

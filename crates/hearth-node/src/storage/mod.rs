@@ -14,7 +14,11 @@ use crate::host::files;
 use crate::host::launch::HostUser;
 
 /// The format of what is cached: part of its name, so that a change of options makes new ones.
-const FORMAT: &str = "ext4-v1";
+const FORMAT: &str = "ext4-v2";
+
+/// The directories that the agent makes an overlay of. They are there from the start: making them would take the guest
+/// longer than mounting the disk.
+const SKELETON: [&str; 2] = ["upper", "work"];
 
 /// The empty disks, by size.
 #[derive(Debug)]
@@ -99,24 +103,39 @@ impl Disks {
             return Ok(path);
         }
         files::make_directory(&self.directory, 0o700).map_err(DiskError::at(&self.directory))?;
+        let skeleton = self.skeleton().map_err(DiskError::at(&self.directory))?;
         let half_made = path.with_extension("new");
         let file = std::fs::File::create(&half_made).map_err(DiskError::at(&half_made))?;
         file.set_len(size.bytes()).map_err(DiskError::at(&half_made))?;
-        format_ext4(&half_made).run().await.map_err(DiskError::Make)?;
+        format_ext4(&half_made, &skeleton)
+            .run()
+            .await
+            .map_err(DiskError::Make)?;
         std::fs::rename(&half_made, &path).map_err(DiskError::at(&path))?;
         Ok(path)
+    }
+
+    /// Makes the tree that an empty disk holds.
+    fn skeleton(&self) -> io::Result<PathBuf> {
+        let skeleton = self.directory.join("skeleton");
+        for name in SKELETON {
+            files::make_directory(&skeleton.join(name), 0o755)?;
+        }
+        Ok(skeleton)
     }
 }
 
 /// A small journal and lazy tables keep the empty file system under a MiB, so that copying it costs next to nothing. No blocks
 /// are reserved for root, who is everybody in a machine.
-fn format_ext4(path: &Path) -> HostCommand {
+fn format_ext4(path: &Path, content: &Path) -> HostCommand {
     HostCommand::new("mkfs.ext4", "e2fsprogs")
         .args(["-q", "-F", "-m", "0", "-b", "4096", "-J", "size=4"])
         .args([
             "-E",
             "lazy_itable_init=1,lazy_journal_init=1,root_owner=0:0,nodiscard",
         ])
+        .arg("-d")
+        .arg(content)
         .arg(path)
 }
 

@@ -166,6 +166,11 @@ impl Bencher<'_> {
 
     /// What the node itself holds, before and with machines.
     pub(super) async fn memory(&self, report: &mut Report) -> Result<(), CliError> {
+        // What a node keeps for good once it has run a machine is its own.
+        let first = self.idle("first", self.memory).await?;
+        self.node
+            .call(async |client| client.remove(&first, true).await)
+            .await?;
         let idle = self.node_kibibytes().await?;
         let mut names = Vec::new();
         for turn in 0..CROWD {

@@ -36,8 +36,13 @@ const KERNEL_EMULATED: &str = "mitigations=off";
 /// that find them prefer them, and QEMU runs them slower than the plain code.
 const CPU_EMULATED: &str = "qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt,+rdrand,+fsgsbase,-svm";
 
-/// Writes the arguments for a boot, without the program's name.
-pub(super) fn arguments(request: &BootRequest, border: Border, descriptors: Descriptors) -> Vec<OsString> {
+/// Writes the arguments for a boot, without the program's name. Without a `firmware` it is QEMU's own choice.
+pub(super) fn arguments(
+    request: &BootRequest,
+    border: Border,
+    firmware: Option<&Path>,
+    descriptors: Descriptors,
+) -> Vec<OsString> {
     let mut line = Line(Vec::new());
     line.flag("-nodefaults")
         .flag("-no-user-config")
@@ -48,6 +53,9 @@ pub(super) fn arguments(request: &BootRequest, border: Border, descriptors: Desc
         "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
     );
     line.option("-name", format!("hearth-{}", request.id));
+    if let Some(firmware) = firmware {
+        line.option("-bios", firmware);
+    }
     machine(&mut line, request, border);
     kernel(&mut line, request, border);
     channels(&mut line, request, descriptors);
@@ -204,7 +212,8 @@ mod tests {
     }
 
     fn text(border: Border) -> String {
-        let line = arguments(&request(), border, Descriptors { control: 3, guest: 4 });
+        let firmware = Some(Path::new("/share/qboot.rom"));
+        let line = arguments(&request(), border, firmware, Descriptors { control: 3, guest: 4 });
         line.iter()
             .map(|part| part.to_str().unwrap())
             .collect::<Vec<_>>()
@@ -224,6 +233,8 @@ mod tests {
             "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
             "-name",
             "hearth-010203040506",
+            "-bios",
+            "/share/qboot.rom",
             "-machine",
             "q35,memory-backend=memory,hpet=off,vmport=off,smm=off,sata=off,smbus=off,usb=off,graphics=off,dump-guest-core=off,mem-merge=off",
             "-accel",

@@ -5,6 +5,7 @@
 //! serve the next node as well, since QEMU goes on listening when a connection ends.
 
 mod command_line;
+mod firmware;
 mod machine;
 mod prepare;
 pub mod qmp;
@@ -50,6 +51,8 @@ const MAX_VCPUS: u32 = 255;
 #[derive(Debug)]
 pub struct Qemu {
     program: PathBuf,
+    /// See [`firmware::find`].
+    firmware: Option<PathBuf>,
     capabilities: Capabilities,
     network: Option<Arc<EmptyNetwork>>,
     /// The group that may open `/dev/kvm`, for monitors that run as users of their own.
@@ -71,6 +74,7 @@ impl Qemu {
             })
             .ok();
         Ok(Self {
+            firmware: firmware::find(&program),
             program,
             capabilities: Capabilities {
                 driver: "qemu",
@@ -113,7 +117,12 @@ impl Qemu {
         };
         launch(Launch {
             program: self.program.clone(),
-            args: command_line::arguments(request, self.capabilities.border, descriptors),
+            args: command_line::arguments(
+                request,
+                self.capabilities.border,
+                self.firmware.as_deref(),
+                descriptors,
+            ),
             log: prepared.log,
             passed: vec![prepared.control, prepared.guest, prepared.console],
             user: request.user,
