@@ -21,7 +21,7 @@ use tokio::net::unix::pipe;
 
 use crate::error::CliError;
 
-/// How long a node may take to answer; one that follows a killed node first ends the machines that were left running.
+/// How long a node may take to answer; one that follows another first finds its machines.
 const START_DEADLINE: Duration = Duration::from_secs(10);
 
 /// The longest word of a node that starts, in bytes.

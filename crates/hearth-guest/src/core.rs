@@ -17,6 +17,7 @@ use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
 };
 use serde::de::DeserializeOwned;
+use serde_bytes::ByteBuf;
 
 use crate::console::complain;
 use crate::dial::Connection;
@@ -45,6 +46,8 @@ pub(crate) struct Core {
     sessions: BTreeMap<u32, Session>,
     /// The session that had its turn last.
     turn: u32,
+    /// The workload's environment, which processes beside it inherit.
+    environment: Vec<ByteBuf>,
     /// The workload's session, once there is one; its outcome, once it has ended.
     main: Option<u32>,
     main_outcome: Option<Outcome>,
@@ -72,6 +75,7 @@ impl Core {
             nursery: Nursery::new()?,
             sessions: BTreeMap::new(),
             turn: 0,
+            environment: Vec::new(),
             main: None,
             main_outcome: None,
             stop: Stop::Running,
@@ -120,7 +124,7 @@ impl Core {
         match kind {
             Kind::Hello => self.greet(&read(payload)?),
             Kind::Configure => self.configure(&read(payload)?)?,
-            Kind::Execute => self.execute(session, &read(payload)?, poller)?,
+            Kind::Execute => self.execute(session, read(payload)?, poller)?,
             Kind::File => self.files(session, &read(payload)?, poller)?,
             Kind::Dial => self.dial(session, read(payload)?, poller)?,
             Kind::Stdin => self.broken_off(session, |session, out| session.take(payload, flags, out)),
@@ -223,7 +227,7 @@ impl Core {
         taken
     }
 
-    fn execute(&mut self, id: u32, request: &Execute, poller: &Poller) -> Result<(), Refusal> {
+    fn execute(&mut self, id: u32, mut request: Execute, poller: &Poller) -> Result<(), Refusal> {
         if self.is_taken(id) {
             return Ok(());
         }
@@ -239,10 +243,14 @@ impl Core {
             (Role::Exec, None) => return Err((FailureCode::BadRequest, "there is no workload yet".into())),
             (Role::Exec, Some(main)) => (Work::Exec, Place::Beside(self.workload(main)?)),
         };
-        let spawned = self.nursery.execute(request, place).map_err(refusal)?;
+        if matches!(work, Work::Exec) {
+            request.environment = inherited(&self.environment, &request.environment);
+        }
+        let spawned = self.nursery.execute(&request, place).map_err(refusal)?;
         self.children = true;
         if matches!(work, Work::Main) {
             self.main = Some(id);
+            self.environment = request.environment;
         }
         let input = match request.stdin && request.terminal.is_some() {
             true => Sink::Awaited,
@@ -418,6 +426,10 @@ impl Core {
 
     fn stop(&mut self, request: message::Stop) {
         let workload = self.main.and_then(|main| self.sessions.get(&main)?.pid());
+        if self.is_stopped() {
+            // Asked by a host that came after the answer.
+            return self.out.message(Kind::Status, CONTROL, &Status::Stopped);
+        }
         if !self.stop.is_running() {
             // Asked again: a host in a hurry.
             self.overdue |= self.stop == Stop::Asked && request.signal == 0;
@@ -514,6 +526,15 @@ fn refusal(error: SpawnError) -> Refusal {
     (error.code(), error.to_string())
 }
 
+/// Puts variables over those of the workload; of two with one name the later counts.
+fn inherited(workload: &[ByteBuf], own: &[ByteBuf]) -> Vec<ByteBuf> {
+    let name = |variable: &ByteBuf| variable.split(|&byte| byte == b'=').next().map(<[u8]>::to_vec);
+    let kept = workload
+        .iter()
+        .filter(|variable| own.iter().all(|other| name(other) != name(variable)));
+    kept.chain(own).cloned().collect()
+}
+
 fn read<M: DeserializeOwned>(payload: &[u8]) -> Result<M, Refusal> {
     message::decode(payload).map_err(|error| (FailureCode::BadRequest, error.to_string()))
 }
@@ -530,4 +551,20 @@ fn has_children() -> bool {
     use rustix::process::{WaitId, WaitIdOptions, waitid};
     let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
     !matches!(waitid(WaitId::All, look), Err(Errno::CHILD))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_inherits_the_workloads_environment_under_its_own() {
+        let list = |texts: &[&str]| -> Vec<ByteBuf> {
+            texts.iter().map(|text| ByteBuf::from(text.as_bytes())).collect()
+        };
+        assert_eq!(
+            inherited(&list(&["A=1", "AB=2", "C"]), &list(&["A=3", "D=4"])),
+            list(&["AB=2", "C", "A=3", "D=4"])
+        );
+    }
 }

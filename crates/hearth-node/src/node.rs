@@ -65,8 +65,6 @@ impl NodeError {
 
 /// How long the node that holds the lock may take to listen.
 const SERVER_DEADLINE: Duration = Duration::from_secs(5);
-/// How long machines have to end when the node is told to end.
-const GRACE: Duration = Duration::from_secs(10);
 /// How long streams have to tell their clients how their machines ended, once all have.
 const LAST_STREAMS: Duration = Duration::from_secs(2);
 /// Threads that run tasks. The work is waiting; bytes are moved by two processors as well as by sixty-four.
@@ -152,17 +150,21 @@ async fn serve(starter: &mut Starter) -> Result<(), NodeError> {
         shutdown: shutdown.clone(),
         tasks: TaskTracker::new(),
     };
-    let signals = tokio::spawn(end_on_signal(machines.clone(), shutdown.clone()));
+    let signals = tokio::spawn(end_on_signal(shutdown.clone()));
     starter.say("ready");
     tracing::info!(socket = %location.socket.display(), "serving");
     let served = api::serve(listener, service.clone())
         .await
         .map_err(NodeError::Serve);
     signals.abort();
-    machines.stop_all(GRACE).await;
     // Before the machines' own tasks: a stream holds on to its machine.
     service.finish(LAST_STREAMS).await;
-    machines.close().await;
+    if machines.alive() == 0 {
+        machines.close().await;
+    } else {
+        // Their monitors go on; the next node finds them by their records.
+        tracing::info!(machines = machines.alive(), "machines stay");
+    }
     // A socket that nobody serves only confuses; the lock is what counts.
     let _ = files::remove_file(&location.socket);
     // It is empty unless a machine's memory could not be removed, which was told.
@@ -218,7 +220,7 @@ fn listen(path: &std::path::Path) -> Result<UnixListener, NodeError> {
     UnixListener::from_std(listener).map_err(NodeError::at(path))
 }
 
-async fn end_on_signal(machines: Machines, shutdown: CancellationToken) -> io::Result<()> {
+async fn end_on_signal(shutdown: CancellationToken) -> io::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     tokio::select! {
@@ -226,7 +228,6 @@ async fn end_on_signal(machines: Machines, shutdown: CancellationToken) -> io::R
         _ = interrupt.recv() => {}
     }
     tracing::info!("told to end");
-    machines.stop_all(GRACE).await;
     shutdown.cancel();
     Ok(())
 }

@@ -101,6 +101,6 @@ pub(crate) fn memory_out_of_bounds_is_refused(node: &TestNode) -> Result<()> {
     node.run(["--rm", "-m", "much", "busybox", "true"])
         .run()?
         .expect_code(125)?;
-    node.run(["--rm", "-m", "64m", "busybox", "true"]).ok()?;
+    node.run(["--rm", "-m", "80m", "busybox", "true"]).ok()?;
     nothing_of_machines(node)
 }

@@ -3,8 +3,11 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use e2e::{DEADLINE, Driver, TestNode, check};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
 use crate::support::stay;
 
@@ -39,11 +42,15 @@ fn node_is_its_owners_alone() -> Result<()> {
 }
 
 #[test]
-fn node_stops_with_its_machines_or_not_at_all() -> Result<()> {
+fn node_stops_with_its_machines_where_that_is_asked_for() -> Result<()> {
     check(TestNode::ready(Driver::Auto), |node| {
         stay(node, "m")?;
-        node.hearth(["node", "stop"]).run()?.expect_code(1)?;
-        assert_eq!(node.status()?.running, 1);
+        let first = node.inspect("m")?;
+        node.hearth(["node", "stop"]).ok()?;
+        node.hearth(["node", "status"]).run()?.expect_code(1)?;
+        let found = node.inspect("m")?;
+        assert_eq!(found.state, first.state);
+        node.exec(["m", "true"]).ok()?;
         node.hearth(["node", "stop", "--stop-machines"]).ok()?;
         node.hearth(["node", "status"]).run()?.expect_code(1)?;
         // Its machines are still known to the next one, and start again.
@@ -52,6 +59,65 @@ fn node_stops_with_its_machines_or_not_at_all() -> Result<()> {
         node.exec(["m", "true"]).ok()?;
         Ok(())
     })
+}
+
+#[test]
+fn node_that_is_killed_loses_no_machine() -> Result<()> {
+    check(TestNode::ready(Driver::Auto), |node| {
+        let count = "i=0; while [ $i -lt 40 ]; do i=$((i+1)); echo line $i; sleep 0.2; done; exit 7";
+        node.start(["--name", "count", "busybox", "sh", "-c", count])?;
+        node.start([
+            "--name",
+            "secret",
+            "--secret",
+            "WORD=mellon",
+            "busybox",
+            "sleep",
+            "3600",
+        ])?;
+        node.start(["--rm", "--name", "brief", "busybox", "sleep", "3600"])?;
+        let mut exec = node.exec(["-i", "secret", "cat"]).spawn()?;
+        exec.write(b"open\n")?;
+        exec.stdout.wait_for("open", DEADLINE)?;
+        let names = ["count", "secret", "brief"];
+        let pids = |node: &TestNode| -> Result<Vec<_>> {
+            names
+                .iter()
+                .map(|name| Ok(node.inspect(name)?.state.pid))
+                .collect()
+        };
+        let before = pids(node)?;
+        for _ in 0..3 {
+            kill(node)?;
+            assert_eq!(pids(node)?, before);
+        }
+        exec.finish(DEADLINE)?;
+        // What the workload was given lives on in the guest; what others ran beside it is gone.
+        let told = node
+            .exec(["secret", "sh", "-c", "echo $WORD; ps | grep -c [c]at || true"])
+            .ok()?;
+        assert_eq!(told, "mellon\n0");
+        assert_eq!(node.hearth(["wait", "count"]).ok()?, "7");
+        let logs = node.hearth(["logs", "count"]).ok()?;
+        let lines: Vec<_> = (1..=40).map(|i| format!("line {i}")).collect();
+        assert_eq!(logs.lines().collect::<Vec<_>>(), lines);
+        node.hearth(["stop", "-t", "1", "brief", "secret"]).ok()?;
+        node.hearth(["start", "secret"])
+            .run()?
+            .expect_code(1)?
+            .complains("secret")?;
+        Ok(())
+    })
+}
+
+/// Kills the node as nothing else does.
+fn kill(node: &TestNode) -> Result<()> {
+    let pid = i32::try_from(node.status()?.pid)?;
+    let pid = Pid::from_raw(pid).context("a node has a process id")?;
+    let process = pidfd_open(pid, PidfdFlags::empty())?;
+    kill_process(pid, Signal::KILL)?;
+    poll(&mut [PollFd::new(&process, PollFlags::IN)], None)?;
+    Ok(())
 }
 
 #[test]

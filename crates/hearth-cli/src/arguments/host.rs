@@ -99,10 +99,10 @@ pub(crate) struct NodeStatus {
     pub(crate) json: bool,
 }
 
-/// End the node; with machines running it refuses.
+/// End the node; its machines go on, and the next node finds them.
 #[derive(Debug, Args)]
 pub(crate) struct NodeStop {
-    /// Stop running machines first
+    /// Stop running machines, too
     #[arg(long)]
     pub(crate) stop_machines: bool,
     /// Print JSON

@@ -68,16 +68,6 @@ pub(super) fn in_use(image: &str, machines: &[String]) -> ApiError {
     }))
 }
 
-/// Refuses to end while machines run.
-pub(super) fn machines_run(count: usize) -> ApiError {
-    ApiError(Box::new(ErrorBody {
-        code: ErrorCode::WrongState,
-        message: format!("{count} machines run on this node"),
-        cause: None,
-        remediation: Some("stop them first, or all at once: `hearth node stop --stop-machines`".to_owned()),
-    }))
-}
-
 /// An error of this host that is nobody's fault in particular.
 pub(super) fn internal(error: &dyn std::error::Error) -> ApiError {
     body(
@@ -191,6 +181,7 @@ impl From<StartError> for ApiError {
                 ErrorCode::Internal,
                 Some("check the data directory and its disk; `hearth node status` names it"),
             ),
+            StartError::Adopt(_) | StartError::NoWorkload => (ErrorCode::BootFailed, None),
             StartError::Boot(_) | StartError::DiedInBoot { .. } => (
                 ErrorCode::BootFailed,
                 Some(

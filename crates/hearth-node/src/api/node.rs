@@ -11,7 +11,7 @@ use hearth_api::v1;
 
 use super::Service;
 use super::convert;
-use super::error::{ApiError, invalid, machines_run};
+use super::error::{ApiError, invalid};
 use super::progress::lines;
 use crate::doctor;
 use crate::host::own;
@@ -48,12 +48,9 @@ pub(super) async fn stop(
     body: Result<Json<v1::StopNode>, JsonRejection>,
 ) -> Result<StatusCode, ApiError> {
     let Json(request) = body?;
-    let alive = |machine: &crate::machines::Machine| machine.view().state.is_alive();
-    let running: Vec<_> = service.machines.list().into_iter().filter(alive).collect();
-    if !running.is_empty() && !request.stop_machines {
-        return Err(machines_run(running.len()));
+    if request.stop_machines {
+        service.machines.stop_all(GRACE).await;
     }
-    service.machines.stop_all(GRACE).await;
     service.shutdown.cancel();
     Ok(StatusCode::NO_CONTENT)
 }

@@ -21,6 +21,9 @@ use tokio_util::task::TaskTracker;
 use super::inbox::{End, Inbox};
 use super::session::{Session, Stream};
 
+/// The number of the workload's session: the first one that is opened to a guest.
+const WORKLOAD: u32 = CONTROL + 1;
+
 /// Frames that wait for the writer; with the largest payload 2 MiB, usually a few KiB.
 const WRITE_QUEUE: usize = 32;
 
@@ -116,6 +119,50 @@ impl Guest {
         R: AsyncRead + Unpin + Send + 'static,
         W: AsyncWrite + Unpin + Send + 'static,
     {
+        Self::establish(reader, writer, tasks, Table::default(), WORKLOAD).await
+    }
+
+    /// Greets a guest that an earlier node has set to work, as [`Guest::connect`] does. Returns the workload's session as
+    /// well, where there is one: its output goes on from where the earlier node left it. All other sessions of that node
+    /// are ended, since whoever waited for them is gone. The caller sets the deadline.
+    ///
+    /// # Errors
+    /// Returns [`ConnectError`] when there is no talking to this guest.
+    pub async fn reconnect<R, W>(
+        reader: R,
+        writer: W,
+        tasks: &TaskTracker,
+        deadline: Duration,
+    ) -> Result<(Self, Option<Session>), ConnectError>
+    where
+        R: AsyncRead + Unpin + Send + 'static,
+        W: AsyncWrite + Unpin + Send + 'static,
+    {
+        let inbox = Arc::new(Inbox::default());
+        let mut table = Table::default();
+        table.sessions.insert(WORKLOAD, Arc::clone(&inbox));
+        // Far from the numbers that are in use: the guest tells those only now.
+        let mut first = [0; 4];
+        getrandom::fill(&mut first).map_err(|error| ConnectError::Io(std::io::Error::other(error)))?;
+        let first = u32::from_le_bytes(first) >> 1 | 1 << 30;
+        let guest = Self::establish(reader, writer, tasks, table, first).await?;
+        // What the guest tells a new connection stands before its next answer.
+        guest.ping(deadline).await.map_err(|_| ConnectError::Closed)?;
+        let session = Session::new(guest.clone(), WORKLOAD, Arc::clone(&inbox));
+        Ok((guest, inbox.has_any().then_some(session)))
+    }
+
+    async fn establish<R, W>(
+        reader: R,
+        writer: W,
+        tasks: &TaskTracker,
+        table: Table,
+        next_session: u32,
+    ) -> Result<Self, ConnectError>
+    where
+        R: AsyncRead + Unpin + Send + 'static,
+        W: AsyncWrite + Unpin + Send + 'static,
+    {
         let (mut reader, mut writer, mut decoder) = (reader, writer, Decoder::new());
         let info = greet(&mut reader, &mut writer, &mut decoder).await?;
         let (outgoing, queue) = mpsc::channel(WRITE_QUEUE);
@@ -125,8 +172,8 @@ impl Guest {
             info,
             outgoing,
             urgent,
-            next_session: AtomicU32::new(CONTROL + 1),
-            table: Mutex::default(),
+            next_session: AtomicU32::new(next_session),
+            table: Mutex::new(table),
             lost: watch::Sender::new(false),
             stop: stop.clone(),
         });
@@ -275,11 +322,8 @@ impl Guest {
     }
 
     pub(super) fn close(&self, session: u32) {
-        let known = self.shared.table().sessions.remove(&session).is_some();
-        let mut frame = Vec::new();
-        if known && message::encode(Kind::Close, session, &(), &mut frame).is_ok() {
-            // As above: a lost connection has closed every session already.
-            let _ = self.shared.urgent.send(frame);
+        if self.shared.table().sessions.remove(&session).is_some() {
+            self.shared.tell_closed(session);
         }
     }
 }
@@ -299,12 +343,24 @@ impl Shared {
             .for_each(|inbox| inbox.end(End::ChannelLost));
     }
 
+    fn tell_closed(&self, session: u32) {
+        let mut frame = Vec::new();
+        if message::encode(Kind::Close, session, &(), &mut frame).is_ok() {
+            // Fails only when the connection is lost, which has closed every session already.
+            let _ = self.urgent.send(frame);
+        }
+    }
+
     fn take_frame(&self, frame: &Frame<'_>) -> Result<(), BadFrame> {
         if frame.header.session == CONTROL {
             return self.take_control(frame);
         }
-        // A session that was closed here may still be answered for: what comes late is dropped.
+        // A session that was closed here may still be answered for: what comes late is dropped. One that is only now
+        // announced belonged to an earlier node.
         let Some(inbox) = self.table().sessions.get(&frame.header.session).cloned() else {
+            if frame.header.kind == Kind::Status {
+                self.tell_closed(frame.header.session);
+            }
             return Ok(());
         };
         let end = match frame.header.kind {

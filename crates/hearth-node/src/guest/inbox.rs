@@ -84,6 +84,12 @@ impl Inbox {
         Ok(())
     }
 
+    /// Tells whether anything has arrived that was not taken yet.
+    pub(super) fn has_any(&self) -> bool {
+        let state = self.lock();
+        state.opened.is_some() || !state.pieces.is_empty() || state.ended.is_some()
+    }
+
     /// Returns the next event, and a grant that is due to the guest; waits for one.
     pub(super) async fn next(&self) -> (SessionEvent, Option<u32>) {
         loop {

@@ -43,6 +43,32 @@ impl ProcessId {
     }
 }
 
+/// Finds the processes on whose command line these arguments stand, one behind the other.
+pub fn with_arguments(arguments: &[&str]) -> Vec<ProcessId> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    // A process that ends meanwhile is none.
+    pids.filter(|pid| {
+        has_arguments(
+            &std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default(),
+            arguments,
+        )
+    })
+    .filter_map(|pid| ProcessId::of(pid).ok().flatten())
+    .collect()
+}
+
+fn has_arguments(line: &[u8], arguments: &[&str]) -> bool {
+    let words: Vec<_> = line.split(|&byte| byte == 0).collect();
+    let is_there = |words: &[&[u8]]| {
+        words
+            .iter()
+            .zip(arguments)
+            .all(|(word, wanted)| *word == wanted.as_bytes())
+    };
+    words.windows(arguments.len()).any(is_there)
+}
+
 impl fmt::Display for ProcessId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} (started at tick {})", self.pid, self.start_time)

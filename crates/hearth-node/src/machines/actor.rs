@@ -112,6 +112,7 @@ impl Actor {
             stoppers: Vec::new(),
             removers: Vec::new(),
         };
+        self.carry_on(&mut work);
         loop {
             tokio::select! {
                 command = mailbox.recv() => match command {
@@ -176,19 +177,10 @@ impl Actor {
             return Err(StartError::SecretsLost(self.record.secrets.clone()));
         };
         let plan = Plan {
-            id: self.id,
-            spec: self.spec.clone(),
-            process: self.process.clone(),
             secrets,
-            io: WorkloadIo {
-                terminal: self.record.spec.terminal,
-                stdin: self.record.spec.stdin,
-            },
             terminal,
-            ephemeral: self.record.spec.auto_remove,
             subscribers: std::mem::take(&mut work.early),
-            border: self.record.border,
-            parts: Arc::clone(&self.parts),
+            ..self.plan()
         };
         self.record.started_at = Some(jiff::Timestamp::now().to_string());
         self.record.finished_at = None;
@@ -196,6 +188,39 @@ impl Actor {
         self.enter(work, state);
         work.life = Some(life::begin(plan, work.send_events.clone()));
         Ok(())
+    }
+
+    /// Goes on with what an earlier node has started, where this actor was made for that.
+    fn carry_on(&mut self, work: &mut Work) {
+        let Some(vmm) = self.record.vmm.filter(|_| self.state == State::Starting) else {
+            return;
+        };
+        let began = self.record.started_at.as_ref().and_then(|text| text.parse().ok());
+        let gone = began.map_or(Duration::ZERO, |began| since(began, jiff::Timestamp::now()));
+        let plan = Plan {
+            time_limit: self.spec.timeout.map(|limit| limit.saturating_sub(gone)),
+            ..self.plan()
+        };
+        work.life = Some(life::carry_on(plan, vmm, work.send_events.clone()));
+    }
+
+    fn plan(&self) -> Plan {
+        Plan {
+            id: self.id,
+            spec: self.spec.clone(),
+            process: self.process.clone(),
+            secrets: Arc::default(),
+            io: WorkloadIo {
+                terminal: self.record.spec.terminal,
+                stdin: self.record.spec.stdin,
+            },
+            terminal: None,
+            time_limit: self.spec.timeout,
+            ephemeral: self.record.spec.auto_remove,
+            subscribers: Vec::new(),
+            border: self.record.border,
+            parts: Arc::clone(&self.parts),
+        }
     }
 
     async fn stop(&mut self, work: &mut Work, order: Order) {
@@ -226,7 +251,9 @@ impl Actor {
                 self.enter(work, state);
             }
             LifeEvent::Running(running) => {
-                self.record.stages.clone_from(&running.stages);
+                if !running.stages.is_empty() {
+                    self.record.stages.clone_from(&running.stages);
+                }
                 work.running = Some(Arc::from(running));
                 let state = self
                     .state
@@ -304,6 +331,11 @@ pub(super) fn remove_all(parts: &Parts, id: MachineId) -> Result<(), MachineErro
     life::release(parts, id);
     let path: PathBuf = parts.layout.machine_data(id);
     files::remove_tree(&path).map_err(|source| MachineError::Remove { path, source })
+}
+
+/// Returns the time between two moments; none if the clock was set back.
+fn since(began: jiff::Timestamp, now: jiff::Timestamp) -> Duration {
+    now.duration_since(began).try_into().unwrap_or_default()
 }
 
 fn answer<T>(reply: Reply<T>, result: Result<T, MachineError>) {

@@ -13,7 +13,7 @@ use crate::records::RecordError;
 use crate::records::spec::InvalidSpec;
 use crate::setup::NotSetUp;
 use crate::storage::DiskError;
-use crate::vmm;
+use crate::vmm::{self, AdoptError};
 
 /// Says why a machine was not created.
 #[derive(Debug, thiserror::Error)]
@@ -117,6 +117,12 @@ pub enum StartError {
     /// The guest did not do as it was told.
     #[error(transparent)]
     Guest(#[from] RequestError),
+    /// The virtual machine of an earlier node is not there any more, or cannot be watched.
+    #[error(transparent)]
+    Adopt(#[from] AdoptError),
+    /// An earlier node ended before the workload was started.
+    #[error("the node ended while the machine was starting")]
+    NoWorkload,
     /// The workload could not be started.
     #[error("{}", .0.message)]
     Workload(Failure),

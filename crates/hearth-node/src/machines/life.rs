@@ -35,7 +35,8 @@ use crate::records::VmmFact;
 use crate::setup::{AgentState, Artefacts};
 use crate::storage::Disks;
 use crate::vmm::{
-    BootRequest, DiskAccess, DiskAttachment, HostUser, Machine as _, MachineDirs, Vm, Vmm as _, VmmExit,
+    AdoptRequest, BootRequest, DiskAccess, DiskAttachment, HostUser, Machine as _, MachineDirs, ProcessId,
+    Vm, Vmm as _, VmmExit,
 };
 
 /// What lives need of the node; shared by all machines.
@@ -66,6 +67,8 @@ pub(super) struct Plan {
     pub(super) process: Process,
     pub(super) secrets: Arc<BTreeMap<String, String>>,
     pub(super) io: WorkloadIo,
+    /// What is left of its time.
+    pub(super) time_limit: Option<Duration>,
     /// The attached client's terminal.
     pub(super) terminal: Option<(u16, u16)>,
     /// Whether the disk is thrown away afterwards, so that nothing on it need come to rest.
@@ -102,7 +105,6 @@ pub(super) enum LifeEvent {
 pub(super) struct Running {
     pub(super) guest: Guest,
     pub(super) input: Input,
-    pub(super) environment: Arc<Vec<String>>,
     pub(super) stages: Vec<Stage>,
 }
 
@@ -133,6 +135,19 @@ pub(super) fn begin(plan: Plan, events: mpsc::Sender<LifeEvent>) -> Life {
     tasks.spawn(async move {
         let over = live(plan, receive_orders, joining, &events).await;
         // Fails only when the actor is gone, and then nobody is left to be told.
+        let _ = events.send(over).await;
+    });
+    Life { orders, attach }
+}
+
+/// Goes on with a life that an earlier node has begun.
+pub(super) fn carry_on(plan: Plan, vmm: VmmFact, events: mpsc::Sender<LifeEvent>) -> Life {
+    let (orders, receive_orders) = mpsc::channel(ORDERS);
+    let (attach, joining) = mpsc::channel(JOINING);
+    let tasks = plan.parts.tasks.clone();
+    tasks.spawn(async move {
+        let over = live_on(plan, vmm, receive_orders, joining, &events).await;
+        // As in `begin`.
         let _ = events.send(over).await;
     });
     Life { orders, attach }
@@ -185,23 +200,94 @@ async fn live(
     let _ = events.send(LifeEvent::VmmStarted(vm_fact(&vm))).await;
     let brought_up = unless_ordered(&mut orders, bring_up(&mut plan, &vm, &mut stages)).await;
     let over = match brought_up {
-        Ok((running, session)) => {
-            let pump = Pump {
-                session,
-                directory: parts.layout.machine_data(id),
-                subscribers: std::mem::take(&mut plan.subscribers),
-                joining,
-            };
-            let guest = running.guest.clone();
-            let pump = parts.tasks.spawn(pump.run());
-            let _ = events.send(LifeEvent::Running(Box::new(running))).await;
-            attend(&plan, &vm, &guest, pump, &mut orders).await
-        }
+        Ok(workload) => run_on(&mut plan, &vm, workload, orders, joining, events).await,
         Err(error) => failed(explained(error, &plan, &vm).await),
     };
     end_vm(&vm, id).await;
     release(&parts, id);
     over
+}
+
+async fn live_on(
+    mut plan: Plan,
+    vmm: VmmFact,
+    mut orders: mpsc::Receiver<Order>,
+    joining: mpsc::Receiver<Subscriber>,
+    events: &mpsc::Sender<LifeEvent>,
+) -> LifeEvent {
+    let id = plan.id;
+    let parts = Arc::clone(&plan.parts);
+    let vm = match unless_ordered(&mut orders, find_vm(&plan, vmm)).await {
+        Ok(vm) => vm,
+        Err(error) => {
+            release(&parts, id);
+            return over(Event::VmmDied {
+                reason: chain(&error),
+            });
+        }
+    };
+    let over = match unless_ordered(&mut orders, find_workload(&plan, &vm)).await {
+        Ok(workload) => run_on(&mut plan, &vm, workload, orders, joining, events).await,
+        Err(error) => over(Event::VmmDied {
+            reason: chain(&error),
+        }),
+    };
+    end_vm(&vm, id).await;
+    release(&parts, id);
+    over
+}
+
+/// Carries the workload's output and waits for its end, or for an order to end it.
+async fn run_on(
+    plan: &mut Plan,
+    vm: &Vm,
+    (running, session): (Running, crate::guest::Session),
+    mut orders: mpsc::Receiver<Order>,
+    joining: mpsc::Receiver<Subscriber>,
+    events: &mpsc::Sender<LifeEvent>,
+) -> LifeEvent {
+    let pump = Pump {
+        session,
+        directory: plan.parts.layout.machine_data(plan.id),
+        subscribers: std::mem::take(&mut plan.subscribers),
+        joining,
+    };
+    let guest = running.guest.clone();
+    let pump = plan.parts.tasks.spawn(pump.run());
+    // Fails only when the actor is gone; the life goes on and ends by itself.
+    let _ = events.send(LifeEvent::Running(Box::new(running))).await;
+    attend(plan, vm, &guest, pump, &mut orders).await
+}
+
+async fn find_vm(plan: &Plan, vmm: VmmFact) -> Result<Vm, StartError> {
+    let driver = plan.parts.drivers.select(plan.spec.driver).await?;
+    let request = AdoptRequest {
+        id: plan.id,
+        process: ProcessId {
+            pid: vmm.pid.cast_signed(),
+            start_time: vmm.start_time,
+        },
+        dirs: dirs(&plan.parts.layout, plan.id),
+    };
+    Ok(driver.adopt(&request).await?)
+}
+
+/// Finds the workload in a guest that an earlier node has set to work.
+async fn find_workload(plan: &Plan, vm: &Vm) -> Result<(Running, crate::guest::Session), StartError> {
+    let greeting = async {
+        let stream = vm.connect_guest().await.map_err(crate::guest::ConnectError::Io)?;
+        let (reader, writer) = stream.into_split();
+        Guest::reconnect(reader, writer, &plan.parts.tasks, GUEST_DEADLINE).await
+    };
+    let greeted = tokio::time::timeout(GUEST_DEADLINE, greeting).await;
+    let (guest, session) = greeted.map_err(|_| RequestError::Timeout(GUEST_DEADLINE))??;
+    let session = session.ok_or(StartError::NoWorkload)?;
+    let running = Running {
+        guest,
+        input: session.input(),
+        stages: Vec::new(),
+    };
+    Ok((running, session))
 }
 
 /// Runs a step of the start, unless an order to end comes first: then the step is dropped, and with it what it held.
@@ -375,17 +461,9 @@ async fn bring_up(
         _ => return Err(RequestError::ChannelLost.into()),
     }
     stages.end("start");
-    let (input, environment) = (workload.input(), Arc::new(environment));
+    let input = workload.input();
     let stages = std::mem::take(&mut stages.list);
-    Ok((
-        Running {
-            guest,
-            input,
-            environment,
-            stages,
-        },
-        workload,
-    ))
+    Ok((Running { guest, input, stages }, workload))
 }
 
 /// Puts the quota in force once the guest is up: what was asked for is the workload's share, and booting with it would
@@ -475,7 +553,7 @@ async fn attend(
     orders: &mut mpsc::Receiver<Order>,
 ) -> LifeEvent {
     let time_limit = async {
-        match plan.spec.timeout {
+        match plan.time_limit {
             Some(limit) => tokio::time::sleep(limit).await,
             None => std::future::pending().await,
         }

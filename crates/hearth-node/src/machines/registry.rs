@@ -18,13 +18,15 @@ use super::session::{self, ExecSpec};
 use crate::guest::{Input, Session};
 use crate::host::facts::{self, Place};
 use crate::host::files;
-use crate::host::process::{Process as HostProcess, ProcessId};
+use crate::host::process::{Process as HostProcess, ProcessId, with_arguments};
 use crate::images::ResolvedImage;
 use crate::records::{ImageFact, MachineRecord, ProcessFact, RecordError, RecordedState, Records, spec};
 use crate::vmm::{self, Vmm as _};
 
 /// How long a killed process may take to be gone.
 const LEFTOVER_DEADLINE: Duration = Duration::from_secs(10);
+/// How long the node waits for guests of an earlier one before it serves; they go on answering after that.
+const ADOPTION_DEADLINE: Duration = Duration::from_secs(8);
 
 /// What a new machine is to be.
 #[derive(Debug, Clone)]
@@ -259,8 +261,8 @@ impl Machines {
         Ok(machine)
     }
 
-    /// Brings back what an earlier node has written down, and sweeps what it left half done. A virtual machine that was
-    /// running under it is ended: its workload's output had nobody to go to.
+    /// Brings back what an earlier node has written down, finds the virtual machines that it left running, and sweeps what
+    /// it left half done.
     ///
     /// # Errors
     /// Returns [`RecordError`] when the records cannot be read at all.
@@ -270,15 +272,24 @@ impl Machines {
             tracing::error!(error = %life::chain(error), "a machine's record is left alone");
         }
         for id in loaded.orphans {
+            self.end_unrecorded(id).await;
             self.sweep(id);
         }
+        let mut carried_on = Vec::new();
         for (id, record) in loaded.records {
-            if record.state == RecordedState::Removing || (record.spec.auto_remove && was_alive(&record)) {
+            if record.state == RecordedState::Removing {
                 self.end_vmm(id, &record).await;
                 self.sweep(id);
             } else {
-                self.bring_back(id, record).await;
+                carried_on.extend(self.bring_back(id, record).await);
             }
+        }
+        let found = carried_on.iter().map(Machine::started);
+        if tokio::time::timeout(ADOPTION_DEADLINE, futures_util::future::join_all(found))
+            .await
+            .is_err()
+        {
+            tracing::warn!("not every machine of the earlier node has answered yet");
         }
         Ok(())
     }
@@ -290,32 +301,45 @@ impl Machines {
         }
     }
 
-    async fn bring_back(&self, id: MachineId, mut record: MachineRecord) {
-        if was_alive(&record) {
-            self.end_vmm(id, &record).await;
+    /// Makes the actor of a recorded machine. Returns the machine when its virtual machine may still run.
+    async fn bring_back(&self, id: MachineId, mut record: MachineRecord) -> Option<Machine> {
+        let runs = record.vmm.is_some() && was_alive(&record);
+        if !runs && was_alive(&record) {
+            self.end_unrecorded(id).await;
             life::release(&self.parts, id);
             record.state = RecordedState::Failed {
-                reason: "its node ended".to_owned(),
+                reason: "the node ended while the machine was starting".to_owned(),
             };
-            record.vmm = None;
         }
-        match self.known(id, record) {
-            Ok(known) => {
-                if let Err(error) = self.adopt(known) {
-                    tracing::error!(machine = %id, error = %life::chain(&error), "not brought back");
-                }
-            }
-            Err(error) => tracing::error!(machine = %id, error = %life::chain(&error), "not brought back"),
-        }
+        let machine = self.known(id, record).and_then(|known| self.adopt(known));
+        machine
+            .inspect_err(
+                |error| tracing::error!(machine = %id, error = %life::chain(error), "not brought back"),
+            )
+            .ok()
+            .filter(|_| runs)
     }
 
     /// Ends a virtual machine that an earlier node left running.
     async fn end_vmm(&self, id: MachineId, record: &MachineRecord) {
-        let Some(vmm) = record.vmm else { return };
+        let Some(vmm) = record.vmm else {
+            return self.end_unrecorded(id).await;
+        };
         let process = ProcessId {
             pid: vmm.pid.cast_signed(),
             start_time: vmm.start_time,
         };
+        self.end(id, process).await;
+    }
+
+    /// Ends a virtual machine that was started and not written down any more.
+    async fn end_unrecorded(&self, id: MachineId) {
+        for process in with_arguments(&["-name", &format!("hearth-{id}")]) {
+            self.end(id, process).await;
+        }
+    }
+
+    async fn end(&self, id: MachineId, process: ProcessId) {
         if let Err(error) = end_process(process).await {
             tracing::error!(machine = %id, %error, "a virtual machine of an earlier node does not end");
         }
@@ -334,7 +358,9 @@ impl Machines {
             RecordedState::Failed { reason } => State::Failed {
                 reason: reason.clone(),
             },
-            RecordedState::Created | RecordedState::Alive | RecordedState::Removing => State::Created,
+            // Whether it still is will be found out by its actor.
+            RecordedState::Alive => State::Starting,
+            RecordedState::Created | RecordedState::Removing => State::Created,
         };
         Ok(Known {
             id,
@@ -391,6 +417,12 @@ impl Machines {
         {
             tracing::warn!(tasks = self.parts.tasks.len(), "tasks of machines are left");
         }
+    }
+
+    /// Returns how many machines run.
+    pub fn alive(&self) -> usize {
+        let is_alive = |machine: &Machine| machine.view().state.is_alive();
+        self.list().iter().filter(|machine| is_alive(machine)).count()
     }
 
     /// Stops every machine that runs, all at once.
@@ -531,7 +563,7 @@ impl Machine {
     /// Returns [`MachineError`]; what the guest says of the process comes as the session's events.
     pub async fn exec(&self, asked: &ExecSpec) -> Result<Session, MachineError> {
         let running = Arc::clone(self.view().running()?);
-        let execute = session::exec(&self.process, &running.environment, asked)?;
+        let execute = session::exec(&self.process, asked)?;
         Ok(running.guest.execute(&execute).await?)
     }
 

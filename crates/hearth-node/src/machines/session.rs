@@ -64,12 +64,9 @@ pub(super) struct WorkloadIo {
     pub(super) stdin: bool,
 }
 
-/// A process beside the workload.
-pub(super) fn exec(
-    process: &Process,
-    environment: &[String],
-    asked: &ExecSpec,
-) -> Result<Execute, MachineError> {
+/// A process beside the workload; the guest puts `environment` over the workload's own, which only the guest still knows
+/// after a node was replaced.
+pub(super) fn exec(process: &Process, asked: &ExecSpec) -> Result<Execute, MachineError> {
     if asked.command.first().is_none_or(String::is_empty) {
         return Err(MachineError::NoCommand);
     }
@@ -77,7 +74,6 @@ pub(super) fn exec(
         .environment
         .iter()
         .try_for_each(|entry| check_environment(entry))?;
-    let environment = hearth_machine::process::merge_environment(environment, &asked.environment);
     let directory = asked
         .working_directory
         .as_ref()
@@ -85,7 +81,7 @@ pub(super) fn exec(
     Ok(Execute {
         role: Role::Exec,
         arguments: bytes(&asked.command),
-        environment: bytes(&environment),
+        environment: bytes(&asked.environment),
         working_directory: ByteBuf::from(directory.as_bytes()),
         user: asked.user.clone().unwrap_or_else(|| process.user.clone()),
         terminal: asked.terminal.map(terminal_size),
@@ -135,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn secrets_win_over_the_environment_and_an_exec_inherits_both() {
+    fn secrets_win_over_the_environment_and_an_exec_says_only_what_is_its_own() {
         let secrets = [("A".to_owned(), "s".to_owned())];
         let environment = environment(&process(), "box", secrets.iter().map(|(n, v)| (n, v)));
         assert_eq!(environment, ["HOSTNAME=box", "A=s", "PATH=/bin"]);
@@ -144,14 +140,14 @@ mod tests {
             environment: vec!["B=2".into()],
             ..ExecSpec::default()
         };
-        let execute = exec(&process(), &environment, &asked).unwrap();
-        assert_eq!(execute.environment.last(), Some(&ByteBuf::from(*b"B=2")));
+        let execute = exec(&process(), &asked).unwrap();
+        assert_eq!(execute.environment, [ByteBuf::from(*b"B=2")]);
         assert_eq!(
             (execute.user.as_str(), &execute.working_directory[..]),
             ("1000", &b"/w"[..])
         );
         assert!(matches!(
-            exec(&process(), &environment, &ExecSpec::default()),
+            exec(&process(), &ExecSpec::default()),
             Err(MachineError::NoCommand)
         ));
     }

@@ -7,6 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use hearth_machine::ByteSize;
+use tempfile::TempDir;
 use tokio::sync::Mutex;
 
 use crate::host::command::{CommandError, HostCommand};
@@ -107,7 +108,7 @@ impl Disks {
         let half_made = path.with_extension("new");
         let file = std::fs::File::create(&half_made).map_err(DiskError::at(&half_made))?;
         file.set_len(size.bytes()).map_err(DiskError::at(&half_made))?;
-        format_ext4(&half_made, &skeleton)
+        format_ext4(&half_made, skeleton.path())
             .run()
             .await
             .map_err(DiskError::Make)?;
@@ -116,10 +117,10 @@ impl Disks {
     }
 
     /// Makes the tree that an empty disk holds.
-    fn skeleton(&self) -> io::Result<PathBuf> {
-        let skeleton = self.directory.join("skeleton");
+    fn skeleton(&self) -> io::Result<TempDir> {
+        let skeleton = tempfile::tempdir_in(&self.directory)?;
         for name in SKELETON {
-            files::make_directory(&skeleton.join(name), 0o755)?;
+            files::make_directory(&skeleton.path().join(name), 0o755)?;
         }
         Ok(skeleton)
     }
