@@ -63,6 +63,14 @@ pub(crate) enum CliError {
     /// `hearth --socket PATH node`: the flag names a node that is there, and this would be a new one.
     #[error("'hearth node' in the foreground takes no flags")]
     NodeWithFlags(String),
+    /// A port that is not published.
+    #[error("port {guest} of {machine} is not published")]
+    NotPublished {
+        /// The machine.
+        machine: String,
+        /// Its port.
+        guest: u16,
+    },
     /// The node did not end.
     #[error("the node (process {pid}) has not ended within {seconds} seconds")]
     NodeStays {

@@ -16,5 +16,5 @@ pub use id::{MachineId, MachineName};
 pub use process::{ImageDefaults, Process};
 pub use signal::Signal;
 pub use size::{ByteSize, CpuMilli, Shape};
-pub use spec::{DriverChoice, HostLimits, Spec, SpecError};
+pub use spec::{DriverChoice, HostLimits, PublishedPort, Spec, SpecError};
 pub use state::{Ended, Event, Refused, State};

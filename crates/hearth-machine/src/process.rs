@@ -123,6 +123,7 @@ mod tests {
             timeout: None,
             driver: DriverChoice::Auto,
             stop_signal: None,
+            ports: Vec::new(),
         }
     }
 

@@ -1,6 +1,7 @@
 //! What is asked for, checked: every field of a [`Spec`] is usable as it stands.
 
-use std::collections::BTreeMap;
+use core::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::{ByteSize, CpuMilli, Shape, Signal};
@@ -36,6 +37,17 @@ pub enum DriverChoice {
     Qemu,
 }
 
+/// A TCP port of the guest's loopback that is reachable on the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PublishedPort {
+    /// The host's address.
+    pub address: IpAddr,
+    /// The host's port; 0 for one that is free.
+    pub host: u16,
+    /// The guest's port.
+    pub guest: u16,
+}
+
 /// A machine as it was asked for, with nothing left open.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Spec {
@@ -65,6 +77,8 @@ pub struct Spec {
     pub driver: DriverChoice,
     /// Replaces the image's STOPSIGNAL.
     pub stop_signal: Option<Signal>,
+    /// Ports that the host publishes.
+    pub ports: Vec<PublishedPort>,
 }
 
 /// Says what of a request cannot be.
@@ -117,6 +131,12 @@ pub enum SpecError {
     /// Not an absolute path.
     #[error("working directory {0:?} is not an absolute path")]
     WorkingDirectory(String),
+    /// A guest's port that is none.
+    #[error("port 0 of a machine cannot be published: 1 to 65535 can")]
+    GuestPort,
+    /// Two ports on one.
+    #[error("port {0} of the host is published twice")]
+    HostPort(u16),
     /// No time at all.
     #[error("a time limit of zero leaves nothing to run")]
     Timeout,
@@ -146,6 +166,7 @@ impl Spec {
         if let Some(path) = self.working_directory.as_ref().filter(|path| !is_absolute(path)) {
             return Err(SpecError::WorkingDirectory(path.clone()));
         }
+        check_ports(&self.ports)?;
         Ok(self)
     }
 
@@ -179,6 +200,19 @@ impl Spec {
         }
         Ok(())
     }
+}
+
+fn check_ports(ports: &[PublishedPort]) -> Result<(), SpecError> {
+    let mut taken = BTreeSet::new();
+    for port in ports {
+        if port.guest == 0 {
+            return Err(SpecError::GuestPort);
+        }
+        if port.host != 0 && !taken.insert((port.address, port.host)) {
+            return Err(SpecError::HostPort(port.host));
+        }
+    }
+    Ok(())
 }
 
 /// Checks one `NAME=value`.
@@ -239,6 +273,15 @@ mod tests {
             timeout: None,
             driver: DriverChoice::Auto,
             stop_signal: None,
+            ports: vec![port(8080), port(0), port(0)],
+        }
+    }
+
+    fn port(host: u16) -> PublishedPort {
+        PublishedPort {
+            address: IpAddr::from([127, 0, 0, 1]),
+            host,
+            guest: 80,
         }
     }
 
@@ -281,6 +324,12 @@ mod tests {
         let mut fits = spec();
         fits.memory = HOST.guest_memory;
         assert!(fits.check(HOST).is_ok());
+    }
+
+    #[test]
+    fn a_port_is_published_once_and_leads_somewhere() {
+        assert_eq!(refused(|s| s.ports.push(port(8080))), SpecError::HostPort(8080));
+        assert_eq!(refused(|s| s.ports[0].guest = 0), SpecError::GuestPort);
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod lifecycle;
 mod logs;
 mod many;
 mod node;
+mod ports;
 mod process;
 mod secret;
 mod setup;
@@ -67,6 +68,9 @@ on_driver!(
         files::archives_go_through_pipes,
         files::a_large_file_survives_both_ways,
         files::what_is_not_there_is_refused,
+        ports::published_ports_reach_the_guests_loopback,
+        ports::a_port_that_is_taken_is_refused_before_the_boot,
+        ports::published_ports_outlive_the_node_and_end_with_the_machine,
         secret::a_secret_is_in_the_environment_and_nowhere_else,
         many::boots_one_after_the_other,
         many::fifty_machines_leave_nothing,

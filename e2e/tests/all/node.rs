@@ -111,7 +111,7 @@ fn node_that_is_killed_loses_no_machine() -> Result<()> {
 }
 
 /// Kills the node as nothing else does.
-fn kill(node: &TestNode) -> Result<()> {
+pub(crate) fn kill(node: &TestNode) -> Result<()> {
     let pid = i32::try_from(node.status()?.pid)?;
     let pid = Pid::from_raw(pid).context("a node has a process id")?;
     let process = pidfd_open(pid, PidfdFlags::empty())?;

@@ -11,10 +11,14 @@ const MODULE: &str = "hearth_machine";
 const DEPENDENCIES: [&str; 1] = ["thiserror"];
 
 /// The outside: operating system, clock, threads, randomness, formats.
-const OUTSIDE: [&str; 14] = [
+const OUTSIDE: [&str; 17] = [
     "std::fs",
     "std::process",
-    "std::net",
+    // Addresses are values; what uses them is not.
+    "std::net::TcpListener",
+    "std::net::TcpStream",
+    "std::net::ToSocketAddrs",
+    "std::net::UdpSocket",
     "std::env",
     "std::os",
     "std::thread",

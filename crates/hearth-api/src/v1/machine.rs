@@ -76,6 +76,23 @@ pub struct MachineSpec {
     /// The signal that asks the workload to end, as `SIGTERM` or `15`; replaces the image's STOPSIGNAL.
     #[serde(default)]
     pub stop_signal: Option<String>,
+    /// TCP ports of the machine's loopback that the host publishes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<PortMapping>,
+}
+
+/// A TCP port of a machine's loopback, reachable on the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PortMapping {
+    /// IP address of the host; all of them (`0.0.0.0`) when absent.
+    #[serde(default)]
+    pub address: Option<String>,
+    /// Port of the host; 0 for one that is free.
+    #[serde(default)]
+    pub host: u16,
+    /// Port of the machine.
+    pub guest: u16,
 }
 
 /// Reads a spec that is to be carried out, and refuses a field that it does not know: what somebody asked for and would not get
@@ -147,6 +164,9 @@ pub struct Machine {
     pub cpu_quota_us: Option<u64>,
     /// Memory in MiB.
     pub memory_mib: u64,
+    /// The ports that are published now.
+    #[serde(default)]
+    pub ports: Vec<PortMapping>,
     /// Counts changes of this machine's record.
     pub generation: u64,
     /// Where the time of its last start went, in order.

@@ -16,7 +16,7 @@ pub use error::{ErrorBody, ErrorCode};
 pub use image::{BuildImage, Image, ImageConfig, PullImage, Recipe};
 pub use machine::{
     Border, CreateMachine, DriverChoice, ExecRequest, ExitStatus, FileKind, FileStat, Machine, MachineSpec,
-    MachineState, MachineStatus, Stage, StopMachine, strict_spec,
+    MachineState, MachineStatus, PortMapping, Stage, StopMachine, strict_spec,
 };
 pub use node::{NodeStatus, StopNode};
 pub use progress::{Progress, ProgressLine, Unit};

@@ -44,6 +44,39 @@ pub(crate) struct Start {
     pub(crate) interactive: bool,
 }
 
+/// Tell where the published ports of a machine are.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  hearth port web                80/tcp -> 0.0.0.0:8080
+  curl $(hearth port web 80)")]
+pub(crate) struct Port {
+    /// Machine, by name, id or start of an id
+    #[arg(value_name = "MACHINE")]
+    pub(crate) machine: String,
+    /// Only this port of the machine, and nothing but its place
+    #[arg(value_name = "GUEST")]
+    pub(crate) guest: Option<u16>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Stop machines, and start them again.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  hearth restart web
+  hearth restart -t 30 web db")]
+pub(crate) struct Restart {
+    /// Machines, by name, id or start of an id
+    #[arg(required = true, value_name = "MACHINE")]
+    pub(crate) machines: Vec<String>,
+    /// Seconds before each is killed
+    #[arg(short, long, value_name = "SECONDS", default_value_t = 10)]
+    pub(crate) time: u32,
+}
+
 /// Connect to the workload of a running machine.
 #[derive(Debug, Args)]
 #[command(after_help = "\

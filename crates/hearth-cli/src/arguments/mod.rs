@@ -23,7 +23,7 @@ pub(crate) use host::{
 pub(crate) use image::{
     Image, ImageBuild, ImageCommand, ImageInspect, ImageList, ImagePull, ImageRemove, Recipe,
 };
-pub(crate) use machine::{Attach, Inspect, Kill, List, Remove, Start, Stop, Wait};
+pub(crate) use machine::{Attach, Inspect, Kill, List, Port, Remove, Restart, Start, Stop, Wait};
 pub(crate) use run::{Driver, Exec, Pull, Run};
 
 const STYLES: Styles = Styles::styled()
@@ -73,6 +73,7 @@ pub(crate) enum Command {
     Ps(List),
     Start(Start),
     Stop(Stop),
+    Restart(Restart),
     Kill(Kill),
     Rm(Remove),
     Wait(Wait),
@@ -80,6 +81,7 @@ pub(crate) enum Command {
     Logs(Logs),
     Console(Console),
     Inspect(Inspect),
+    Port(Port),
     Cp(Copy),
     Image(Image),
     Setup(Setup),

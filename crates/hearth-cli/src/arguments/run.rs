@@ -10,6 +10,7 @@ Examples:
   hearth run --rm busybox echo hello
   hearth run -it --rm debian:12 bash
   hearth run -d --name db -m 1g --cpus 2 -e MODE=test localhost:5000/db:latest
+  hearth run -d -p 8080:80 localhost:5000/web:latest
   hearth run --rm --secret TOKEN=@token.txt --timeout 5m oci:./image sh -c 'deploy'
 
 Exit code: the workload's own; 128 plus the number of the signal that ended it; 127 when the command does not
@@ -79,6 +80,9 @@ pub(crate) struct Run {
     /// Signal that 'stop' sends first
     #[arg(long, value_name = "SIGNAL", help_heading = "Process")]
     pub(crate) stop_signal: Option<String>,
+    /// TCP port of the machine that is reachable on this host; without a host's port one that is free ('hearth port' tells)
+    #[arg(short, long, value_name = "[[IP:]HOST:]GUEST")]
+    pub(crate) publish: Vec<String>,
     /// Label
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     pub(crate) label: Vec<String>,

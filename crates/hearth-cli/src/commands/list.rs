@@ -2,13 +2,14 @@
 
 use std::process::ExitCode;
 
-use hearth_api::v1::{Border, Machine, MachineState, MachineStatus};
+use hearth_api::v1::{Border, Machine, MachineState, MachineStatus, PortMapping};
 use jiff::Timestamp;
 
 use crate::arguments::List;
 use crate::error::CliError;
 use crate::node::Node;
 use crate::print::{self, Cell, Screen, Table, WARNING, ago, shortened, since};
+use crate::resolve::shown_port;
 
 /// How much of a command docker shows.
 const COMMAND_WIDTH: usize = 20;
@@ -43,6 +44,7 @@ fn table(machines: &[Machine], whole: bool, now: Timestamp) -> Table {
         ("STATUS", None),
         ("DRIVER", None),
         ("CREATED", None),
+        ("PORTS", Some(10)),
     ]);
     for machine in machines {
         table.push([
@@ -53,6 +55,7 @@ fn table(machines: &[Machine], whole: bool, now: Timestamp) -> Table {
             status(&machine.state, now),
             driver(machine),
             Cell::from(ago(&machine.created_at, now)),
+            Cell::from(ports(machine)),
         ]);
     }
     table
@@ -66,6 +69,11 @@ fn command(machine: &Machine, whole: bool) -> String {
         shortened(&joined, COMMAND_WIDTH)
     };
     format!("\"{shown}\"")
+}
+
+fn ports(machine: &Machine) -> String {
+    let shown = |port: &PortMapping| format!("{}->{}/tcp", shown_port(port), port.guest);
+    machine.ports.iter().map(shown).collect::<Vec<_>>().join(", ")
 }
 
 fn driver(machine: &Machine) -> Cell {
@@ -134,6 +142,11 @@ mod tests {
             vcpus: 1,
             cpu_quota_us: None,
             memory_mib: 256,
+            ports: Vec::from_iter((status == MachineStatus::Running).then(|| PortMapping {
+                address: Some("127.0.0.1".into()),
+                host: 8080,
+                guest: 80,
+            })),
             generation: 1,
             stages: Vec::new(),
         }
@@ -151,8 +164,8 @@ mod tests {
     #[test]
     fn a_wide_terminal_shows_everything() {
         let expected = "\
-ID             NAME   IMAGE                                COMMAND                  STATUS                       DRIVER          CREATED
-0123456789ab   web    docker.io/library/python:3.13-slim   \"python3 -m http.ser…\"   Up 3 minutes                 qemu/kvm        2 hours ago
+ID             NAME   IMAGE                                COMMAND                  STATUS                       DRIVER          CREATED       PORTS
+0123456789ab   web    docker.io/library/python:3.13-slim   \"python3 -m http.ser…\"   Up 3 minutes                 qemu/kvm        2 hours ago   127.0.0.1:8080->80/tcp
 0123456789ab   web    docker.io/library/python:3.13-slim   \"python3 -m http.ser…\"   Exited (137) 2 minutes ago   qemu/emulated   2 hours ago
 ";
         assert_eq!(rendered(Some(200), false), expected);

@@ -8,11 +8,11 @@ use hearth_api::v1::{ErrorCode, Machine, StopMachine};
 
 use super::report;
 use super::run::{Start as Begin, connect, start_attached};
-use crate::arguments::{Attach, Inspect, Kill, Remove, Start, Stop, Wait};
+use crate::arguments::{Attach, Inspect, Kill, Port, Remove, Restart, Start, Stop, Wait};
 use crate::error::CliError;
 use crate::node::Node;
 use crate::print;
-use crate::resolve::{Attachment, ResolveError};
+use crate::resolve::{Attachment, ResolveError, shown_port};
 
 /// How many machines are worked on at once: stopping may take each its whole grace period.
 const AT_ONCE: usize = 16;
@@ -50,6 +50,43 @@ pub(super) async fn start(node: &Node, arguments: &Start) -> Result<ExitCode, Cl
     let attachment = attachment_of(&look(node, machine).await?, arguments.interactive);
     crate::stream::check_terminal(attachment)?;
     start_attached(node, machine, attachment).await
+}
+
+/// Stops machines and starts them again.
+pub(super) async fn restart(node: &Node, arguments: &Restart) -> Result<ExitCode, CliError> {
+    let stop = StopMachine {
+        grace_seconds: Some(arguments.time),
+    };
+    each(&arguments.machines, async |machine| {
+        node.call(async |client| client.stop(machine, &stop).await)
+            .await?;
+        node.call(async |client| client.start(machine).await).await?;
+        Ok(machine.to_owned())
+    })
+    .await
+}
+
+/// Tells where published ports are; fails when the one that was asked for is not published.
+pub(super) async fn port(node: &Node, arguments: &Port) -> Result<ExitCode, CliError> {
+    let mut ports = look(node, &arguments.machine).await?.ports;
+    ports.retain(|port| arguments.guest.is_none_or(|guest| port.guest == guest));
+    if let (Some(guest), true) = (arguments.guest, ports.is_empty()) {
+        return Err(CliError::NotPublished {
+            machine: arguments.machine.clone(),
+            guest,
+        });
+    }
+    if arguments.json {
+        print::json(&ports)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    for port in &ports {
+        match arguments.guest {
+            Some(_) => print::line(&shown_port(port))?,
+            None => print::line(&format!("{}/tcp -> {}", port.guest, shown_port(port)))?,
+        }
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Connects to a running machine.

@@ -41,6 +41,8 @@ pub(crate) async fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
         Command::Ps(arguments) => list::list(&node, &arguments).await,
         Command::Start(arguments) => machine::start(&node, &arguments).await,
         Command::Stop(arguments) => machine::stop(&node, &arguments).await,
+        Command::Restart(arguments) => machine::restart(&node, &arguments).await,
+        Command::Port(arguments) => machine::port(&node, &arguments).await,
         Command::Kill(arguments) => machine::kill(&node, &arguments).await,
         Command::Rm(arguments) => machine::remove(&node, &arguments).await,
         Command::Wait(arguments) => machine::wait(&node, &arguments).await,

@@ -3,6 +3,7 @@
 mod copy;
 mod duration;
 mod environment;
+mod ports;
 mod reference;
 mod run;
 
@@ -10,6 +11,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 pub(crate) use copy::{CopyPlan, CopyRefused, Place, Side, place_in_machine, plan as plan_copy};
+pub(crate) use ports::shown as shown_port;
 pub(crate) use reference::{absolute, image_reference};
 pub(crate) use run::{Attachment, RunRequest, exec, run};
 
@@ -85,6 +87,9 @@ pub(crate) enum ResolveError {
     /// A time span.
     #[error("{0:?} is not a duration: a number of seconds, or one as in 30s, 5m or 1h30m")]
     Duration(String),
+    /// A port that is none.
+    #[error("{0:?} is not a port to publish: [[IP:]HOST:]GUEST is, as in 8080:80; TCP only")]
+    Port(String),
     /// exec without a command.
     #[error("the command is missing: hearth exec MACHINE COMMAND")]
     NoCommand,

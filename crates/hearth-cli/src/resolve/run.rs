@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use hearth_api::v1;
 
-use super::{Host, ResolveError, duration, environment, image_reference};
+use super::{Host, ResolveError, duration, environment, image_reference, ports};
 use crate::arguments::{Driver, Exec, Pull, Run};
 
 /// Everything that `run` asks for.
@@ -54,6 +54,11 @@ pub(crate) fn run(arguments: Run, host: &impl Host) -> Result<RunRequest, Resolv
             Driver::Qemu => v1::DriverChoice::Qemu,
         },
         stop_signal: arguments.stop_signal,
+        ports: arguments
+            .publish
+            .iter()
+            .map(|text| ports::parse(text))
+            .collect::<Result<_, _>>()?,
     };
     let secrets = environment::secrets(&arguments.secret, host)?;
     let attachment = Attachment {
@@ -168,6 +173,7 @@ mod tests {
             timeout_seconds: Some(300),
             driver: v1::DriverChoice::Qemu,
             stop_signal: Some("INT".into()),
+            ports: Vec::new(),
         };
         assert_eq!(request.create.spec, expected);
         assert_eq!(request.create.name.as_deref(), Some("web"));

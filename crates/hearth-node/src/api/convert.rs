@@ -56,6 +56,7 @@ pub(super) fn machine(view: &View) -> v1::Machine {
         vcpus: cpus.map_or(spec::CPU_DEFAULT / 1000, CpuMilli::vcpus),
         cpu_quota_us: cpus.and_then(CpuMilli::quota_us_per_100ms),
         memory_mib: memory.mib_rounded_up(),
+        ports: record.ports.clone(),
         generation: record.generation,
         stages: record.stages.clone(),
     }

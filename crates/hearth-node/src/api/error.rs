@@ -181,6 +181,10 @@ impl From<StartError> for ApiError {
                 ErrorCode::Internal,
                 Some("check the data directory and its disk; `hearth node status` names it"),
             ),
+            StartError::Port(_) => (
+                ErrorCode::HostUnfit,
+                Some("choose another port of the host, or none: `-p GUEST` takes one that is free"),
+            ),
             StartError::Adopt(_) | StartError::NoWorkload => (ErrorCode::BootFailed, None),
             StartError::Boot(_) | StartError::DiedInBoot { .. } => (
                 ErrorCode::BootFailed,

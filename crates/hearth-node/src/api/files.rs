@@ -44,6 +44,14 @@ async fn open(service: &Service, machine: &str, request: FileRequest) -> Result<
     }
 }
 
+/// Waits for the next event but the end of the stream, behind which comes the file server's own end.
+async fn next(session: &mut Session) -> SessionEvent {
+    match session.next().await {
+        SessionEvent::OutputEnded(_) => session.next().await,
+        event => event,
+    }
+}
+
 fn unexpected(event: SessionEvent) -> ApiError {
     match event {
         SessionEvent::Failed(failure) => failure.into(),
@@ -52,7 +60,7 @@ fn unexpected(event: SessionEvent) -> ApiError {
             "the guest's file server ended with {}",
             outcome.exit_code()
         ))),
-        SessionEvent::Started { .. } | SessionEvent::Output(..) => {
+        SessionEvent::Started { .. } | SessionEvent::Output(..) | SessionEvent::OutputEnded(_) => {
             internal(&std::io::Error::other("the guest answered out of turn"))
         }
     }
@@ -67,7 +75,7 @@ pub(super) async fn read(
     let session = open(&service, &machine, FileRequest::Get { path }).await?;
     let pieces = futures_util::stream::unfold(Some(session), |session| async move {
         let mut session = session?;
-        match session.next().await {
+        match next(&mut session).await {
             SessionEvent::Output(_, bytes) => Some((Ok(bytes), Some(session))),
             SessionEvent::Ended(Outcome::Exited(0)) => None,
             // Cuts the body off, so that the client does not take half a tree for a whole one.
@@ -109,7 +117,7 @@ pub(super) async fn write(
     let finish = async {
         loop {
             match session.next().await {
-                SessionEvent::Output(..) => {}
+                SessionEvent::Output(..) | SessionEvent::OutputEnded(_) => {}
                 SessionEvent::Ended(Outcome::Exited(0)) => return Ok(StatusCode::NO_CONTENT),
                 event => return Err(unexpected(event)),
             }
@@ -134,7 +142,7 @@ pub(super) async fn stat(
     let mut session = open(&service, &machine, FileRequest::Stat { path }).await?;
     let mut answer = Vec::new();
     loop {
-        match session.next().await {
+        match next(&mut session).await {
             SessionEvent::Output(_, bytes) => answer.extend_from_slice(&bytes),
             SessionEvent::Ended(Outcome::Exited(0)) => break,
             event => return Err(unexpected(event)),

@@ -261,6 +261,7 @@ async fn show_exec(writer: &mut BufWriter<WriteHalf<Io>>, mut session: Session) 
                 frames::write(writer, Kind::Started, &[]).await?;
                 continue;
             }
+            SessionEvent::OutputEnded(_) => continue,
             SessionEvent::Output(stream, bytes) => {
                 write_output(writer, stream, &bytes).await?;
                 continue;

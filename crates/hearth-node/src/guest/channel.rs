@@ -370,7 +370,11 @@ impl Shared {
                 } else {
                     Stream::Stdout
                 };
-                return inbox.push(stream, frame.payload).map_err(BadFrame::Window);
+                inbox.push(stream, frame.payload).map_err(BadFrame::Window)?;
+                if frame.header.flags.has(Flags::END) {
+                    inbox.push_end(stream);
+                }
+                return Ok(());
             }
             Kind::Credit => {
                 let grant: message::CreditGrant = decode(frame)?;

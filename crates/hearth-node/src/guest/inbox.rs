@@ -27,7 +27,7 @@ pub(super) struct Inbox {
 #[derive(Debug, Default)]
 struct State {
     bytes: BytesMut,
-    /// How `bytes` is divided: stream and length, in order.
+    /// How `bytes` is divided: stream and length, in order; no length at all is a stream's end.
     pieces: VecDeque<(Stream, u32)>,
     window: Window,
     credit: Credit,
@@ -49,6 +49,12 @@ impl Inbox {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Puts in that a stream has ended.
+    pub(super) fn push_end(&self, stream: Stream) {
+        self.lock().pieces.push_back((stream, 0));
+        self.arrived.notify_one();
+    }
+
     /// Puts in bytes of a stream.
     pub(super) fn push(&self, stream: Stream, payload: &[u8]) -> Result<(), WindowExceeded> {
         let mut state = self.lock();
@@ -59,7 +65,7 @@ impl Inbox {
         state.bytes.extend_from_slice(payload);
         let length = u32::try_from(payload.len()).unwrap_or(u32::MAX);
         match state.pieces.back_mut() {
-            Some((last, total)) if *last == stream => *total += length,
+            Some((last, total)) if *last == stream && *total > 0 => *total += length,
             _ => state.pieces.push_back((stream, length)),
         }
         drop(state);
@@ -107,6 +113,9 @@ impl Inbox {
             return Some((SessionEvent::Started { pid }, None));
         }
         if let Some((stream, length)) = state.pieces.pop_front() {
+            if length == 0 {
+                return Some((SessionEvent::OutputEnded(stream), None));
+            }
             let bytes: Bytes = state.bytes.split_to(length as usize).freeze();
             let grant = state.window.consume(bytes.len());
             return Some((SessionEvent::Output(stream, bytes), grant));

@@ -28,6 +28,8 @@ pub enum SessionEvent {
     },
     /// Bytes.
     Output(Stream, Bytes),
+    /// One of the outputs has ended.
+    OutputEnded(Stream),
     /// The process ended; nothing follows.
     Ended(Outcome),
     /// It could not be, or be carried on; nothing follows.

@@ -15,7 +15,7 @@ use super::registry::Table;
 use super::session::WorkloadIo;
 use crate::guest::{Guest, Input};
 use crate::host::files;
-use crate::records::{MachineRecord, RecordedState, Records};
+use crate::records::{MachineRecord, RecordedState, Records, spec};
 
 /// What everybody may see of a machine.
 #[derive(Debug, Clone)]
@@ -197,10 +197,17 @@ impl Actor {
         };
         let began = self.record.started_at.as_ref().and_then(|text| text.parse().ok());
         let gone = began.map_or(Duration::ZERO, |began| since(began, jiff::Timestamp::now()));
-        let plan = Plan {
+        let mut plan = Plan {
             time_limit: self.spec.timeout.map(|limit| limit.saturating_sub(gone)),
             ..self.plan()
         };
+        // Those that clients know; written by this code, so none is left out.
+        plan.spec.ports = self
+            .record
+            .ports
+            .iter()
+            .filter_map(|port| spec::port(port).ok())
+            .collect();
         work.life = Some(life::carry_on(plan, vmm, work.send_events.clone()));
     }
 
@@ -251,6 +258,7 @@ impl Actor {
                 self.enter(work, state);
             }
             LifeEvent::Running(running) => {
+                self.record.ports = running.ports.iter().map(spec::port_mapping).collect();
                 if !running.stages.is_empty() {
                     self.record.stages.clone_from(&running.stages);
                 }
@@ -268,6 +276,7 @@ impl Actor {
 
     fn end(&mut self, work: &mut Work, event: Event, error: Option<StartError>) {
         (work.life, work.running, self.record.vmm) = (None, None, None);
+        self.record.ports.clear();
         work.early.clear();
         self.record.finished_at = Some(jiff::Timestamp::now().to_string());
         // Refused only if the life reports an end twice; then the first counts.

@@ -7,6 +7,7 @@ use hearth_guest_protocol::message::Failure;
 use hearth_machine::{MachineId, Refused};
 
 use super::drivers::SelectError;
+use super::ports::PortError;
 use crate::guest::{ConnectError, RequestError};
 use crate::images::ImageError;
 use crate::records::RecordError;
@@ -117,6 +118,9 @@ pub enum StartError {
     /// The guest did not do as it was told.
     #[error(transparent)]
     Guest(#[from] RequestError),
+    /// A port cannot be published.
+    #[error(transparent)]
+    Port(#[from] PortError),
     /// The virtual machine of an earlier node is not there any more, or cannot be watched.
     #[error(transparent)]
     Adopt(#[from] AdoptError),

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use hearth_api::v1::{Border, Stage};
 use hearth_guest_protocol::message::{Configure, FailureCode, Outcome, Stop};
-use hearth_machine::{Ended, Event, MachineId, Process, Spec};
+use hearth_machine::{Ended, Event, MachineId, Process, PublishedPort, Spec};
 use serde_bytes::ByteBuf;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -25,6 +25,7 @@ use super::drivers::Drivers;
 use super::error::StartError;
 use super::output::{Pump, SessionEnd, Subscriber, now_unix_ns};
 use super::pace::Pace;
+use super::ports::Listeners;
 use super::session::{self, WorkloadIo};
 use crate::guest::{Guest, Input, RequestError, SessionEvent};
 use crate::host::cgroup::Processors;
@@ -106,6 +107,8 @@ pub(super) struct Running {
     pub(super) guest: Guest,
     pub(super) input: Input,
     pub(super) stages: Vec<Stage>,
+    /// The ports that are published.
+    pub(super) ports: Vec<PublishedPort>,
 }
 
 /// How to reach a life.
@@ -188,6 +191,11 @@ async fn live(
     let id = plan.id;
     let parts = Arc::clone(&plan.parts);
     let mut stages = Stages::begin();
+    // First: a port that is taken need not cost a boot.
+    let clients = match Listeners::bind(&plan.spec.ports).await {
+        Ok(listeners) => Clients { listeners, joining },
+        Err(error) => return failed(error.into()),
+    };
     let started = unless_ordered(&mut orders, power_on(&plan, &mut stages)).await;
     let vm = match started {
         Ok(vm) => vm,
@@ -200,7 +208,7 @@ async fn live(
     let _ = events.send(LifeEvent::VmmStarted(vm_fact(&vm))).await;
     let brought_up = unless_ordered(&mut orders, bring_up(&mut plan, &vm, &mut stages)).await;
     let over = match brought_up {
-        Ok(workload) => run_on(&mut plan, &vm, workload, orders, joining, events).await,
+        Ok(workload) => run_on(&mut plan, &vm, workload, clients, orders, events).await,
         Err(error) => failed(explained(error, &plan, &vm).await),
     };
     end_vm(&vm, id).await;
@@ -226,8 +234,13 @@ async fn live_on(
             });
         }
     };
+    let listeners = Listeners::bind(&plan.spec.ports)
+        .await
+        .inspect_err(|error| tracing::error!(machine = %id, error = %chain(error), "no port is published"))
+        .unwrap_or_default();
+    let clients = Clients { listeners, joining };
     let over = match unless_ordered(&mut orders, find_workload(&plan, &vm)).await {
-        Ok(workload) => run_on(&mut plan, &vm, workload, orders, joining, events).await,
+        Ok(workload) => run_on(&mut plan, &vm, workload, clients, orders, events).await,
         Err(error) => over(Event::VmmDied {
             reason: chain(&error),
         }),
@@ -237,13 +250,19 @@ async fn live_on(
     over
 }
 
+/// The ways by which clients come.
+struct Clients {
+    listeners: Listeners,
+    joining: mpsc::Receiver<Subscriber>,
+}
+
 /// Carries the workload's output and waits for its end, or for an order to end it.
 async fn run_on(
     plan: &mut Plan,
     vm: &Vm,
-    (running, session): (Running, crate::guest::Session),
+    (mut running, session): (Running, crate::guest::Session),
+    Clients { listeners, joining }: Clients,
     mut orders: mpsc::Receiver<Order>,
-    joining: mpsc::Receiver<Subscriber>,
     events: &mpsc::Sender<LifeEvent>,
 ) -> LifeEvent {
     let pump = Pump {
@@ -254,6 +273,8 @@ async fn run_on(
     };
     let guest = running.guest.clone();
     let pump = plan.parts.tasks.spawn(pump.run());
+    running.ports = listeners.ports();
+    let _published = listeners.serve(&guest, &plan.parts.tasks);
     // Fails only when the actor is gone; the life goes on and ends by itself.
     let _ = events.send(LifeEvent::Running(Box::new(running))).await;
     attend(plan, vm, &guest, pump, &mut orders).await
@@ -286,6 +307,7 @@ async fn find_workload(plan: &Plan, vm: &Vm) -> Result<(Running, crate::guest::S
         guest,
         input: session.input(),
         stages: Vec::new(),
+        ports: Vec::new(),
     };
     Ok((running, session))
 }
@@ -463,7 +485,13 @@ async fn bring_up(
     stages.end("start");
     let input = workload.input();
     let stages = std::mem::take(&mut stages.list);
-    Ok((Running { guest, input, stages }, workload))
+    let running = Running {
+        guest,
+        input,
+        stages,
+        ports: Vec::new(),
+    };
+    Ok((running, workload))
 }
 
 /// Puts the quota in force once the guest is up: what was asked for is the workload's share, and booting with it would

@@ -17,6 +17,7 @@ mod log;
 mod names;
 mod output;
 mod pace;
+mod ports;
 mod registry;
 mod session;
 
@@ -27,6 +28,7 @@ pub use life::Parts;
 pub use log::{LogReader, Piece};
 pub use output::Attached;
 pub use pace::Pace;
+pub use ports::PortError;
 pub use registry::{Machine, Machines, NewMachine};
 pub use session::{ExecSpec, terminal_size};
 

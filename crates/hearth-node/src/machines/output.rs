@@ -48,7 +48,7 @@ impl Pump {
         loop {
             tokio::select! {
                 event = self.session.next() => match event {
-                    SessionEvent::Started { .. } => {}
+                    SessionEvent::Started { .. } | SessionEvent::OutputEnded(_) => {}
                     SessionEvent::Output(stream, bytes) => {
                         log = log.and_then(|log| self.record(log, stream, &bytes));
                         self.deliver(stream, &bytes).await;

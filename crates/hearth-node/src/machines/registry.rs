@@ -167,6 +167,7 @@ impl Machines {
             },
             vmm: None,
             stages: Vec::new(),
+            ports: Vec::new(),
         };
         self.write_first(id, &record, &image)?;
         let secrets = Some(Arc::new(new.secrets));

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use hearth_api::v1::{Border, MachineSpec, Stage, strict_spec};
+use hearth_api::v1::{Border, MachineSpec, PortMapping, Stage, strict_spec};
 use hearth_machine::{MachineId, Process, Signal};
 use serde::{Deserialize, Serialize};
 
@@ -51,6 +51,9 @@ pub struct MachineRecord {
     pub vmm: Option<VmmFact>,
     /// Where the time of its last start went.
     pub stages: Vec<Stage>,
+    /// The ports that are published, as long as it runs.
+    #[serde(default)]
+    pub ports: Vec<PortMapping>,
 }
 
 /// What runs in a machine: image and spec put together once, when it was created.
@@ -305,6 +308,7 @@ mod tests {
                 pid: 1,
                 start_time: 2,
             }),
+            ports: vec![],
             stages: vec![],
         }
     }

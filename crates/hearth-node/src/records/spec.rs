@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use hearth_api::v1;
 use hearth_machine::spec::{DISK_DEFAULT, MEMORY_DEFAULT};
-use hearth_machine::{ByteSize, CpuMilli, DriverChoice, HostLimits, Spec, SpecError};
+use hearth_machine::{ByteSize, CpuMilli, DriverChoice, HostLimits, PublishedPort, Spec, SpecError};
 
 /// The processor share of a machine that does not say, in thousandths.
 pub const CPU_DEFAULT: u32 = 1000;
@@ -15,6 +15,9 @@ pub enum InvalidSpec {
     /// A value cannot be.
     #[error(transparent)]
     Spec(#[from] SpecError),
+    /// A port's address is none.
+    #[error("{0:?} is not an IP address")]
+    Address(String),
     /// The stop signal is no signal.
     #[error(transparent)]
     Signal(#[from] hearth_machine::signal::InvalidSignal),
@@ -43,8 +46,33 @@ pub fn check(wire: &v1::MachineSpec, host: HostLimits) -> Result<Spec, InvalidSp
             v1::DriverChoice::Qemu => DriverChoice::Qemu,
         },
         stop_signal: wire.stop_signal.as_deref().map(str::parse).transpose()?,
+        ports: wire.ports.iter().map(port).collect::<Result<_, _>>()?,
     };
     Ok(spec.check(host)?)
+}
+
+/// Reads a port from the wire.
+///
+/// # Errors
+/// Returns [`InvalidSpec::Address`].
+pub fn port(wire: &v1::PortMapping) -> Result<PublishedPort, InvalidSpec> {
+    let address = wire.address.as_deref().unwrap_or("0.0.0.0");
+    Ok(PublishedPort {
+        address: address
+            .parse()
+            .map_err(|_| InvalidSpec::Address(address.to_owned()))?,
+        host: wire.host,
+        guest: wire.guest,
+    })
+}
+
+/// Writes a port as the wire has it.
+pub fn port_mapping(port: &PublishedPort) -> v1::PortMapping {
+    v1::PortMapping {
+        address: Some(port.address.to_string()),
+        host: port.host,
+        guest: port.guest,
+    }
 }
 
 #[cfg(test)]

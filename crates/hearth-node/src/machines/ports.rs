@@ -1,0 +1,138 @@
+//! Published ports: TCP of the host, carried to the guest's loopback over the guest channel. No network device is needed.
+//!
+//! ```text
+//! client --TCP--> listener (of one life) --DIAL--> agent --TCP--> 127.0.0.1:port in the guest
+//! ```
+//! Each direction ends by itself (half-close). A connection that the guest refuses is reset, as the guest's own would be.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use hearth_machine::PublishedPort;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
+
+use crate::guest::{Guest, Input, Session, SessionEvent};
+
+/// Bytes that are read from a client at a time.
+const BUFFER: usize = 32 << 10;
+
+/// How long nobody is let in after the host had no descriptors left.
+const BREATH: Duration = Duration::from_millis(100);
+
+/// Says why a port is not published.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot publish port {} on {}", port.guest, SocketAddr::new(port.address, port.host))]
+pub struct PortError {
+    port: PublishedPort,
+    #[source]
+    source: io::Error,
+}
+
+/// Ports that are bound and not served yet: clients wait.
+#[derive(Debug, Default)]
+pub(super) struct Listeners(Vec<(TcpListener, PublishedPort)>);
+
+impl Listeners {
+    /// Binds every port.
+    ///
+    /// # Errors
+    /// Returns [`PortError`] for the first one that cannot be had; none is bound then.
+    pub(super) async fn bind(ports: &[PublishedPort]) -> Result<Self, PortError> {
+        let mut bound = Vec::new();
+        for &port in ports {
+            let failed = |source| PortError { port, source };
+            let listener = TcpListener::bind((port.address, port.host))
+                .await
+                .map_err(failed)?;
+            let host = listener.local_addr().map_err(failed)?.port();
+            bound.push((listener, PublishedPort { host, ..port }));
+        }
+        Ok(Self(bound))
+    }
+
+    /// Returns the ports, with the host's as they are.
+    pub(super) fn ports(&self) -> Vec<PublishedPort> {
+        self.0.iter().map(|(_, port)| *port).collect()
+    }
+
+    /// Serves them until the returned guard is dropped, which ends their connections, too.
+    pub(super) fn serve(self, guest: &Guest, tasks: &TaskTracker) -> DropGuard {
+        let stop = CancellationToken::new();
+        for (listener, port) in self.0 {
+            let serving = accept(listener, port.guest, guest.clone(), tasks.clone(), stop.clone());
+            tasks.spawn(stop.clone().run_until_cancelled_owned(serving));
+        }
+        stop.drop_guard()
+    }
+}
+
+async fn accept(listener: TcpListener, port: u16, guest: Guest, tasks: TaskTracker, stop: CancellationToken) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let relay = relay(stream, port, guest.clone());
+                tasks.spawn(stop.clone().run_until_cancelled_owned(relay));
+            }
+            Err(error) => {
+                tracing::warn!(port, %error, "a connection was not accepted");
+                tokio::time::sleep(BREATH).await;
+            }
+        }
+    }
+}
+
+/// Carries one connection to its end.
+async fn relay(stream: TcpStream, port: u16, guest: Guest) {
+    // Small answers of a protocol must not wait for more; it fails only on a connection that is gone.
+    let _ = stream.set_nodelay(true);
+    let Ok(mut session) = guest.dial(port).await else {
+        return;
+    };
+    if !matches!(session.next().await, SessionEvent::Started { .. }) {
+        // Closed with a reset instead of an end of file.
+        let _ = stream.set_zero_linger();
+        return;
+    }
+    let (reader, writer) = stream.into_split();
+    let input = session.input();
+    tokio::select! {
+        () = down(&mut session, writer) => {}
+        // The client is gone: dropping the session tells the guest.
+        _ = up(reader, input) => {}
+    }
+}
+
+/// Carries what the client sends. Returns when the client is gone; its end of file alone is passed on, and waited upon.
+async fn up(mut reader: OwnedReadHalf, input: Input) -> io::Result<()> {
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        let count = reader.read(&mut buffer).await?;
+        if count == 0 {
+            input.end().await;
+            return std::future::pending().await;
+        }
+        if !input.send(&buffer[..count]).await {
+            return std::future::pending().await;
+        }
+    }
+}
+
+/// Carries what the guest sends, until its connection has ended both ways.
+async fn down(session: &mut Session, mut writer: OwnedWriteHalf) {
+    loop {
+        let written = match session.next().await {
+            SessionEvent::Output(_, bytes) => writer.write_all(&bytes).await,
+            SessionEvent::OutputEnded(_) => writer.shutdown().await,
+            SessionEvent::Started { .. } => Ok(()),
+            SessionEvent::Ended(_) | SessionEvent::Failed(_) | SessionEvent::ChannelLost => return,
+        };
+        if written.is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! Published ports: what reaches the guest's loopback, and what does not.
+
+use std::io::{Read as _, Write as _};
+use std::net::{Shutdown, TcpListener, TcpStream};
+
+use anyhow::{Context, Result};
+use e2e::TestNode;
+
+use crate::node::kill;
+use crate::support::logged;
+
+/// Echoes what each client sends, and ends its connection when the client has ended its own.
+const ECHO: &str = "echo ready; exec nc -ll -p 7 -e cat";
+
+/// Starts a machine that echoes on port 7; returns where that is on the host.
+fn echo(node: &TestNode) -> Result<String> {
+    node.start([
+        "--name",
+        "m",
+        "-p",
+        "127.0.0.1::7",
+        "-p",
+        "127.0.0.1::9",
+        "busybox",
+        "sh",
+        "-c",
+        ECHO,
+    ])?;
+    logged(node, "m", "ready", 1)?;
+    node.hearth(["port", "m", "7"]).ok()
+}
+
+fn converse(address: &str, text: &[u8]) -> Result<Vec<u8>> {
+    let mut stream = TcpStream::connect(address).with_context(|| format!("cannot connect to {address}"))?;
+    stream.write_all(text)?;
+    stream.shutdown(Shutdown::Write)?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    Ok(answer)
+}
+
+pub(crate) fn published_ports_reach_the_guests_loopback(node: &TestNode) -> Result<()> {
+    let address = echo(node)?;
+    let listed = node.hearth(["port", "m"]).ok()?;
+    assert!(listed.contains(&format!("7/tcp -> {address}")), "{listed}");
+    assert!(node.hearth(["ps"]).ok()?.contains(&format!("{address}->7")));
+    let long: Vec<u8> = (0..1_000_000_u32).map(|number| number as u8).collect();
+    // The end of what the client sends comes through alone: the answer follows it.
+    assert!(converse(&address, &long)? == long);
+    let mut open: Vec<_> = (0..50)
+        .map(|_| TcpStream::connect(&address))
+        .collect::<Result<_, _>>()?;
+    for (number, stream) in open.iter_mut().enumerate().rev() {
+        stream.write_all(&[number as u8])?;
+        let mut answer = [0];
+        stream.read_exact(&mut answer)?;
+        assert_eq!(usize::from(answer[0]), number);
+    }
+    // Nobody listens there in the guest.
+    let refused = node.hearth(["port", "m", "9"]).ok()?;
+    assert!(converse(&refused, b"hello").map_or(true, |answer| answer.is_empty()));
+    node.hearth(["port", "m", "10"])
+        .run()?
+        .expect_code(1)?
+        .complains("10")?;
+    Ok(())
+}
+
+pub(crate) fn a_port_that_is_taken_is_refused_before_the_boot(node: &TestNode) -> Result<()> {
+    let taken = TcpListener::bind("127.0.0.1:0")?;
+    let port = format!("127.0.0.1:{}:80", taken.local_addr()?.port());
+    node.run(["--rm", "-p", &port, "busybox", "true"])
+        .run()?
+        .expect_code(125)?
+        .complains("publish")?;
+    node.run(["--rm", "-p", "80/udp", "busybox", "true"])
+        .run()?
+        .expect_code(125)?
+        .complains("80/udp")?;
+    Ok(())
+}
+
+pub(crate) fn published_ports_outlive_the_node_and_end_with_the_machine(node: &TestNode) -> Result<()> {
+    let address = echo(node)?;
+    assert_eq!(converse(&address, b"before")?, b"before");
+    kill(node)?;
+    assert_eq!(node.hearth(["port", "m", "7"]).ok()?, address);
+    assert_eq!(converse(&address, b"after")?, b"after");
+    node.hearth(["restart", "-t", "1", "m"]).ok()?;
+    logged(node, "m", "ready", 2)?;
+    let address = node.hearth(["port", "m", "7"]).ok()?;
+    assert_eq!(converse(&address, b"again")?, b"again");
+    node.hearth(["stop", "-t", "1", "m"]).ok()?;
+    assert!(TcpStream::connect(&address).is_err());
+    assert_eq!(node.hearth(["port", "m"]).ok()?, "");
+    Ok(())
+}
