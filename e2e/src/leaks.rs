@@ -178,16 +178,26 @@ fn has_to_do_with(process: &Path, home: &[u8]) -> bool {
 mod tests {
     use super::*;
 
+    use std::io::{Read as _, Write as _};
     use std::process::{Command, Stdio};
+    use std::sync::{Mutex, PoisonError};
+
+    /// Guards nothing but time: a process that one test makes holds, until it executes its program, what another has open.
+    static ONE_BY_ONE: Mutex<()> = Mutex::new(());
 
     #[test]
     fn a_process_that_stays_is_found_and_ended() {
+        let _turn = ONE_BY_ONE.lock().unwrap_or_else(PoisonError::into_inner);
         let home = tempfile::tempdir().unwrap();
         let mut child = Command::new("cat")
             .env("HEARTH_HOME", home.path())
             .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
             .spawn()
             .unwrap();
+        // Its answer says that it is what it is to be: spawn returns when the kernel has yet to write its environment.
+        child.stdin.as_mut().unwrap().write_all(b"x").unwrap();
+        child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
         let found = processes_of(home.path()).unwrap();
         assert_eq!(found.len(), 1, "{found:?}");
         assert_eq!(u32::try_from(found[0].pid), Ok(child.id()));
@@ -203,6 +213,7 @@ mod tests {
 
     #[test]
     fn a_socket_that_stays_is_found() {
+        let _turn = ONE_BY_ONE.lock().unwrap_or_else(PoisonError::into_inner);
         let home = tempfile::tempdir().unwrap();
         let listener = std::os::unix::net::UnixListener::bind(home.path().join("s")).unwrap();
         let traces = Traces {

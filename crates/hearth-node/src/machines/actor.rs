@@ -9,7 +9,7 @@ use hearth_machine::{Ended, Event, MachineId, Process, Spec, State};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::error::{MachineError, StartError};
-use super::life::{self, Life, LifeEvent, Order, Parts, Plan, Running};
+use super::life::{self, Life, LifeEvent, Order, Origin, Parts, Plan, Running};
 use super::output::{Attached, Subscriber, subscription};
 use super::registry::Table;
 use super::session::WorkloadIo;
@@ -186,7 +186,7 @@ impl Actor {
         self.record.finished_at = None;
         work.end = None;
         self.enter(work, state);
-        work.life = Some(life::begin(plan, work.send_events.clone()));
+        work.life = Some(life::begin(plan, Origin::Boot, work.send_events.clone()));
         Ok(())
     }
 
@@ -208,7 +208,7 @@ impl Actor {
             .iter()
             .filter_map(|port| spec::port(port).ok())
             .collect();
-        work.life = Some(life::carry_on(plan, vmm, work.send_events.clone()));
+        work.life = Some(life::begin(plan, Origin::Found(vmm), work.send_events.clone()));
     }
 
     fn plan(&self) -> Plan {

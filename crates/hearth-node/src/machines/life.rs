@@ -124,33 +124,31 @@ const GUEST_DEADLINE: Duration = Duration::from_secs(30);
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
 /// How long the pump may take to deliver what is left to attached clients once the machine is dead.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
-/// The driver's own deadline for a monitor that was asked to go.
+/// Orders and clients that wait to be taken.
 const ORDERS: usize = 8;
 const JOINING: usize = 4;
 /// The end of the console that goes into an error, in bytes.
 const CONSOLE_TAIL: u64 = 2048;
 
-/// Starts a life; its events come through `events`.
-pub(super) fn begin(plan: Plan, events: mpsc::Sender<LifeEvent>) -> Life {
-    let (orders, receive_orders) = mpsc::channel(ORDERS);
-    let (attach, joining) = mpsc::channel(JOINING);
-    let tasks = plan.parts.tasks.clone();
-    tasks.spawn(async move {
-        let over = live(plan, receive_orders, joining, &events).await;
-        // Fails only when the actor is gone, and then nobody is left to be told.
-        let _ = events.send(over).await;
-    });
-    Life { orders, attach }
+/// What a life begins with.
+pub(super) enum Origin {
+    /// A boot.
+    Boot,
+    /// A virtual machine that an earlier node has left running.
+    Found(VmmFact),
 }
 
-/// Goes on with a life that an earlier node has begun.
-pub(super) fn carry_on(plan: Plan, vmm: VmmFact, events: mpsc::Sender<LifeEvent>) -> Life {
+/// Starts a life; its events come through `events`.
+pub(super) fn begin(plan: Plan, origin: Origin, events: mpsc::Sender<LifeEvent>) -> Life {
     let (orders, receive_orders) = mpsc::channel(ORDERS);
     let (attach, joining) = mpsc::channel(JOINING);
     let tasks = plan.parts.tasks.clone();
     tasks.spawn(async move {
-        let over = live_on(plan, vmm, receive_orders, joining, &events).await;
-        // As in `begin`.
+        let over = match origin {
+            Origin::Boot => live(plan, receive_orders, joining, &events).await,
+            Origin::Found(vmm) => live_on(plan, vmm, receive_orders, joining, &events).await,
+        };
+        // Fails only when the actor is gone, and then nobody is left to be told.
         let _ = events.send(over).await;
     });
     Life { orders, attach }
