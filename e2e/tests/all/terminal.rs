@@ -14,8 +14,9 @@ pub(crate) fn run_it_is_a_terminal(node: &TestNode) -> Result<()> {
     terminal.resize(41, 132)?;
     terminal.type_in("trap 'echo changed: $(stty size)' WINCH; echo size: $(stty size)\n")?;
     terminal.screen.wait_for("size: 41 132", DEADLINE)?;
-    terminal.type_in("sleep 3600\n")?;
-    terminal.screen.wait_for("sleep 3600", DEADLINE)?;
+    // Until its command runs, the shell has the terminal in raw mode, and ^C would be a character of it.
+    terminal.type_in("sh -c 'echo run''ning; exec sleep 3600'\n")?;
+    terminal.screen.wait_for("running", DEADLINE)?;
     terminal.type_in("\x03")?;
     terminal.type_in("echo ended: $?\n")?;
     terminal.screen.wait_for("ended: 130", DEADLINE)?;
