@@ -29,11 +29,11 @@ show() {
 
 started=$(now)
 
-step "What this host can do"
-show doctor
-
 step "A kernel, the guest agent and an initramfs"
 show setup
+
+step "What this host can do"
+show doctor
 
 step "An image: Debian's static busybox"
 show image build busybox -t demo
