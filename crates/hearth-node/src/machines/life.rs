@@ -6,6 +6,7 @@
 //!                                                             guest brings disks to rest <----'
 //!                                                             vmm killed, memory and sockets removed
 //! ```
+//! A life may also begin with a virtual machine that an earlier node has left running: then it goes on at Running.
 //! Whatever was acquired is released on every way out; the last event says how it ended.
 
 use std::collections::BTreeMap;
@@ -26,6 +27,7 @@ use super::error::StartError;
 use super::output::{Pump, SessionEnd, Subscriber, now_unix_ns};
 use super::pace::Pace;
 use super::ports::Listeners;
+use super::registry::end_process;
 use super::session::{self, WorkloadIo};
 use crate::guest::{Guest, Input, RequestError, SessionEvent};
 use crate::host::cgroup::Processors;
@@ -226,6 +228,10 @@ async fn live_on(
     let vm = match unless_ordered(&mut orders, find_vm(&plan, vmm)).await {
         Ok(vm) => vm,
         Err(error) => {
+            // Nobody could reach it any more, and what it runs on is about to be removed.
+            if let Err(error) = end_process(process_id(vmm)).await {
+                tracing::error!(machine = %id, %error, "a virtual machine of an earlier node does not end");
+            }
             release(&parts, id);
             return over(Event::VmmDied {
                 reason: chain(&error),
@@ -278,14 +284,19 @@ async fn run_on(
     attend(plan, vm, &guest, pump, &mut orders).await
 }
 
+/// Returns what a record says of a process as the host takes it.
+pub(super) fn process_id(vmm: VmmFact) -> ProcessId {
+    ProcessId {
+        pid: vmm.pid.cast_signed(),
+        start_time: vmm.start_time,
+    }
+}
+
 async fn find_vm(plan: &Plan, vmm: VmmFact) -> Result<Vm, StartError> {
     let driver = plan.parts.drivers.select(plan.spec.driver).await?;
     let request = AdoptRequest {
         id: plan.id,
-        process: ProcessId {
-            pid: vmm.pid.cast_signed(),
-            start_time: vmm.start_time,
-        },
+        process: process_id(vmm),
         dirs: dirs(&plan.parts.layout, plan.id),
     };
     Ok(driver.adopt(&request).await?)

@@ -326,11 +326,7 @@ impl Machines {
         let Some(vmm) = record.vmm else {
             return self.end_unrecorded(id).await;
         };
-        let process = ProcessId {
-            pid: vmm.pid.cast_signed(),
-            start_time: vmm.start_time,
-        };
-        self.end(id, process).await;
+        self.end(id, life::process_id(vmm)).await;
     }
 
     /// Ends a virtual machine that was started and not written down any more.
@@ -451,7 +447,8 @@ struct Known {
     record: MachineRecord,
 }
 
-async fn end_process(id: ProcessId) -> std::io::Result<()> {
+/// Kills a process that an earlier node has started, and waits for its end.
+pub(super) async fn end_process(id: ProcessId) -> std::io::Result<()> {
     let Some(process) = HostProcess::find(id)? else {
         return Ok(());
     };
