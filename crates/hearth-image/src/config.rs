@@ -30,6 +30,8 @@ pub struct ImageConfig {
     pub exposed_ports: Vec<String>,
     /// How to tell whether the process works.
     pub healthcheck: Option<Healthcheck>,
+    /// What runs a line of [`HealthTest::Shell`]; docker's SHELL, `/bin/sh -c` when empty.
+    pub shell: Vec<String>,
 }
 
 /// Docker's HEALTHCHECK.
@@ -98,6 +100,8 @@ struct DockerConfiguration {
 struct DockerExecution {
     #[serde(rename = "Healthcheck")]
     healthcheck: Option<DockerHealthcheck>,
+    #[serde(rename = "Shell")]
+    shell: Option<Vec<String>>,
 }
 
 /// Times are in nanoseconds; 0 is the default.
@@ -122,7 +126,7 @@ pub(crate) fn parse(json: &[u8]) -> Result<ParsedConfig, ConfigError> {
     let configuration: ImageConfiguration = serde_json::from_slice(json).map_err(ConfigError::Json)?;
     let docker: DockerConfiguration = serde_json::from_slice(json).map_err(ConfigError::Json)?;
     let execution = configuration.config().clone().unwrap_or_default();
-    let healthcheck = docker.config.and_then(|config| config.healthcheck);
+    let docker = docker.config.unwrap_or_default();
     let filled = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
     let sorted = |list: &Option<Vec<String>>| {
         let mut list = list.clone().unwrap_or_default();
@@ -144,7 +148,8 @@ pub(crate) fn parse(json: &[u8]) -> Result<ParsedConfig, ConfigError> {
             .collect(),
         volumes: sorted(execution.volumes()),
         exposed_ports: sorted(execution.exposed_ports()),
-        healthcheck: healthcheck.map(health).transpose()?.flatten(),
+        healthcheck: docker.healthcheck.map(health).transpose()?.flatten(),
+        shell: docker.shell.unwrap_or_default(),
     };
     config.check()?;
     Ok(ParsedConfig {
@@ -227,6 +232,7 @@ impl ImageConfig {
             ("Volumes", any(&self.volumes)),
             ("ExposedPorts", any(&self.exposed_ports)),
             ("Healthcheck", test),
+            ("Shell", any(&self.shell)),
         ];
         match faults.iter().find(|(_, fault)| *fault) {
             Some((field, _)) => Err(ConfigError::Nul(field)),
@@ -269,6 +275,10 @@ impl ImageConfig {
                 (!self.exposed_ports.is_empty()).then(|| serde_json::Value::Object(set(&self.exposed_ports))),
             ),
             (
+                "Shell",
+                (!self.shell.is_empty()).then(|| self.shell.clone().into()),
+            ),
+            (
                 "Healthcheck",
                 self.healthcheck
                     .as_ref()
@@ -287,6 +297,24 @@ impl ImageConfig {
             "rootfs": { "type": "layers", "diff_ids": diff_ids },
         });
         document.to_string().into_bytes()
+    }
+}
+
+impl HealthTest {
+    /// Returns what is run, `shell` in front of a line for it; `None` for nothing.
+    pub fn command(&self, shell: &[String]) -> Option<Vec<String>> {
+        match self {
+            Self::Disabled => None,
+            Self::Command(command) => Some(command.clone()),
+            Self::Shell(line) => {
+                let mut command = shell.to_vec();
+                if command.is_empty() {
+                    command = ["/bin/sh", "-c"].map(str::to_owned).to_vec();
+                }
+                command.push(line.clone());
+                Some(command)
+            }
+        }
     }
 }
 
@@ -322,7 +350,7 @@ mod tests {
         let json = br#"{"architecture":"amd64","os":"linux","created":"2024-01-02T03:04:05Z","config":{
             "User":"www-data:www-data","ExposedPorts":{"80/tcp":{},"443/tcp":{}},"Env":["PATH=/bin","A=b=c","EMPTY"],
             "Entrypoint":["/init"],"Cmd":["a","b"],"Volumes":{"/data":{}},"WorkingDir":"srv","Labels":{"k":"v"},
-            "StopSignal":"SIGQUIT","Healthcheck":{"Test":["CMD-SHELL","curl localhost"],"Interval":5000000000,
+            "StopSignal":"SIGQUIT","Shell":["/bin/bash","-c"],"Healthcheck":{"Test":["CMD-SHELL","curl localhost"],"Interval":5000000000,
             "Retries":3}},"rootfs":{"type":"layers","diff_ids":["sha256:x"]},"history":[]}"#;
         let parsed = parse(json).unwrap();
         let config = &parsed.config;
@@ -337,12 +365,43 @@ mod tests {
         let check = config.healthcheck.as_ref().unwrap();
         assert_eq!(check.test, HealthTest::Shell("curl localhost".into()));
         assert_eq!(
+            check.test.command(&config.shell).unwrap(),
+            ["/bin/bash", "-c", "curl localhost"]
+        );
+        assert_eq!(
             (check.interval, check.timeout, check.retries),
             (Some(Duration::from_secs(5)), None, Some(3))
         );
 
         let again = config.to_json("2024-01-02T03:04:05Z", "amd64", &parsed.diff_ids);
         assert_eq!(parse(&again).unwrap(), parsed);
+    }
+
+    #[test]
+    fn every_form_of_health_check_is_read() {
+        let check = |json: &str| {
+            let json = format!(
+                r#"{{"architecture":"amd64","os":"linux","config":{{"Healthcheck":{json}}},"rootfs":{{"type":"layers","diff_ids":[]}}}}"#
+            );
+            parse(json.as_bytes()).unwrap().config.healthcheck
+        };
+        let none = check(r#"{"Test":["NONE"]}"#).unwrap();
+        assert_eq!(none.test.command(&[]), None);
+        let whole = check(
+            r#"{"Test":["CMD","probe","-q"],"Interval":1500000000,"Timeout":1000001,"StartPeriod":60000000000,
+            "StartInterval":2000000000,"Retries":7}"#,
+        );
+        let whole = whole.unwrap();
+        assert_eq!(whole.test.command(&[]).unwrap(), ["probe", "-q"]);
+        assert_eq!(whole.interval, Some(Duration::from_millis(1500)));
+        assert_eq!(whole.timeout, Some(Duration::from_nanos(1_000_001)));
+        assert_eq!(whole.start_period, Some(Duration::from_secs(60)));
+        assert_eq!(whole.start_interval, Some(Duration::from_secs(2)));
+        assert_eq!(whole.retries, Some(7));
+        let line = check(r#"{"Test":["CMD-SHELL","a | b"]}"#).unwrap();
+        assert_eq!(line.test.command(&[]).unwrap(), ["/bin/sh", "-c", "a | b"]);
+        assert_eq!((line.interval, line.retries), (None, None));
+        assert_eq!(check(r#"{"Test":[],"Interval":1}"#), None);
     }
 
     #[test]

@@ -13,7 +13,7 @@ pub mod spec;
 pub mod state;
 
 pub use id::{MachineId, MachineName};
-pub use process::{ImageDefaults, Process};
+pub use process::{ImageDefaults, ImageHealthCheck, Process};
 pub use signal::Signal;
 pub use size::{ByteSize, CpuMilli, Shape};
 pub use spec::{DriverChoice, HostLimits, PublishedPort, Spec, SpecError};

@@ -1,5 +1,7 @@
 //! What runs in a machine: the image's defaults and what was asked for, put together by docker's rules.
 
+use std::time::Duration;
+
 use crate::{Signal, Spec};
 
 /// How an image wants to be run, as far as a process is concerned.
@@ -17,6 +19,26 @@ pub struct ImageDefaults {
     pub user: String,
     /// STOPSIGNAL.
     pub stop_signal: Option<String>,
+    /// HEALTHCHECK.
+    pub health_check: Option<ImageHealthCheck>,
+}
+
+/// How an image wants it to be found out whether its workload works.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageHealthCheck {
+    /// What is run, the image's shell put in front of a line for it; `None` when the image says that there is to be no
+    /// check (`HEALTHCHECK NONE`). Never empty.
+    pub command: Option<Vec<String>>,
+    /// Time between two checks; `None` for the default, here and below.
+    pub interval: Option<Duration>,
+    /// Time that one check may take.
+    pub timeout: Option<Duration>,
+    /// Time from the start in which failures do not count.
+    pub start_period: Option<Duration>,
+    /// Time between two checks in the start period.
+    pub start_interval: Option<Duration>,
+    /// Failures in a row until the workload counts as unhealthy.
+    pub retries: Option<u32>,
 }
 
 /// The workload's process, complete but for its secrets.

@@ -46,6 +46,32 @@ pub struct ImageConfig {
     pub volumes: Vec<String>,
     /// EXPOSE, as in `80/tcp`.
     pub exposed_ports: Vec<String>,
+    /// HEALTHCHECK.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_check: Option<ImageHealthCheck>,
+}
+
+/// How an image wants it to be found out whether its workload works. What is absent is left to the default.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ImageHealthCheck {
+    /// What is run, the image's shell in front of a line for it; absent for `HEALTHCHECK NONE`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<Vec<String>>,
+    /// Time between two checks, in nanoseconds as images write it; so are the others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interval_ns: Option<u64>,
+    /// Time that one check may take.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ns: Option<u64>,
+    /// Time from the start in which failures do not count.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_period_ns: Option<u64>,
+    /// Time between two checks in the start period.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_interval_ns: Option<u64>,
+    /// Failures in a row until the workload counts as unhealthy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retries: Option<u32>,
 }
 
 /// Asks for an image from a registry, a layout, an archive or a directory.

@@ -13,7 +13,7 @@ pub mod setup;
 
 pub use doctor::{DoctorCheck, DoctorReport, DoctorState};
 pub use error::{ErrorBody, ErrorCode};
-pub use image::{BuildImage, Image, ImageConfig, PullImage, Recipe};
+pub use image::{BuildImage, Image, ImageConfig, ImageHealthCheck, PullImage, Recipe};
 pub use machine::{
     Border, CreateMachine, DriverChoice, ExecRequest, ExitStatus, FileKind, FileStat, Machine, MachineSpec,
     MachineState, MachineStatus, PortMapping, Stage, StopMachine, strict_spec,

@@ -1,7 +1,9 @@
 //! From the domain to the wire's views.
 
+use std::time::Duration;
+
 use hearth_api::v1;
-use hearth_machine::{CpuMilli, State};
+use hearth_machine::{CpuMilli, ImageHealthCheck, State};
 
 use crate::doctor;
 use crate::images::ImageInfo;
@@ -114,7 +116,21 @@ pub(super) fn image(info: ImageInfo) -> v1::Image {
             labels: info.labels,
             volumes: info.volumes,
             exposed_ports: info.exposed_ports,
+            health_check: info.defaults.health_check.as_ref().map(health_check),
         },
+    }
+}
+
+fn health_check(check: &ImageHealthCheck) -> v1::ImageHealthCheck {
+    let nanoseconds =
+        |time: Option<Duration>| time.map(|time| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
+    v1::ImageHealthCheck {
+        command: check.command.clone(),
+        interval_ns: nanoseconds(check.interval),
+        timeout_ns: nanoseconds(check.timeout),
+        start_period_ns: nanoseconds(check.start_period),
+        start_interval_ns: nanoseconds(check.start_interval),
+        retries: check.retries,
     }
 }
 

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use hearth_image::{Image, InvalidReference, ProgressSink, PullError, Reference, Store, StoreError};
-use hearth_machine::ImageDefaults;
+use hearth_machine::{ImageDefaults, ImageHealthCheck};
 
 pub use build::{BuildError, Recipe};
 pub use hearth_image::{Phase, Progress};
@@ -118,6 +118,14 @@ fn defaults(image: &Image) -> ImageDefaults {
         working_directory: config.working_dir.clone().unwrap_or_default(),
         user: config.user.clone().unwrap_or_default(),
         stop_signal: config.stop_signal.clone(),
+        health_check: config.healthcheck.as_ref().map(|check| ImageHealthCheck {
+            command: check.test.command(&config.shell),
+            interval: check.interval,
+            timeout: check.timeout,
+            start_period: check.start_period,
+            start_interval: check.start_interval,
+            retries: check.retries,
+        }),
     }
 }
 
