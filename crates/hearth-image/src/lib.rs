@@ -19,6 +19,7 @@ mod reference;
 mod registry;
 mod rootfs;
 mod source;
+mod step;
 mod store;
 
 pub use config::{ConfigError, HealthTest, Healthcheck, ImageConfig};
@@ -30,6 +31,7 @@ pub use reference::{InvalidReference, Reference, ReferenceFault, RegistryReferen
 pub use registry::{Anonymous, CredentialSource, Credentials, RegistryError};
 pub use rootfs::{ArchiveError, EntryError, MergeError, PathError, PaxError, RootfsError};
 pub use source::{ArchiveFault, LayerError, SourceError};
+pub use step::{StepWatch, watch_steps};
 pub use store::{
     BlobError, Image, ImageDetails, ImportError, LayerDetails, PullError, Store, StoreError, StoreOptions,
 };

@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::api::{self, Identity, Service};
 use crate::host::cgroup::Processors;
+use crate::host::failpoint::{self, BadFailpoint};
 use crate::host::{files, lock, own};
 use crate::images::{ImageError, Images};
 use crate::layout::Layout;
@@ -30,6 +31,9 @@ pub enum NodeError {
     /// The environment names no place for it.
     #[error(transparent)]
     Location(#[from] LocationError),
+    /// A test's variable.
+    #[error(transparent)]
+    Failpoint(#[from] BadFailpoint),
     /// Another one is there.
     #[error("another node serves {}", .0.display())]
     Taken(PathBuf),
@@ -120,6 +124,7 @@ impl Starter {
 }
 
 async fn serve(starter: &mut Starter) -> Result<(), NodeError> {
+    failpoint::arm(&std::env::var(failpoint::VARIABLE).unwrap_or_default())?;
     let location = Location::resolve(|name| std::env::var_os(name), own::uid())?;
     let layout = Layout::new(&location.data, &location.run, &location.memory);
     for path in [layout.data(), layout.run(), layout.memory()] {

@@ -10,7 +10,7 @@ use super::{FORMAT, Image, StoreError};
 use crate::digest::Hasher;
 use crate::manifest::{Blob, Manifest};
 use crate::rootfs::{self, Job, LayerBlob, RootfsError};
-use crate::{Digest, Limits, Phase, Progress, ProgressSink};
+use crate::{Digest, Limits, Phase, Progress, ProgressSink, step};
 
 const COPY_BUFFER: usize = 256 << 10;
 
@@ -250,7 +250,9 @@ impl Blobs {
             source,
         };
         rootfs::build(job).map_err(failed)?;
-        self.keep(temporary, path)
+        step::reached("pull-rootfs-written").map_err(StoreError::at("write", path))?;
+        self.keep(temporary, path)?;
+        step::reached("pull-rootfs-stored").map_err(StoreError::at("write", path))
     }
 }
 
@@ -320,7 +322,10 @@ impl BlobSink {
                 actual,
             });
         }
-        self.blobs.keep(self.file, &self.blobs.blob_path(&digest))?;
+        let path = self.blobs.blob_path(&digest);
+        step::reached("pull-blob-written").map_err(StoreError::at("write", &path))?;
+        self.blobs.keep(self.file, &path)?;
+        step::reached("pull-blob-stored").map_err(StoreError::at("write", &path))?;
         (self.progress)(Progress {
             blob: digest,
             done: size,

@@ -24,7 +24,7 @@ use crate::config::{self, ConfigError, ImageConfig};
 use crate::manifest::{self, Blob, Document, Manifest, ManifestError};
 use crate::registry::CredentialSource;
 use crate::rootfs::RootfsError;
-use crate::{Digest, Limits, ProgressSink, Reference};
+use crate::{Digest, Limits, ProgressSink, Reference, step};
 
 pub use blobs::BlobError;
 pub(crate) use blobs::{BlobSink, Blobs, read_bounded};
@@ -151,6 +151,13 @@ pub enum StoreError {
     Cancelled,
 }
 
+impl StoreError {
+    fn at(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { action, path, source }
+    }
+}
+
 /// What a store is opened with.
 #[derive(Clone)]
 pub struct StoreOptions {
@@ -272,6 +279,7 @@ impl Store {
             if !Index::update(&inner.blobs, |index| index.remove(&wanted))? {
                 return Err(StoreError::Unknown(wanted.to_string()));
             }
+            step::reached("image-unnamed").map_err(StoreError::at("write", inner.blobs.dir()))?;
             sweep::sweep_unreferenced(&inner.blobs, &inner.limits)
         })
         .await

@@ -8,7 +8,7 @@ use crate::manifest::{self, Blob, Document, Manifest, ManifestError, Platform};
 use crate::reference::RegistryReference;
 use crate::registry::{Registry, RegistryError};
 use crate::source::{self, SourceError};
-use crate::{Digest, Phase, Progress, ProgressSink, Reference};
+use crate::{Digest, Phase, Progress, ProgressSink, Reference, step};
 
 /// Layers that come at a time: enough to fill a line, few enough to be polite.
 const PARALLEL: usize = 4;
@@ -139,7 +139,11 @@ impl Store {
         check_platform(&found)?;
         let image = self.with_rootfs(found, progress).await?;
         let inner = self.inner.clone();
-        blocking(move || Index::update(&inner.blobs, |index| index.insert(named))).await?;
+        blocking(move || {
+            Index::update(&inner.blobs, |index| index.insert(named))?;
+            step::reached("pull-named").map_err(StoreError::at("write", inner.blobs.dir()))
+        })
+        .await?;
         Ok(image)
     }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::{Blobs, Index, ProcessLock, StoreError};
 use crate::manifest::{self, Document};
-use crate::{Digest, Limits};
+use crate::{Digest, Limits, step};
 
 /// Deletes temporary files, unless somebody writes one.
 pub(super) fn sweep_temporary(blobs: &Blobs) -> Result<(), StoreError> {
@@ -75,6 +75,7 @@ fn delete_unless(dir: &Path, keep: impl Fn(&str) -> bool) -> Result<(), StoreErr
             .unwrap_or_default();
         if !keep(name) {
             fs::remove_file(&path).map_err(|source| failed("delete", &path, source))?;
+            step::reached("image-swept").map_err(|source| failed("delete", &path, source))?;
         }
     }
     Ok(())

@@ -8,6 +8,8 @@ use std::path::Path;
 
 use rustix::fs::{SeekFrom, copy_file_range, ioctl_ficlone, seek};
 
+use super::failpoint;
+
 /// The permission bits of what only the node may read.
 pub const PRIVATE: u32 = 0o600;
 
@@ -25,10 +27,15 @@ pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
         .truncate(true)
         .mode(mode)
         .open(&temporary)?;
-    let written = file.write_all(bytes).and_then(|()| fs::rename(&temporary, path));
+    let written = file
+        .write_all(bytes)
+        .and_then(|()| failpoint::reach("record-written"))
+        .and_then(|()| fs::rename(&temporary, path));
     if written.is_err() {
         // The error that counts is the first one.
         let _ = fs::remove_file(&temporary);
+    } else {
+        failpoint::pass("record-replaced");
     }
     written
 }

@@ -4,6 +4,7 @@ pub mod cgroup;
 pub mod command;
 pub mod console;
 pub mod facts;
+pub mod failpoint;
 pub mod files;
 pub mod kvm;
 pub mod launch;

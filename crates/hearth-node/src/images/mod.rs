@@ -11,6 +11,7 @@ use hearth_machine::{ImageDefaults, ImageHealthCheck};
 pub use build::{BuildError, Recipe};
 pub use hearth_image::{Phase, Progress};
 
+use crate::host::failpoint;
 use crate::layout::Layout;
 
 /// The images of this node; cloned freely.
@@ -135,6 +136,7 @@ impl Images {
     /// # Errors
     /// Returns [`ImageError::Store`].
     pub async fn open(layout: &Layout) -> Result<Self, ImageError> {
+        hearth_image::watch_steps(failpoint::reach);
         Ok(Self {
             store: Store::open(layout.images()).await?,
         })

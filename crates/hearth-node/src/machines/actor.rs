@@ -14,7 +14,7 @@ use super::output::{Attached, Subscriber, subscription};
 use super::registry::Table;
 use super::session::WorkloadIo;
 use crate::guest::{Guest, Input};
-use crate::host::files;
+use crate::host::{failpoint, files};
 use crate::records::{MachineRecord, RecordedState, Records, spec};
 
 /// What everybody may see of a machine.
@@ -122,6 +122,7 @@ impl Actor {
                 Some(event) = work.events.recv() => self.take_event(&mut work, event),
             }
             if self.state == State::Removing {
+                failpoint::pass("remove-recorded");
                 self.finish_removal(&mut work);
                 return;
             }
@@ -186,6 +187,7 @@ impl Actor {
         self.record.finished_at = None;
         work.end = None;
         self.enter(work, state);
+        failpoint::pass("start-recorded");
         work.life = Some(life::begin(plan, Origin::Boot, work.send_events.clone()));
         Ok(())
     }
@@ -256,8 +258,10 @@ impl Actor {
                 self.record.vmm = Some(vmm);
                 let state = self.state.clone();
                 self.enter(work, state);
+                failpoint::pass("start-vmm-recorded");
             }
             LifeEvent::Running(running) => {
+                let was_found = running.stages.is_empty();
                 self.record.ports = running.ports.iter().map(spec::port_mapping).collect();
                 if !running.stages.is_empty() {
                     self.record.stages.clone_from(&running.stages);
@@ -268,6 +272,11 @@ impl Actor {
                     .after(Event::Started)
                     .unwrap_or_else(|_| self.state.clone());
                 self.enter(work, state);
+                if was_found {
+                    failpoint::pass("adopt-running");
+                } else {
+                    failpoint::pass("start-running");
+                }
                 work.starters.drain(..).for_each(|reply| answer(reply, Ok(())));
             }
             LifeEvent::Over { event, error } => self.end(work, event, error),
@@ -283,6 +292,7 @@ impl Actor {
         let ended = self.state.after(event).unwrap_or_else(|_| self.state.clone());
         work.end = Some(ended.clone());
         self.enter(work, ended);
+        failpoint::pass("stop-recorded");
         let mut error = error;
         for reply in work.starters.drain(..) {
             let reason = error.take().unwrap_or(StartError::Stopped);
@@ -338,8 +348,11 @@ impl Actor {
 /// Removes what a machine owns on this host; also for what a crash left of one.
 pub(super) fn remove_all(parts: &Parts, id: MachineId) -> Result<(), MachineError> {
     life::release(parts, id);
+    failpoint::pass("remove-released");
     let path: PathBuf = parts.layout.machine_data(id);
-    files::remove_tree(&path).map_err(|source| MachineError::Remove { path, source })
+    files::remove_tree(&path).map_err(|source| MachineError::Remove { path, source })?;
+    failpoint::pass("remove-emptied");
+    Ok(())
 }
 
 /// Returns the time between two moments; none if the clock was set back.

@@ -31,7 +31,7 @@ use super::registry::end_process;
 use super::session::{self, WorkloadIo};
 use crate::guest::{Guest, Input, RequestError, SessionEvent};
 use crate::host::cgroup::Processors;
-use crate::host::{console, files, own};
+use crate::host::{console, failpoint, files, own};
 use crate::images::{Images, ROOTFS_FILESYSTEM};
 use crate::layout::Layout;
 use crate::records::VmmFact;
@@ -213,6 +213,7 @@ async fn live(
     };
     end_vm(&vm, id).await;
     release(&parts, id);
+    failpoint::pass("stop-released");
     over
 }
 
@@ -251,6 +252,7 @@ async fn live_on(
     };
     end_vm(&vm, id).await;
     release(&parts, id);
+    failpoint::pass("stop-released");
     over
 }
 
@@ -299,7 +301,9 @@ async fn find_vm(plan: &Plan, vmm: VmmFact) -> Result<Vm, StartError> {
         process: process_id(vmm),
         dirs: dirs(&plan.parts.layout, plan.id),
     };
-    Ok(driver.adopt(&request).await?)
+    let vm = driver.adopt(&request).await?;
+    failpoint::pass("adopt-found");
+    Ok(vm)
 }
 
 /// Finds the workload in a guest that an earlier node has set to work.
@@ -311,6 +315,7 @@ async fn find_workload(plan: &Plan, vm: &Vm) -> Result<(Running, crate::guest::S
     };
     let greeted = tokio::time::timeout(GUEST_DEADLINE, greeting).await;
     let (guest, session) = greeted.map_err(|_| RequestError::Timeout(GUEST_DEADLINE))??;
+    failpoint::pass("adopt-greeted");
     let session = session.ok_or(StartError::NoWorkload)?;
     let running = Running {
         guest,
@@ -431,6 +436,10 @@ async fn power_on(plan: &Plan, stages: &mut Stages) -> Result<Vm, StartError> {
     make_directories(&dirs)?;
     let disk = parts.layout.machine_disk(id);
     parts.disks.prepare(plan.spec.disk, &disk, user).await?;
+    failpoint::reach("start-disk-made").map_err(|source| StartError::Directory {
+        path: dirs.data.clone(),
+        source,
+    })?;
     stages.end("disk");
     let driver = parts.drivers.select(plan.spec.driver).await?;
     let request = BootRequest {
@@ -475,11 +484,13 @@ async fn bring_up(
     stages: &mut Stages,
 ) -> Result<(Running, crate::guest::Session), StartError> {
     let guest = greet(plan, vm).await?;
+    failpoint::pass("start-greeted");
     stages.end("kernel");
     let hostname = session::hostname(&plan.spec, plan.id);
     guest
         .configure(&configuration(&hostname)?, GUEST_DEADLINE)
         .await?;
+    failpoint::pass("start-configured");
     stages.end("configure");
     limit_processors(plan, vm);
     let environment = session::environment(&plan.process, &hostname, plan.secrets.iter());
@@ -491,6 +502,7 @@ async fn bring_up(
         SessionEvent::Failed(failure) => return Err(StartError::Workload(failure)),
         _ => return Err(RequestError::ChannelLost.into()),
     }
+    failpoint::pass("start-executed");
     stages.end("start");
     let input = workload.input();
     let stages = std::mem::take(&mut stages.list);
@@ -618,6 +630,7 @@ async fn obey(
     orders: &mut mpsc::Receiver<Order>,
     order: Order,
 ) -> LifeEvent {
+    failpoint::pass("stop-asked");
     let now = Stop {
         signal: 0,
         grace_ms: 0,
@@ -644,7 +657,9 @@ async fn obey(
             _ = vm.wait() => {}
         }
     }
+    failpoint::pass("stop-at-rest");
     end_vm(vm, plan.id).await;
+    failpoint::pass("stop-killed");
     let end = drain(&mut pump).await;
     let exit_code = match end {
         Some(SessionEnd::Ended(outcome)) => outcome.exit_code(),

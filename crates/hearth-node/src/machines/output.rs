@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 
 use super::log::LogWriter;
 use crate::guest::{Session, SessionEvent, Stream};
+use crate::host::failpoint;
 
 /// Pieces that wait for one attached client. A client that reads slowly slows the workload down, as in docker: nothing is
 /// thrown away for anybody.
@@ -50,7 +51,9 @@ impl Pump {
                 event = self.session.next() => match event {
                     SessionEvent::Started { .. } | SessionEvent::OutputEnded(_) => {}
                     SessionEvent::Output(stream, bytes) => {
+                        failpoint::pass("output-taken");
                         log = log.and_then(|log| self.record(log, stream, &bytes));
+                        failpoint::pass("output-logged");
                         self.deliver(stream, &bytes).await;
                     }
                     SessionEvent::Ended(outcome) => return SessionEnd::Ended(outcome),

@@ -17,8 +17,8 @@ use super::log::LogReader;
 use super::session::{self, ExecSpec};
 use crate::guest::{Input, Session};
 use crate::host::facts::{self, Place};
-use crate::host::files;
 use crate::host::process::{Process as HostProcess, ProcessId, with_arguments};
+use crate::host::{failpoint, files};
 use crate::images::ResolvedImage;
 use crate::records::{ImageFact, MachineRecord, ProcessFact, RecordError, RecordedState, Records, spec};
 use crate::vmm::{self, Vmm as _};
@@ -170,6 +170,7 @@ impl Machines {
             ports: Vec::new(),
         };
         self.write_first(id, &record, &image)?;
+        failpoint::pass("create-recorded");
         let secrets = Some(Arc::new(new.secrets));
         self.adopt(Known {
             id,
@@ -198,9 +199,14 @@ impl Machines {
         };
         let group = life::host_user(id).map(|user| user.gid);
         let written = files::make_directory(&directory, 0o710)
+            .and_then(|()| failpoint::reach("create-directory-made"))
             .and_then(|()| files::give_to_group(&directory, group))
             .map_err(at(&directory))
-            .and_then(|()| files::link_for_readers(&image.rootfs, &rootfs).map_err(at(&rootfs)))
+            .and_then(|()| {
+                files::link_for_readers(&image.rootfs, &rootfs)
+                    .and_then(|()| failpoint::reach("create-linked"))
+                    .map_err(at(&rootfs))
+            })
             .and_then(|()| Ok(self.records.write(id, record)?));
         if written.is_err() {
             // The error that counts is the first one.
@@ -269,6 +275,7 @@ impl Machines {
     /// Returns [`RecordError`] when the records cannot be read at all.
     pub async fn recover(&self) -> Result<(), RecordError> {
         let loaded = self.records.load()?;
+        failpoint::pass("adopt-read");
         for error in &loaded.unreadable {
             tracing::error!(error = %life::chain(error), "a machine's record is left alone");
         }
@@ -300,6 +307,7 @@ impl Machines {
         if let Err(error) = actor::remove_all(&self.parts, id) {
             tracing::error!(machine = %id, error = %life::chain(&error), "left behind");
         }
+        failpoint::pass("adopt-swept");
     }
 
     /// Makes the actor of a recorded machine. Returns the machine when its virtual machine may still run.
@@ -562,7 +570,9 @@ impl Machine {
     pub async fn exec(&self, asked: &ExecSpec) -> Result<Session, MachineError> {
         let running = Arc::clone(self.view().running()?);
         let execute = session::exec(&self.process, asked)?;
-        Ok(running.guest.execute(&execute).await?)
+        let session = running.guest.execute(&execute).await?;
+        failpoint::pass("exec-opened");
+        Ok(session)
     }
 
     /// Opens what its workload printed, from the beginning; `None` when it never ran.

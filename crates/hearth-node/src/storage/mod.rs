@@ -11,8 +11,8 @@ use tempfile::TempDir;
 use tokio::sync::Mutex;
 
 use crate::host::command::{CommandError, HostCommand};
-use crate::host::files;
 use crate::host::launch::HostUser;
+use crate::host::{failpoint, files};
 
 /// The format of what is cached: part of its name, so that a change of options makes new ones.
 const FORMAT: &str = "ext4-v2";
@@ -112,6 +112,7 @@ impl Disks {
             .run()
             .await
             .map_err(DiskError::Make)?;
+        failpoint::reach("disk-formatted").map_err(DiskError::at(&half_made))?;
         std::fs::rename(&half_made, &path).map_err(DiskError::at(&path))?;
         Ok(path)
     }

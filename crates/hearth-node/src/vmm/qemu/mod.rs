@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use super::{AdoptError, AdoptRequest, BootError, BootRequest, Border, Capabilities, ControlError, Vmm};
 use crate::host::console::{self, ConsoleLog};
+use crate::host::failpoint;
 use crate::host::launch::{FIRST_PASSED_FD, Launch, launch};
 use crate::host::network_namespace::EmptyNetwork;
 use crate::host::process::Process;
@@ -152,6 +153,7 @@ impl Vmm for Qemu {
         };
         let mut cleanup = Cleanup(Some(request));
         let prepared = prepare::prepare(request)?;
+        failpoint::pass("start-prepared");
         let console = ConsoleLog::start(
             &machine::console_pipe(&request.dirs),
             &request.dirs.console_log(),
@@ -159,12 +161,14 @@ impl Vmm for Qemu {
         )
         .map_err(console_error)?;
         let process = self.start(request, prepared)?;
+        failpoint::pass("start-launched");
         let guard = KillOnDrop::armed(&process);
         let connected = Client::connect(&machine::control_socket(&request.dirs), GREETING_LIMIT).await;
         let (control, events) = match connected {
             Ok(connected) => connected,
             Err(error) => return Err(explain(request, &process, error).await),
         };
+        failpoint::pass("start-connected");
         guard.disarm();
         cleanup.0 = None;
         Ok(QemuVm::new(
