@@ -35,9 +35,9 @@ const FENCES: [Fence; 4] = [
             "tower",
         ],
         within: None,
-        homes: &["hearth_api", "hearth_node::api"],
+        homes: &["hearth_api", "hearth_node::api", "hearth_firecracker::client"],
         tests: Tests::Fenced,
-        why: "only hearth-api and hearth-node::api know HTTP",
+        why: "only hearth-api, hearth-node::api and the client of Firecracker know HTTP",
     },
     Fence {
         paths: &["reqwest", "oci_client"],
