@@ -7,6 +7,8 @@ use std::time::Duration;
 use oci_spec::image::ImageConfiguration;
 use serde::{Deserialize, Serialize};
 
+use crate::Digest;
+
 /// What runs in an image unless the user says otherwise. No string holds a NUL byte.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ImageConfig {
@@ -77,6 +79,17 @@ pub enum ConfigError {
     /// A health check of an unknown form.
     #[error("the image configuration has a health check of an unknown form: {0:?}")]
     Healthcheck(Vec<String>),
+    /// The digest of a layer's archive is not SHA-256.
+    #[error("the image configuration names the archive of a layer by {0:?}, which is not a SHA-256 digest")]
+    DiffId(String),
+    /// Configuration and manifest do not belong together.
+    #[error("the image configuration is for {configuration} layers, and the manifest has {manifest}")]
+    Layers {
+        /// How many the configuration names.
+        configuration: usize,
+        /// How many the manifest names.
+        manifest: usize,
+    },
 }
 
 /// A configuration with what else Hearth needs of it.
@@ -159,6 +172,24 @@ pub(crate) fn parse(json: &[u8]) -> Result<ParsedConfig, ConfigError> {
         created: configuration.created().clone(),
         diff_ids: configuration.rootfs().diff_ids().clone(),
     })
+}
+
+impl ParsedConfig {
+    /// Returns the digests of the archives of all layers, of which the manifest has so many.
+    pub(crate) fn layers(&self, manifest: usize) -> Result<Vec<Digest>, ConfigError> {
+        let configuration = self.diff_ids.len();
+        if configuration != manifest {
+            return Err(ConfigError::Layers {
+                configuration,
+                manifest,
+            });
+        }
+        let parse = |text: &String| {
+            let refused = |_| ConfigError::DiffId(text.chars().take(100).collect());
+            text.parse().map_err(refused)
+        };
+        self.diff_ids.iter().map(parse).collect()
+    }
 }
 
 /// Docker takes a relative working directory as below the root.

@@ -14,9 +14,16 @@ pub struct Limits {
     pub index_depth: usize,
     /// Bytes of all layers of one image together, decompressed, headers and holes included.
     pub unpacked_bytes: u64,
-    /// Archive entries of all layers together, and of directories that entries imply. One costs up to about
-    /// 700 bytes of memory while an image is prepared.
+    /// How many times the bytes of its blobs an image may unpack to. Programs and texts compress to a third, disk images
+    /// to a sixtieth; gzip ends at a thousandth, zstd does not.
+    pub expansion: u64,
+    /// Bytes that an image may always unpack to, whatever its blobs have.
+    pub expansion_free_bytes: u64,
+    /// Archive entries of all layers together, and of directories that entries imply.
     pub entries: u64,
+    /// Bytes of memory that entries may take while an image is prepared: their names, links and attributes, and
+    /// [`Limits::ENTRY_MEMORY`] for each.
+    pub memory_bytes: u64,
     /// Bytes of one path, and of one symbolic link's target; Linux' `PATH_MAX`.
     pub path_bytes: usize,
     /// Directories within directories.
@@ -27,6 +34,13 @@ pub struct Limits {
     pub header_bytes: u64,
 }
 
+impl Limits {
+    /// Bytes of memory that an entry takes besides its names and attributes.
+    pub const ENTRY_MEMORY: u64 = 384;
+    /// The largest window that a zstd frame may ask for, as a power of two: 128 MiB, what `zstd --ultra -22` asks for.
+    pub const ZSTD_WINDOW_LOG: u32 = 27;
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
@@ -34,7 +48,10 @@ impl Default for Limits {
             layers: 127,
             index_depth: 3,
             unpacked_bytes: 64 << 30,
+            expansion: 256,
+            expansion_free_bytes: 2 << 30,
             entries: 1_000_000,
+            memory_bytes: 640 << 20,
             path_bytes: 4095,
             depth: 512,
             xattr_bytes: 64 << 10,

@@ -1,4 +1,5 @@
-//! Layers to a root file system: any archives are refused, or become an EROFS image within the limits.
+//! Layers to a root file system: any archives are refused, or become an EROFS image within the limits that another reader
+//! finds sound.
 //!
 //! The first byte tells how many layers the rest is cut into, and whether the checksums of archive headers are made
 //! right first: no mutation finds them. Blobs and image are files in memory.
@@ -21,7 +22,10 @@ const LIMITS: Limits = Limits {
     layers: 4,
     index_depth: 1,
     unpacked_bytes: 1 << 20,
+    expansion: 256,
+    expansion_free_bytes: 1 << 20,
     entries: 500,
+    memory_bytes: 1 << 20,
     path_bytes: 512,
     depth: 16,
     xattr_bytes: 2048,
@@ -110,4 +114,6 @@ fn check(image: &File, length: u64) {
     let mut magic = [0; 4];
     image.read_exact_at(&mut magic, 1024).expect("a super block");
     assert_eq!(magic, EROFS_MAGIC);
+    let found = fuzzing::read_back(image).expect("a sound file system");
+    assert!(found as u64 <= LIMITS.entries + 1, "{found} names");
 }

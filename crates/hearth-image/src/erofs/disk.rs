@@ -243,8 +243,15 @@ pub(crate) fn encode_xattrs<'a>(xattrs: impl Iterator<Item = (&'a [u8], &'a [u8]
     Some(out)
 }
 
-/// Returns the prefix' index and the rest of the name; `None` for name spaces that no Linux file system stores.
+/// The book-keeping of overlayfs, which the guest's own would take for its.
+const OVERLAY: &[u8] = b"trusted.overlay.";
+
+/// Returns the prefix' index and the rest of the name; `None` for name spaces that no Linux file system stores, and
+/// for what would not be data to the guest.
 fn split_xattr_name(name: &[u8]) -> Option<(u8, &[u8])> {
+    if name.starts_with(OVERLAY) {
+        return None;
+    }
     XATTR_PREFIXES.iter().find_map(|(index, prefix)| {
         let suffix = name.strip_prefix(*prefix)?;
         let is_acl = matches!(index, 2 | 3);
@@ -283,7 +290,12 @@ mod tests {
 
     #[test]
     fn attributes_outside_of_linux_name_spaces_are_dropped() {
-        let encoded = encode_xattrs([(&b"osx.thing"[..], &b"x"[..]), (b"user.", b"y")].into_iter());
+        let foreign = [
+            (&b"osx.thing"[..], &b"x"[..]),
+            (b"user.", b"y"),
+            (b"trusted.overlay.opaque", b"y"),
+        ];
+        let encoded = encode_xattrs(foreign.into_iter());
         assert_eq!(encoded, Some(Vec::new()));
         let capability = encode_xattrs([(&b"security.capability"[..], &b"1\n3"[..])].into_iter());
         assert_eq!(capability.map(|c| c.len()), Some(12 + 4 + 10 + 3 + 3));

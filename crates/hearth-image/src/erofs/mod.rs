@@ -11,8 +11,12 @@
 //! ```
 
 mod disk;
+#[cfg(any(test, fuzzing))]
+mod reader;
 mod writer;
 
 pub(crate) use disk::{Dirent, directory_size, encode_xattrs, mode};
 pub(crate) use disk::{NAME_MAX, device_number};
-pub(crate) use writer::{Attributes, CopyError, DirectoryPlace, Nid, Writer};
+#[cfg(any(test, fuzzing))]
+pub(crate) use reader::{Found, Kind, read};
+pub(crate) use writer::{Attributes, CopyError, DirectoryPlace, Nid, Stored, Writer};

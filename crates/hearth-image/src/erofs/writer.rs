@@ -5,6 +5,9 @@ use std::io::{self, Read};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
+
 use super::disk::{self, BLOCK, Dirent, INODE, Inode, LINKS_OFFSET, Layout, NID_STEP, Super, mode};
 
 /// Metadata blocks that are set aside at a time: enough that listing a directory reads neighbours, few enough that
@@ -31,6 +34,14 @@ impl Nid {
     fn offset(self) -> u64 {
         self.0 * NID_STEP
     }
+}
+
+/// A regular file that is in the image: its inode, and the bytes of the image that hold its whole blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Stored {
+    pub(crate) nid: Nid,
+    first: u64,
+    length: u64,
 }
 
 /// Owner, mode, time and attributes of an inode.
@@ -99,7 +110,7 @@ impl Writer {
         attributes: &Attributes,
         size: u64,
         content: &mut impl Read,
-    ) -> Result<Nid, CopyError> {
+    ) -> Result<Stored, CopyError> {
         let head = INODE + attributes.xattrs.len();
         let tail = (size % BLOCK as u64) as usize;
         let inline = tail > 0 && head + tail <= BLOCK;
@@ -115,12 +126,34 @@ impl Writer {
         } else {
             Layout::Plain(first)
         };
-        Ok(self.place(attributes, layout, size, 1, last)?)
+        Ok(Stored {
+            nid: self.place(attributes, layout, size, 1, last)?,
+            first: u64::from(first) * BLOCK as u64,
+            length: whole.next_multiple_of(BLOCK as u64),
+        })
+    }
+
+    /// Gives back the room that the blocks of a file took which nothing refers to any more. The image keeps its length
+    /// and gets a hole, where the host's file system makes some.
+    pub(crate) fn discard(&mut self, file: &Stored) -> io::Result<()> {
+        self.inodes = self.inodes.saturating_sub(1);
+        if file.length == 0 {
+            return Ok(());
+        }
+        if file.first + file.length > self.written {
+            self.flush()?;
+        }
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        match rustix::fs::fallocate(&self.file, flags, file.first, file.length) {
+            Ok(()) | Err(Errno::OPNOTSUPP) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
     }
 
     /// Writes a symbolic link.
     pub(crate) fn symlink(&mut self, attributes: &Attributes, target: &[u8]) -> Result<Nid, CopyError> {
-        self.regular(attributes, target.len() as u64, &mut &*target)
+        let stored = self.regular(attributes, target.len() as u64, &mut &*target)?;
+        Ok(stored.nid)
     }
 
     /// Writes a device node, or a fifo when `number` is 0.

@@ -1,14 +1,14 @@
-//! Drives one build: layers from the top down into the tree and the image, then directories, then the super block.
+//! Drives one build: layers into the tree and the image, the base first, then directories, then the super block.
 
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use super::graft::Grafter;
 use super::path::{PathError, TreePath};
 use super::stream;
 use super::tar::{ArchiveError, Budget, Entry, Kind, TarReader};
-use super::tree::{Content, Id, Layer, MergeError, ROOT, Tree};
+use super::tree::{Content, Id, Layer, MergeError, Node, ROOT, Tree};
+use crate::digest::Hasher;
 use crate::erofs::{self, Attributes, CopyError, DirectoryPlace, Dirent, Nid, Writer, mode};
 use crate::{Digest, Limits};
 
@@ -17,6 +17,8 @@ use crate::{Digest, Limits};
 pub(crate) struct LayerBlob {
     pub(crate) digest: Digest,
     pub(crate) path: PathBuf,
+    /// The digest of its archive, decompressed, where the configuration says it.
+    pub(crate) diff_id: Option<Digest>,
 }
 
 /// Says why no root file system could be made from an image's layers.
@@ -60,6 +62,18 @@ pub enum RootfsError {
         #[source]
         source: EntryError,
     },
+    /// A layer unpacks to another archive than the configuration says.
+    #[error(
+        "layer {layer} is not usable: unpacked it has the digest {actual}, and the configuration says {expected}"
+    )]
+    DiffId {
+        /// The layer.
+        layer: Digest,
+        /// What the configuration says.
+        expected: Digest,
+        /// What it is.
+        actual: Digest,
+    },
     /// The layers do not fit together.
     #[error("the layers do not make one file system")]
     Merge(#[source] MergeError),
@@ -99,34 +113,34 @@ pub(crate) struct Job<'j> {
 /// Builds the image. Returns its file, not yet synced, and its length in bytes. Blocks; uses one thread besides.
 pub(crate) fn build(job: Job<'_>) -> Result<(File, u64), RootfsError> {
     let mut builder = Builder {
-        tree: Tree::new(),
+        tree: Tree::new(&job.limits),
         writer: Writer::new(job.output),
-        budget: Budget::new(job.limits),
+        budget: Budget::new(job.limits, blob_bytes(job.layers)?),
         path: job.output_path,
     };
-    for (index, layer) in job.layers.iter().enumerate().rev() {
+    for (index, layer) in job.layers.iter().enumerate() {
         builder.tree.begin_layer(layer_number(index));
-        builder.stream(layer, job.progress, Pass::First)?;
-        let rescan = builder.tree.end_layer();
-        if !rescan.is_empty() {
-            builder.stream(layer, job.progress, Pass::Rescan(rescan))?;
-        }
+        builder.stream(layer, job.progress)?;
     }
-    Grafter::new(&mut builder.tree, job.limits.entries)
-        .finish()
-        .map_err(RootfsError::Merge)?;
     builder.finish(job.uuid)
+}
+
+fn blob_bytes(layers: &[LayerBlob]) -> Result<u64, RootfsError> {
+    let length = |layer: &LayerBlob| {
+        let meta = std::fs::metadata(&layer.path);
+        meta.map(|meta| meta.len()).map_err(|source| RootfsError::Open {
+            layer: layer.digest,
+            source,
+        })
+    };
+    layers
+        .iter()
+        .try_fold(0, |sum: u64, layer| Ok(sum.saturating_add(length(layer)?)))
 }
 
 fn layer_number(index: usize) -> Layer {
     // Layers are limited to 127 by default; more than 65,534 would take a manifest of over 4 MiB.
     Layer::try_from(index + 1).unwrap_or(Layer::MAX)
-}
-
-/// Whether a layer is read for its entries, or once more for content that turned out to be needed.
-enum Pass {
-    First,
-    Rescan(std::collections::BTreeMap<u64, Id>),
 }
 
 struct Builder<'p> {
@@ -137,11 +151,11 @@ struct Builder<'p> {
 }
 
 impl Builder<'_> {
+    /// Applies a layer, and checks that its archive is the one that the configuration names.
     fn stream(
         &mut self,
         layer: &LayerBlob,
         progress: &(dyn Fn(&Digest, u64) + Sync),
-        pass: Pass,
     ) -> Result<(), RootfsError> {
         let open = stream::open_decompressed(&layer.path);
         let (mut input, count) = open.map_err(|source| RootfsError::Open {
@@ -149,13 +163,26 @@ impl Builder<'_> {
             source,
         })?;
         let (sender, receiver) = stream::pipe();
-        std::thread::scope(|scope| {
-            scope.spawn(move || sender.pump(&mut input, || progress(&layer.digest, count.get())));
-            self.read(&layer.digest, receiver, pass)
-        })
+        let hasher = layer.diff_id.map(|_| Hasher::new());
+        let actual = std::thread::scope(|scope| {
+            let pump =
+                scope.spawn(move || sender.pump(&mut input, hasher, || progress(&layer.digest, count.get())));
+            self.read(&layer.digest, receiver)?;
+            Ok(pump
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        })?;
+        match (layer.diff_id, actual) {
+            (Some(expected), Some(actual)) if expected != actual => Err(RootfsError::DiffId {
+                layer: layer.digest,
+                expected,
+                actual,
+            }),
+            _ => Ok(()),
+        }
     }
 
-    fn read(&mut self, layer: &Digest, input: impl Read, mut pass: Pass) -> Result<(), RootfsError> {
+    fn read(&mut self, layer: &Digest, mut input: impl Read) -> Result<(), RootfsError> {
         let archive = |source| RootfsError::Archive {
             layer: *layer,
             source,
@@ -166,39 +193,28 @@ impl Builder<'_> {
             budget,
             path,
         } = self;
-        let mut reader = TarReader::new(input, budget);
+        let mut reader = TarReader::new(&mut input, budget);
         while let Some(entry) = reader.next().map_err(archive)? {
             let before = tree.len();
-            let added = match &mut pass {
-                Pass::First => add(tree, &entry, reader.budget().limits()),
-                Pass::Rescan(wanted) => Ok(wanted.remove(&entry.ordinal)),
-            };
-            let refused = |source| RootfsError::Entry {
-                layer: *layer,
-                entry: String::from_utf8_lossy(&entry.path).into_owned(),
-                source,
-            };
-            if let Some(id) = added.map_err(refused)? {
-                let attributes = attributes(&entry).map_err(refused)?;
-                let content =
-                    write(writer, &entry, &attributes, &mut reader).map_err(|error| match error {
-                        WriteError::Entry(source) => refused(source),
-                        WriteError::Archive(source) => archive(source),
-                        WriteError::Image(source) => RootfsError::Write {
-                            path: path.to_path_buf(),
-                            source,
-                        },
-                    })?;
-                tree.fill(id, content, attributes);
-            }
+            apply(tree, writer, &entry, &mut reader).map_err(|error| match error {
+                ApplyError::Archive(source) => archive(source),
+                ApplyError::Entry(source) => RootfsError::Entry {
+                    layer: *layer,
+                    entry: String::from_utf8_lossy(&entry.path).into_owned(),
+                    source,
+                },
+                ApplyError::Image(source) => RootfsError::Write {
+                    path: path.to_path_buf(),
+                    source,
+                },
+            })?;
             // The entry itself was counted when it was read.
             let implied = (tree.len() - before).saturating_sub(1);
             reader.budget().take_entries(implied).map_err(archive)?;
-            if matches!(&pass, Pass::Rescan(wanted) if wanted.is_empty()) {
-                break;
-            }
+            let memory = reader.budget().take_memory(implied + 1, entry.memory());
+            memory.map_err(archive)?;
         }
-        Ok(())
+        drain(&mut input, budget).map_err(archive)
     }
 
     fn finish(self, uuid: [u8; 16]) -> Result<(File, u64), RootfsError> {
@@ -217,33 +233,55 @@ impl Builder<'_> {
     }
 }
 
-/// Adds an entry to the tree. Returns the node whose content is to be written.
-fn add(tree: &mut Tree, entry: &Entry, limits: &Limits) -> Result<Option<Id>, EntryError> {
-    let path = TreePath::clean(&entry.path, limits)?;
-    if let Some(hidden) = whiteout(&path) {
-        add_whiteout(tree, &path, &hidden, limits)?;
-        return Ok(None);
-    }
-    match entry.kind {
-        Kind::Directory => {
-            tree.directory(&path, attributes(entry)?)?;
-            Ok(None)
-        }
-        Kind::HardLink => {
-            tree.hard_link(&path, &TreePath::clean(&entry.link, limits)?)?;
-            Ok(None)
-        }
-        kind => {
-            if kind == Kind::Symlink && !is_symlink_target(&entry.link, limits) {
-                return Err(EntryError::Symlink(limits.path_bytes));
-            }
-            Ok(tree.admit(&path, entry.ordinal, kind == Kind::Symlink)?)
+/// Reads what is behind an archive's end: it belongs to the layer's digest, and a damaged stream shows.
+fn drain(input: &mut impl Read, budget: &mut Budget) -> Result<(), ArchiveError> {
+    let mut scratch = vec![0; 64 << 10];
+    loop {
+        match input.read(&mut scratch) {
+            Ok(0) => return Ok(()),
+            Ok(count) => budget.take_bytes(count as u64)?,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(source) => return Err(ArchiveError::Read(source)),
         }
     }
 }
 
-fn is_symlink_target(target: &[u8], limits: &Limits) -> bool {
-    !target.is_empty() && !target.contains(&0) && target.len() <= limits.path_bytes
+/// Applies an entry: the content of a regular file is written at once, since it streams by but now. The rest waits in
+/// the tree.
+fn apply<R: Read>(
+    tree: &mut Tree,
+    writer: &mut Writer,
+    entry: &Entry,
+    reader: &mut TarReader<'_, R>,
+) -> Result<(), ApplyError> {
+    let limits = *reader.budget().limits();
+    let path = TreePath::clean(&entry.path, &limits).map_err(EntryError::from)?;
+    if let Some(hidden) = whiteout(&path) {
+        apply_whiteout(tree, &path, &hidden, &limits)?;
+    } else {
+        match entry.kind {
+            Kind::Directory => tree
+                .directory(&path, attributes(entry)?)
+                .map_err(EntryError::from)?,
+            Kind::HardLink => {
+                let target = TreePath::clean(&entry.link, &limits).map_err(EntryError::from)?;
+                tree.hard_link(&path, &target).map_err(EntryError::from)?;
+            }
+            _ => {
+                let attributes = attributes(entry)?;
+                let content = content(writer, entry, &attributes, reader)?;
+                tree.leaf(&path, content, attributes).map_err(EntryError::from)?;
+            }
+        }
+    }
+    for file in tree.take_dropped() {
+        writer.discard(&file)?;
+    }
+    Ok(())
+}
+
+fn is_symlink_target(target: &[u8], limit: usize) -> bool {
+    !target.is_empty() && !target.contains(&0) && target.len() <= limit
 }
 
 /// Returns what follows `.wh.` in the last component.
@@ -252,7 +290,12 @@ fn whiteout(path: &TreePath) -> Option<Box<[u8]>> {
     name.strip_prefix(b".wh.").map(Box::from)
 }
 
-fn add_whiteout(tree: &mut Tree, path: &TreePath, hidden: &[u8], limits: &Limits) -> Result<(), EntryError> {
+fn apply_whiteout(
+    tree: &mut Tree,
+    path: &TreePath,
+    hidden: &[u8],
+    limits: &Limits,
+) -> Result<(), EntryError> {
     let Some((parent, _)) = path.split() else {
         return Ok(());
     };
@@ -289,37 +332,44 @@ fn attributes(entry: &Entry) -> Result<Attributes, EntryError> {
     })
 }
 
-/// Which side failed while an entry was written.
-enum WriteError {
-    Entry(EntryError),
+/// Which side failed while an entry was applied.
+#[derive(Debug, thiserror::Error)]
+enum ApplyError {
+    #[error(transparent)]
+    Entry(#[from] EntryError),
+    #[error(transparent)]
     Archive(ArchiveError),
-    Image(std::io::Error),
+    #[error(transparent)]
+    Image(#[from] std::io::Error),
 }
 
-/// Writes the content of a regular file, at once: it streams by but now. The rest waits in the tree.
-fn write<R: Read>(
+/// Makes the content of what is neither directory nor hard link.
+fn content<R: Read>(
     writer: &mut Writer,
     entry: &Entry,
     attributes: &Attributes,
     reader: &mut TarReader<'_, R>,
-) -> Result<Content, WriteError> {
-    match entry.kind {
-        Kind::Regular => match writer.regular(attributes, entry.size, &mut reader.content()) {
-            Ok(nid) => Ok(Content::File(nid)),
-            Err(CopyError::Content(source)) => Err(WriteError::Archive(reader.content_error(source))),
-            Err(CopyError::Image(source)) => Err(WriteError::Image(source)),
-        },
-        Kind::Symlink => Ok(Content::Symlink(entry.link.clone().into())),
-        Kind::Character | Kind::Block => Ok(Content::Special(erofs::device_number(
-            entry.device.0,
-            entry.device.1,
-        ))),
-        Kind::Fifo => Ok(Content::Special(0)),
-        // Neither is admitted as a node with content.
-        Kind::HardLink | Kind::Directory => Err(WriteError::Entry(
-            MergeError::LinkTarget(String::from_utf8_lossy(&entry.link).into()).into(),
-        )),
-    }
+) -> Result<Content, ApplyError> {
+    Ok(match entry.kind {
+        Kind::Symlink => {
+            let limit = reader.budget().limits().path_bytes;
+            if !is_symlink_target(&entry.link, limit) {
+                return Err(EntryError::Symlink(limit).into());
+            }
+            Content::Symlink(entry.link.clone().into())
+        }
+        Kind::Character | Kind::Block => {
+            Content::Special(erofs::device_number(entry.device.0, entry.device.1))
+        }
+        Kind::Fifo => Content::Special(0),
+        Kind::Regular | Kind::HardLink | Kind::Directory => {
+            let written = writer.regular(attributes, entry.size, &mut reader.content());
+            Content::File(written.map_err(|error| match error {
+                CopyError::Content(source) => ApplyError::Archive(reader.content_error(source)),
+                CopyError::Image(source) => ApplyError::Image(source),
+            })?)
+        }
+    })
 }
 
 /// A directory in the order of writing.
@@ -331,55 +381,33 @@ struct Listed {
 
 /// Writes all that is not yet in the image: links, devices, directories; and the link counts.
 fn write_tree(tree: &Tree, writer: &mut Writer) -> std::io::Result<()> {
-    let mut nids: Vec<Option<Nid>> = vec![None; tree.nodes.len()];
-    let mut links: Vec<u32> = vec![0; tree.nodes.len()];
+    let mut nids: Vec<Option<Nid>> = vec![None; usize::try_from(tree.len()).map_err(std::io::Error::other)?];
     let mut listed: Vec<Listed> = Vec::new();
     let mut todo = vec![(ROOT, 0)];
     while let Some((id, parent)) = todo.pop() {
-        let children = children(tree, id);
+        let children: Vec<_> = tree.children(id).collect();
         let place = reserve(tree, writer, id, &children)?;
         nids[id.index()] = Some(place.nid);
         let index = listed.len();
         listed.push(Listed { id, parent, place });
-        for (_, child) in children.iter().rev() {
-            if tree.is_directory(*child) {
-                todo.push((*child, index));
-            } else {
-                links[child.index()] += 1;
-            }
-        }
+        let directories = children
+            .iter()
+            .rev()
+            .filter(|(_, child)| tree.is_directory(*child));
+        todo.extend(directories.map(|(_, child)| (*child, index)));
         for (_, child) in &children {
             if nids[child.index()].is_none() {
-                nids[child.index()] = write_leaf(tree, writer, *child)?;
+                nids[child.index()] = write_leaf(tree.node(*child), writer)?;
             }
-        }
-    }
-    for (index, count) in links.iter().enumerate().filter(|(_, count)| **count > 1) {
-        if let Some(nid) = nids[index] {
-            writer.set_links(nid, *count)?;
         }
     }
     for directory in &listed {
         let parent = listed[directory.parent].place.nid;
-        let children = children(tree, directory.id);
+        let children: Vec<_> = tree.children(directory.id).collect();
         let entries = entries(tree, &children, &nids, directory.place.nid, parent);
         writer.fill_directory(&directory.place, &entries)?;
     }
     Ok(())
-}
-
-/// Lists what is visible in a directory, sorted by name.
-fn children(tree: &Tree, id: Id) -> Vec<(&[u8], Id)> {
-    let slots = tree
-        .directory_ref(id)
-        .map(|directory| &directory.children)
-        .into_iter()
-        .flatten();
-    let exists = |id: &Id| tree.directory_ref(*id).is_none_or(|directory| directory.real);
-    slots
-        .filter_map(|(name, slot)| Some((&**name, tree.resolve(slot.node?))))
-        .filter(|(_, id)| exists(id))
-        .collect()
 }
 
 fn reserve(
@@ -395,7 +423,7 @@ fn reserve(
         .filter(|(_, child)| tree.is_directory(*child))
         .count();
     let links = u32::try_from(directories + 2).unwrap_or(u32::MAX);
-    writer.reserve_directory(&tree.nodes[id.index()].attributes, size, links)
+    writer.reserve_directory(&tree.node(id).attributes, size, links)
 }
 
 fn sorted_with_dots<'a>(names: impl Iterator<Item = &'a [u8]>) -> Vec<&'a [u8]> {
@@ -404,17 +432,21 @@ fn sorted_with_dots<'a>(names: impl Iterator<Item = &'a [u8]>) -> Vec<&'a [u8]> 
     names
 }
 
-fn write_leaf(tree: &Tree, writer: &mut Writer, id: Id) -> std::io::Result<Option<Nid>> {
-    let node = &tree.nodes[id.index()];
-    Ok(match &node.content {
-        Content::File(nid) => Some(*nid),
-        Content::Special(number) => Some(writer.special(&node.attributes, *number)?),
+/// Returns nothing for a directory, which gets its place when its turn comes.
+fn write_leaf(node: &Node, writer: &mut Writer) -> std::io::Result<Option<Nid>> {
+    let nid = match &node.content {
+        Content::File(stored) => stored.nid,
+        Content::Special(number) => writer.special(&node.attributes, *number)?,
         Content::Symlink(target) => match writer.symlink(&node.attributes, target) {
-            Ok(nid) => Some(nid),
+            Ok(nid) => nid,
             Err(CopyError::Content(source) | CopyError::Image(source)) => return Err(source),
         },
-        Content::Directory(_) | Content::Pending | Content::Alias(_) => None,
-    })
+        Content::Directory(_) => return Ok(None),
+    };
+    if node.links > 1 {
+        writer.set_links(nid, node.links)?;
+    }
+    Ok(Some(nid))
 }
 
 fn entries<'t>(
@@ -431,7 +463,7 @@ fn entries<'t>(
         mode: mode::DIRECTORY,
     });
     let named = children.iter().filter_map(|(name, child)| {
-        let mode = tree.nodes[child.index()].attributes.mode;
+        let mode = tree.node(*child).attributes.mode;
         Some(Dirent {
             name,
             nid: nids[child.index()]?.number(),

@@ -2,16 +2,17 @@
 //! into the image; nothing of a layer is ever unpacked as files onto the host. `crate::store` calls it.
 //!
 //! ```text
-//! blob --(thread: read, decompress)--> tar --> tree (what is visible) --> erofs writer --> image
+//! blob --(thread: read, decompress, hash)--> tar --> tree (what there is) --> erofs writer --> image
 //! ```
 
 mod build;
-mod graft;
 mod path;
 mod pax;
 mod sparse;
 mod stream;
 mod tar;
+#[cfg(test)]
+mod tests;
 mod tree;
 
 pub use build::{EntryError, RootfsError};
@@ -19,4 +20,6 @@ pub(crate) use build::{Job, LayerBlob, build};
 pub use path::PathError;
 pub use pax::PaxError;
 pub use tar::ArchiveError;
+#[cfg(fuzzing)]
+pub(crate) use tar::{Budget, TarReader};
 pub use tree::MergeError;

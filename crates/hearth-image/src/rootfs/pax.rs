@@ -1,5 +1,9 @@
 //! Pax extended header records: `LENGTH KEY=VALUE\n`, where only the length says where a record ends.
 
+use std::collections::BTreeMap;
+
+use super::sparse::Segment;
+
 /// What pax records say of the next entry. Later records override earlier ones.
 #[derive(Debug, Default)]
 pub(crate) struct Pax {
@@ -10,12 +14,25 @@ pub(crate) struct Pax {
     pub(crate) gid: Option<u64>,
     /// Seconds and nanoseconds.
     pub(crate) mtime: Option<(i64, u32)>,
-    pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-    /// Bytes of a sparse file in format 1.0.
-    pub(crate) sparse_size: Option<u64>,
+    pub(crate) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
     /// The real name of a sparse file; `path` is a stand-in then.
     pub(crate) sparse_name: Option<Vec<u8>>,
+    sparse_version: (Option<u64>, Option<u64>),
+    /// Bytes of a sparse file, holes included.
+    sparse_size: Option<u64>,
+    sparse_map: Option<Vec<Segment>>,
+    /// The first half of a segment, in format 0.0.
+    sparse_offset: Option<u64>,
     xattr_bytes: usize,
+}
+
+/// How GNU's tar says in pax records that a file is sparse ("Storing Sparse Files" of its manual).
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum PaxSparse {
+    /// Formats 0.0 and 0.1: the map is in the records.
+    Records { size: u64, map: Vec<Segment> },
+    /// Format 1.0: the map comes before the content.
+    Content { size: u64 },
 }
 
 /// Says why pax records are refused.
@@ -30,10 +47,19 @@ pub enum PaxError {
     /// Extended attributes are over the limit.
     #[error("the extended attributes take more than {0} bytes")]
     Xattrs(usize),
-    /// A format of sparse files that nothing has written since 2006.
-    #[error("it is a sparse file of the pax formats 0.0 or 0.1; only 1.0 is known")]
-    OldSparse,
+    /// A sparse file of a format that no tar has written so far.
+    #[error("it is a sparse file of a format other than 0.0, 0.1 and 1.0")]
+    SparseFormat,
+    /// A sparse file without its size, or with half a segment.
+    #[error("what it says of a sparse file is not complete")]
+    SparseIncomplete,
+    /// More segments than the header's limit allows.
+    #[error("the sparse file has more than {0} segments")]
+    SparseSegments(usize),
 }
+
+/// Segments of one sparse file whose map is in records: what fits 1 MiB of them.
+const SEGMENTS_MAX: usize = 64 << 10;
 
 impl Pax {
     /// Adds all records of one extended header.
@@ -64,18 +90,70 @@ impl Pax {
             b"uid" => self.uid = number()?,
             b"gid" => self.gid = number()?,
             b"mtime" => self.mtime = Some(timestamp(value).ok_or_else(invalid)?),
-            b"GNU.sparse.realsize" => self.sparse_size = number()?,
-            b"GNU.sparse.map" | b"GNU.sparse.offset" => return Err(PaxError::OldSparse),
+            b"GNU.sparse.major" => self.sparse_version.0 = number()?,
+            b"GNU.sparse.minor" => self.sparse_version.1 = number()?,
+            b"GNU.sparse.size" | b"GNU.sparse.realsize" => self.sparse_size = number()?,
+            b"GNU.sparse.offset" => self.sparse_offset = number()?,
+            b"GNU.sparse.numbytes" => {
+                let offset = self.sparse_offset.take().ok_or(PaxError::SparseIncomplete)?;
+                let length = unsigned(value).ok_or_else(invalid)?;
+                self.push_segment(Segment { offset, length })?;
+            }
+            b"GNU.sparse.map" => {
+                self.sparse_map = Some(Vec::new());
+                let numbers: Option<Vec<u64>> = value
+                    .split(|byte| *byte == b',')
+                    .filter(|_| !value.is_empty())
+                    .map(unsigned)
+                    .collect();
+                for pair in numbers.ok_or_else(invalid)?.chunks(2) {
+                    let [offset, length] = *pair else {
+                        return Err(PaxError::SparseIncomplete);
+                    };
+                    self.push_segment(Segment { offset, length })?;
+                }
+            }
             _ => {
                 if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
-                    // What an overridden record took stays counted: that bounds the search for it too.
+                    // What an overridden record took stays counted: no archive of ours overrides any.
                     self.xattr_bytes += name.len() + value.len() + 8;
-                    self.xattrs.retain(|(known, _)| known != name);
-                    self.xattrs.push((name.to_vec(), value.to_vec()));
+                    self.xattrs.insert(name.to_vec(), value.to_vec());
                 }
             }
         }
         Ok(())
+    }
+}
+
+impl Pax {
+    fn push_segment(&mut self, segment: Segment) -> Result<(), PaxError> {
+        let map = self.sparse_map.get_or_insert_default();
+        if map.len() >= SEGMENTS_MAX {
+            return Err(PaxError::SparseSegments(SEGMENTS_MAX));
+        }
+        map.push(segment);
+        Ok(())
+    }
+
+    /// Says whether and how the file is sparse, as GNU's and Go's readers decide it.
+    pub(crate) fn take_sparse(&mut self) -> Result<Option<PaxSparse>, PaxError> {
+        let size = self.sparse_size.ok_or(PaxError::SparseIncomplete);
+        match (self.sparse_version, self.sparse_map.take()) {
+            ((Some(1), Some(0)), _) => Ok(Some(PaxSparse::Content { size: size? })),
+            ((None | Some(0), None | Some(0 | 1)), Some(map)) => {
+                if self.sparse_offset.is_some() {
+                    return Err(PaxError::SparseIncomplete);
+                }
+                Ok(Some(PaxSparse::Records { size: size?, map }))
+            }
+            ((None, None), None) => Ok(None),
+            // A file without any data has an empty map, and no record of it.
+            ((Some(0), Some(0 | 1)), None) => Ok(Some(PaxSparse::Records {
+                size: size?,
+                map: Vec::new(),
+            })),
+            _ => Err(PaxError::SparseFormat),
+        }
     }
 }
 
@@ -144,7 +222,7 @@ mod tests {
         let pax = parse(&records).unwrap();
         assert_eq!(
             pax.xattrs,
-            [(b"security.capability".to_vec(), capability.to_vec())]
+            BTreeMap::from([(b"security.capability".to_vec(), capability.to_vec())])
         );
         assert_eq!(pax.path.as_deref(), Some(&b"a=b"[..]));
     }
@@ -158,6 +236,51 @@ mod tests {
         for text in [&b""[..], b"-", b"1.x", b"x", b"99999999999999999999"] {
             assert_eq!(timestamp(text), None);
         }
+    }
+
+    #[test]
+    fn every_format_of_sparse_files_is_told_apart() {
+        let sparse = |records: &[(&str, &str)]| {
+            let records: Vec<u8> = records
+                .iter()
+                .flat_map(|(key, value)| record(&format!("GNU.sparse.{key}"), value.as_bytes()))
+                .collect();
+            parse(&records).and_then(|mut pax| pax.take_sparse())
+        };
+        let map = [(1, 2), (5, 0)].map(|(offset, length)| Segment { offset, length });
+        let expected = Ok(Some(PaxSparse::Records {
+            size: 9,
+            map: map.to_vec(),
+        }));
+        let pairs = [
+            ("offset", "1"),
+            ("numbytes", "2"),
+            ("offset", "5"),
+            ("numbytes", "0"),
+        ];
+        let zero_zero = [&[("size", "9"), ("numblocks", "2")][..], &pairs].concat();
+        assert_eq!(sparse(&zero_zero), expected);
+        assert_eq!(sparse(&[("size", "9"), ("map", "1,2,5,0")]), expected);
+        let one_zero = [("major", "1"), ("minor", "0"), ("realsize", "9")];
+        assert_eq!(sparse(&one_zero), Ok(Some(PaxSparse::Content { size: 9 })));
+        assert_eq!(sparse(&[]), Ok(None));
+        let refused = [
+            (&[("map", "1,2")][..], PaxError::SparseIncomplete),
+            (&[("size", "9"), ("map", "1,2,5")], PaxError::SparseIncomplete),
+            (&[("size", "9"), ("numbytes", "1")], PaxError::SparseIncomplete),
+            (
+                &[("major", "2"), ("minor", "0"), ("realsize", "9")],
+                PaxError::SparseFormat,
+            ),
+        ];
+        for (records, expected) in refused {
+            assert_eq!(sparse(records), Err(expected), "{records:?}");
+        }
+        let huge = "0,0,".repeat(SEGMENTS_MAX) + "0,0";
+        assert_eq!(
+            sparse(&[("size", "9"), ("map", &huge)]),
+            Err(PaxError::SparseSegments(SEGMENTS_MAX))
+        );
     }
 
     #[test]

@@ -2,14 +2,20 @@
 //! reading the archive and writing the image.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufReader, Chain, Cursor, Read};
 use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+
+use crate::digest::Hasher;
+use crate::{Digest, Limits};
 
 /// Bytes of one piece that passes between the threads.
 const CHUNK: usize = 256 << 10;
 /// Pieces under way; with [`CHUNK`] this bounds the memory of the pair at 2 MiB.
 const DEPTH: usize = 8;
+
+/// The bytes of a blob: the first of what is left, which were looked at, and the rest.
+type Input = Chain<Cursor<Vec<u8>>, BufReader<Counting<File>>>;
 
 /// Opens a blob and tells how it is compressed by its first bytes: media types are wrong in the wild often enough
 /// that containerd looks at the bytes too.
@@ -19,21 +25,93 @@ pub(crate) fn open_decompressed(path: &Path) -> io::Result<(Box<dyn Read + Send>
         input: File::open(path)?,
         count: count.clone(),
     };
-    let mut input = BufReader::with_capacity(CHUNK, file);
-    let magic = input.fill_buf()?;
-    let reader: Box<dyn Read + Send> = if magic.starts_with(&[0x1f, 0x8b]) {
-        Box::new(flate2::bufread::MultiGzDecoder::new(input))
-    } else if magic.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) || is_skippable_zstd(magic) {
-        Box::new(zstd::stream::read::Decoder::with_buffer(input)?)
-    } else {
-        Box::new(input)
+    let input = BufReader::with_capacity(CHUNK, file);
+    let (input, magic) = look(Cursor::default().chain(input))?;
+    let reader: Box<dyn Read + Send> = match Compression::of(magic) {
+        Some(compression) => Box::new(Members {
+            compression,
+            current: Some(compression.begin(input)?),
+        }),
+        None => Box::new(input),
     };
     Ok((reader, count))
 }
 
-/// Zstandard frames that carry metadata (zstd:chunked) may come first.
-fn is_skippable_zstd(magic: &[u8]) -> bool {
-    matches!(magic, [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..])
+/// Looks at the next four bytes; zeros stand for what is behind the end.
+fn look(input: Input) -> io::Result<(Input, [u8; 4])> {
+    let (mut seen, mut rest) = input.into_inner();
+    let mut start = Vec::with_capacity(4);
+    (&mut seen).take(4).read_to_end(&mut start)?;
+    (&mut rest).take(4 - start.len() as u64).read_to_end(&mut start)?;
+    let mut magic = [0; 4];
+    magic[..start.len()].copy_from_slice(&start);
+    Ok((Cursor::new(start).chain(rest), magic))
+}
+
+/// How a blob is compressed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Compression {
+    Gzip,
+    Zstd,
+}
+
+impl Compression {
+    fn of(magic: [u8; 4]) -> Option<Self> {
+        match magic {
+            [0x1f, 0x8b, ..] => Some(Self::Gzip),
+            [0x28, 0xb5, 0x2f, 0xfd] => Some(Self::Zstd),
+            // A frame that carries metadata (zstd:chunked) may come first.
+            [0x50..=0x5f, 0x2a, 0x4d, 0x18] => Some(Self::Zstd),
+            _ => None,
+        }
+    }
+
+    fn begin(self, input: Input) -> io::Result<Member> {
+        Ok(match self {
+            Self::Gzip => Member::Gzip(Box::new(flate2::bufread::GzDecoder::new(input))),
+            Self::Zstd => {
+                let mut decoder = zstd::stream::read::Decoder::with_buffer(input)?;
+                decoder.window_log_max(Limits::ZSTD_WINDOW_LOG)?;
+                Member::Zstd(decoder.single_frame())
+            }
+        })
+    }
+}
+
+/// A member of a gzip file (RFC 1952), or a frame of a zstd one (RFC 8878).
+enum Member {
+    Gzip(Box<flate2::bufread::GzDecoder<Input>>),
+    Zstd(zstd::stream::read::Decoder<'static, Input>),
+}
+
+/// Reads one member after the other, and ends where none of the same kind follows: what is behind the last one is no
+/// content, be it zeros that fill up a record or anything else. Go's readers refuse it, gzip(1) passes over it.
+struct Members {
+    compression: Compression,
+    current: Option<Member>,
+}
+
+impl Read for Members {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let count = match &mut self.current {
+                None => return Ok(0),
+                Some(Member::Gzip(member)) => member.read(buffer)?,
+                Some(Member::Zstd(frame)) => frame.read(buffer)?,
+            };
+            if count > 0 || buffer.is_empty() {
+                return Ok(count);
+            }
+            let (input, magic) = look(match self.current.take() {
+                None => return Ok(0),
+                Some(Member::Gzip(member)) => member.into_inner(),
+                Some(Member::Zstd(frame)) => frame.finish(),
+            })?;
+            if Compression::of(magic) == Some(self.compression) {
+                self.current = Some(self.compression.begin(input)?);
+            }
+        }
+    }
 }
 
 /// Tells how many bytes of the compressed blob were read.
@@ -81,23 +159,40 @@ pub(crate) struct ChunkWriter {
 }
 
 impl ChunkWriter {
-    /// Sends all that `input` gives, or its error; stops early when nobody listens any more.
-    pub(crate) fn pump(self, input: &mut dyn Read, mut progress: impl FnMut()) {
+    /// Sends all that `input` gives, or its error; stops early when nobody listens any more. Returns the digest of all
+    /// that was sent, if a hasher was given and the end was reached.
+    pub(crate) fn pump(
+        self,
+        input: &mut dyn Read,
+        mut hasher: Option<Hasher>,
+        mut progress: impl FnMut(),
+    ) -> Option<Digest> {
         loop {
             let mut chunk = self.recycled.try_recv().unwrap_or_else(|_| vec![0; CHUNK]);
             chunk.resize(CHUNK, 0);
             let read = read_full(input, &mut chunk);
             let end = match &read {
-                Ok(count) => *count < CHUNK,
-                Err(_) => true,
+                Ok(count) => {
+                    if let Some(hasher) = &mut hasher {
+                        hasher.update(&chunk[..*count]);
+                    }
+                    *count < CHUNK
+                }
+                Err(_) => {
+                    hasher = None;
+                    true
+                }
             };
             let sent = self.full.send(read.map(|count| {
                 chunk.truncate(count);
                 chunk
             }));
             progress();
-            if end || sent.is_err() {
-                return;
+            if sent.is_err() {
+                return None;
+            }
+            if end {
+                return hasher.map(Hasher::finish);
             }
         }
     }

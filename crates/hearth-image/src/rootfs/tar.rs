@@ -2,11 +2,12 @@
 //!
 //! The `tar` crate writes our archives but does not read these: it reads pax records and long names into memory
 //! without a bound, and splits pax records at line feeds, which a file capability may contain. Understood are v7,
-//! ustar, pax and GNU archives with long names, base-256 numbers and sparse files (GNU's old format and pax 1.0).
+//! ustar, pax and GNU archives with long names, base-256 numbers and sparse files (GNU's old format and its three of pax).
 
+use std::collections::BTreeMap;
 use std::io::{self, Read};
 
-use super::pax::{Pax, PaxError};
+use super::pax::{Pax, PaxError, PaxSparse};
 use super::sparse::{Next, Segment, SparseMap};
 use crate::Limits;
 
@@ -41,9 +42,19 @@ pub(crate) struct Entry {
     pub(crate) mtime: (i64, u32),
     /// Major and minor number of a device.
     pub(crate) device: (u32, u32),
-    pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-    /// Counts the entries of the archive from 0.
-    pub(crate) ordinal: u64,
+    pub(crate) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+}
+
+impl Entry {
+    /// Returns how many bytes its names and attributes have.
+    pub(crate) fn memory(&self) -> usize {
+        let xattrs = self
+            .xattrs
+            .iter()
+            .map(|(name, value)| name.len() + value.len() + 8);
+        // The path is the key of what its layer has, and its last part that of the directory.
+        2 * self.path.len() + self.link.len() + xattrs.sum::<usize>()
+    }
 }
 
 /// Says why an archive cannot be read.
@@ -109,16 +120,25 @@ pub enum ArchiveError {
 #[derive(Debug)]
 pub(crate) struct Budget {
     limits: Limits,
+    unpacked_bytes: u64,
     bytes: u64,
     entries: u64,
+    memory: u64,
 }
 
 impl Budget {
-    pub(crate) fn new(limits: Limits) -> Self {
+    /// Makes the budget of an image whose blobs have so many bytes.
+    pub(crate) fn new(limits: Limits, blob_bytes: u64) -> Self {
+        let expanded = blob_bytes.saturating_mul(limits.expansion);
+        let unpacked_bytes = expanded
+            .max(limits.expansion_free_bytes)
+            .min(limits.unpacked_bytes);
         Self {
             limits,
-            bytes: limits.unpacked_bytes,
+            unpacked_bytes,
+            bytes: unpacked_bytes,
             entries: limits.entries,
+            memory: limits.memory_bytes,
         }
     }
 
@@ -126,10 +146,11 @@ impl Budget {
         &self.limits
     }
 
-    fn take_bytes(&mut self, count: u64) -> Result<(), ArchiveError> {
+    /// Takes bytes of a decompressed layer.
+    pub(crate) fn take_bytes(&mut self, count: u64) -> Result<(), ArchiveError> {
         let refused = ArchiveError::Limit {
             what: "unpacked bytes",
-            limit: self.limits.unpacked_bytes,
+            limit: self.unpacked_bytes,
         };
         self.bytes = self.bytes.checked_sub(count).ok_or(refused)?;
         Ok(())
@@ -144,6 +165,19 @@ impl Budget {
         self.entries = self.entries.checked_sub(count).ok_or(refused)?;
         Ok(())
     }
+
+    /// Takes the memory of so many entries, whose names and attributes have `bytes`.
+    pub(crate) fn take_memory(&mut self, entries: u64, bytes: usize) -> Result<(), ArchiveError> {
+        let refused = ArchiveError::Limit {
+            what: "bytes of names and attributes",
+            limit: self.limits.memory_bytes,
+        };
+        let wanted = entries
+            .saturating_mul(Limits::ENTRY_MEMORY)
+            .saturating_add(bytes as u64);
+        self.memory = self.memory.checked_sub(wanted).ok_or(refused)?;
+        Ok(())
+    }
 }
 
 /// Reads the entries of one archive.
@@ -151,7 +185,6 @@ pub(crate) struct TarReader<'b, R> {
     input: R,
     budget: &'b mut Budget,
     offset: u64,
-    ordinal: u64,
     /// Stored bytes of the current entry that were not read yet, and the padding behind them.
     stored: u64,
     padding: u64,
@@ -172,7 +205,6 @@ impl<'b, R: Read> TarReader<'b, R> {
             input,
             budget,
             offset: 0,
-            ordinal: 0,
             stored: 0,
             padding: 0,
             sparse: None,
@@ -228,7 +260,10 @@ impl<'b, R: Read> TarReader<'b, R> {
     fn entry(&mut self, header: &Header, extensions: Extensions) -> Result<Entry, ArchiveError> {
         let at = self.offset - RECORD as u64;
         let field = |field| move || ArchiveError::Field { offset: at, field };
-        let pax = extensions.pax;
+        let mut pax = extensions.pax;
+        let sparse = pax
+            .take_sparse()
+            .map_err(|source| ArchiveError::Pax { offset: at, source })?;
         let path = pax
             .sparse_name
             .or(pax.path)
@@ -245,19 +280,20 @@ impl<'b, R: Read> TarReader<'b, R> {
         // Links and the like carry no content, whatever the size field says: as Go's and GNU's readers have it.
         let stored = if kind == Kind::Regular { stored } else { 0 };
         self.begin_content(stored)?;
-        let size = if header.kind() == b'S' {
-            self.begin_gnu_sparse(header)?
-        } else if let Some(size) = pax.sparse_size.filter(|_| kind == Kind::Regular) {
-            self.begin_pax_sparse(size)?
-        } else {
-            stored
+        let size = match sparse {
+            _ if header.kind() == b'S' => self.begin_gnu_sparse(header)?,
+            _ if kind != Kind::Regular => stored,
+            Some(PaxSparse::Content { size }) => self.begin_pax_sparse(size)?,
+            Some(PaxSparse::Records { size, map }) => self.begin_sparse(Some(map), size)?,
+            None => stored,
         };
         self.budget.take_bytes(size.max(stored))?;
         let id = |own: Option<u64>, at| {
             own.or_else(|| header.unsigned(at))
                 .and_then(|id| u32::try_from(id).ok())
+                // The last number means nobody: chown(2) takes it for "leave it".
+                .filter(|id| *id != u32::MAX)
         };
-        self.ordinal += 1;
         Ok(Entry {
             path,
             link: pax
@@ -275,7 +311,6 @@ impl<'b, R: Read> TarReader<'b, R> {
                 .ok_or_else(field("time"))?,
             device: header.device(kind).ok_or_else(field("device number"))?,
             xattrs: pax.xattrs,
-            ordinal: self.ordinal - 1,
         })
     }
 

@@ -202,7 +202,7 @@ impl Blobs {
     pub(super) fn make_rootfs(
         &self,
         image: &Image,
-        manifest: &Manifest,
+        (manifest, diff_ids): (&Manifest, &[Digest]),
         limits: &Limits,
         progress: &ProgressSink,
     ) -> Result<(), StoreError> {
@@ -210,9 +210,11 @@ impl Blobs {
         let layers: Vec<_> = manifest
             .layers
             .iter()
-            .map(|layer| LayerBlob {
+            .zip(diff_ids)
+            .map(|(layer, diff_id)| LayerBlob {
                 digest: layer.digest,
                 path: self.blob_path(&layer.digest),
+                diff_id: Some(*diff_id),
             })
             .collect();
         let report = |digest: &Digest, done: u64| {

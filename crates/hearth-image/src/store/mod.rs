@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! DIR/oci-layout, index.json, blobs/sha256/HEX     the image layout; names are `org.opencontainers.image.ref.name`
-//! DIR/rootfs/HEX.v1.erofs                          by manifest digest and version of our format
+//! DIR/rootfs/HEX.v2.erofs                          by manifest digest and version of our format
 //! DIR/tmp/                                         what is being written; swept when nobody writes
 //! DIR/lock, DIR/index.lock                         advisory locks, so that two processes may share a store
 //! ```
@@ -34,7 +34,7 @@ use locks::{KeyedLocks, ProcessLock};
 pub use pull::PullError;
 
 /// Counts the versions of our root file system images: a new one makes them anew.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// A store of images. Cloning is cheap; clones are the same store.
 #[derive(Clone)]
@@ -314,12 +314,15 @@ impl Store {
         blocking(move || {
             let _writing = ProcessLock::shared(&inner.blobs)?;
             let Found {
-                mut image, manifest, ..
+                mut image,
+                manifest,
+                diff_ids,
+                ..
             } = found;
             if !path.exists() {
                 inner
                     .blobs
-                    .make_rootfs(&image, &manifest, &inner.limits, &progress)?;
+                    .make_rootfs(&image, (&manifest, &diff_ids), &inner.limits, &progress)?;
             }
             image.rootfs_size = blobs::file_size(&path)?;
             Ok(image)
@@ -332,6 +335,8 @@ impl Store {
 struct Found {
     image: Image,
     manifest: Manifest,
+    /// Digests of the layers' archives, one for each layer.
+    diff_ids: Vec<Digest>,
     platform: String,
 }
 
@@ -380,6 +385,11 @@ impl Inner {
             digest: config_digest,
             source,
         })?;
+        let damaged = |source| StoreError::Config {
+            digest: config_digest,
+            source,
+        };
+        let diff_ids = config.layers(manifest.layers.len()).map_err(damaged)?;
         let rootfs = self.blobs.rootfs_path(&digest);
         let image = Image {
             reference: named.reference.clone(),
@@ -393,6 +403,7 @@ impl Inner {
         Ok(Found {
             image,
             manifest,
+            diff_ids,
             platform: format!("{}/{}", config.os, config.architecture),
         })
     }
