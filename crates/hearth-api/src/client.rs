@@ -278,6 +278,18 @@ impl Client {
         .await
     }
 
+    /// Stops a machine's virtual processors.
+    pub async fn pause(&self, machine: &str) -> Result<v1::Machine, ClientError> {
+        self.call(Method::POST, &uri(path::MACHINE_PAUSE, &[machine], &[]), empty())
+            .await
+    }
+
+    /// Lets a paused machine go on.
+    pub async fn resume(&self, machine: &str) -> Result<v1::Machine, ClientError> {
+        self.call(Method::POST, &uri(path::MACHINE_RESUME, &[machine], &[]), empty())
+            .await
+    }
+
     /// Sends a signal, by name or number.
     pub async fn kill(&self, machine: &str, signal: &str) -> Result<(), ClientError> {
         let query = [("signal", signal.to_owned())];

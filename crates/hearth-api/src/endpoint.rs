@@ -27,6 +27,10 @@ pub mod path {
     pub const MACHINE_START: &str = "/v1/machines/{machine}/start";
     /// Stops it.
     pub const MACHINE_STOP: &str = "/v1/machines/{machine}/stop";
+    /// Stops its virtual processors.
+    pub const MACHINE_PAUSE: &str = "/v1/machines/{machine}/pause";
+    /// Lets its virtual processors go on.
+    pub const MACHINE_RESUME: &str = "/v1/machines/{machine}/resume";
     /// Sends it a signal.
     pub const MACHINE_KILL: &str = "/v1/machines/{machine}/kill";
     /// Waits for its end.
@@ -236,6 +240,22 @@ pub const ALL: &[Endpoint] = &[
         Answer::Json,
     )
     .takes(schema::<v1::StopMachine>)
+    .gives(schema::<v1::Machine>),
+    endpoint(
+        "post",
+        path::MACHINE_PAUSE,
+        "machine_pause",
+        "Stops a machine's virtual processors.",
+        Answer::Json,
+    )
+    .gives(schema::<v1::Machine>),
+    endpoint(
+        "post",
+        path::MACHINE_RESUME,
+        "machine_resume",
+        "Lets a paused machine go on.",
+        Answer::Json,
+    )
     .gives(schema::<v1::Machine>),
     endpoint(
         "post",

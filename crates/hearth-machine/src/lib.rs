@@ -7,6 +7,7 @@
 
 pub mod id;
 pub mod process;
+pub mod restart;
 pub mod signal;
 pub mod size;
 pub mod spec;
@@ -14,6 +15,7 @@ pub mod state;
 
 pub use id::{MachineId, MachineName};
 pub use process::{ImageDefaults, ImageHealthCheck, Process};
+pub use restart::{History, InvalidRestartPolicy, RestartPolicy};
 pub use signal::Signal;
 pub use size::{ByteSize, CpuMilli, Shape};
 pub use spec::{DriverChoice, HostLimits, PublishedPort, Spec, SpecError};

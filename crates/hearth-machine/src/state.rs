@@ -2,10 +2,16 @@
 //!
 //! ```text
 //!   Created --Start--> Starting --Started--> Running --StopAsked--> Stopping
-//!      |                | |  \                  |                      |
-//!      |    BootFailed  | |   `--StopAsked------|--> Stopping          |
-//!      |                v |                     v                      v
-//!      |             Failed `---WorkloadEnded-> Exited <---------------'   (VmmDied: Failed, or Exited if Stopping)
+//!      |                | |  \                | ^  |                  |
+//!      |                | |   \          Pause v | Resume             |
+//!      |                | |    \            Paused ----StopAsked--->  |   (Starting --FoundPaused--> Paused)
+//!      |                | |     `-----StopAsked-----------------> Stopping
+//!      |      BootFailed  |                                            |
+//!      |                v v                                            v
+//!      |             Failed, Exited <------WorkloadEnded---------------'   (VmmDied: Failed, or Exited if Stopping)
+//!      |              | ^
+//!      | RestartPlanned v | StopAsked
+//!      |            Restarting --Start--> Starting
 //!      `--Remove--> Removing <--Remove-- Failed, Exited;   Failed, Exited --Start--> Starting
 //! ```
 
@@ -27,8 +33,12 @@ pub enum State {
     Starting,
     /// Its workload runs.
     Running,
+    /// Its virtual processors stand still; everything else of it is kept.
+    Paused,
     /// It was asked to end.
     Stopping,
+    /// Its workload has ended, and its restart policy will start it again.
+    Restarting(Ended),
     /// Its workload has ended.
     Exited(Ended),
     /// It did not come up, or its virtual machine died.
@@ -47,11 +57,17 @@ pub enum Event {
     Start,
     /// Its workload runs.
     Started,
+    /// Its virtual machine was found again, and stands still.
+    FoundPaused,
     /// It did not come up.
     BootFailed {
         /// Why.
         reason: String,
     },
+    /// Its virtual processors have been stopped.
+    Pause,
+    /// Its virtual processors go on.
+    Resume,
     /// Somebody, or its time limit, wants it to end.
     StopAsked,
     /// Its workload has ended.
@@ -61,6 +77,8 @@ pub enum Event {
         /// Its last words.
         reason: String,
     },
+    /// Its restart policy will start it again.
+    RestartPlanned,
     /// Somebody wants it gone.
     Remove,
 }
@@ -83,7 +101,9 @@ impl State {
             Self::Created => "created",
             Self::Starting => "starting",
             Self::Running => "running",
+            Self::Paused => "paused",
             Self::Stopping => "stopping",
+            Self::Restarting(_) => "restarting",
             Self::Exited(_) => "exited",
             Self::Failed { .. } => "failed",
             Self::Removing => "removing",
@@ -92,7 +112,15 @@ impl State {
 
     /// Tells whether a virtual machine belongs to this state.
     pub const fn is_alive(&self) -> bool {
-        matches!(self, Self::Starting | Self::Running | Self::Stopping)
+        matches!(
+            self,
+            Self::Starting | Self::Running | Self::Paused | Self::Stopping
+        )
+    }
+
+    /// Tells whether it runs, or will by itself: what people mean by a machine that is up.
+    pub const fn is_active(&self) -> bool {
+        self.is_alive() || matches!(self, Self::Restarting(_))
     }
 
     /// Returns the state after `event`.
@@ -100,19 +128,22 @@ impl State {
     /// # Errors
     /// Returns [`Refused`] when the event does not fit the state; the state stays as it is.
     pub fn after(&self, event: Event) -> Result<Self, Refused> {
-        use State::{Created, Exited, Failed, Removing, Running, Starting, Stopping};
+        use State::{Created, Exited, Failed, Paused, Removing, Restarting, Running, Starting, Stopping};
         let asked = event.asks();
         match (self, event) {
-            (Created | Exited(_) | Failed { .. }, Event::Start) => Ok(Starting),
+            (Created | Exited(_) | Failed { .. } | Restarting(_), Event::Start) => Ok(Starting),
             (Starting, Event::Started) => Ok(Running),
+            (Starting, Event::FoundPaused) => Ok(Paused),
             (Starting | Stopping, Event::BootFailed { reason }) => Ok(Failed { reason }),
-            (Starting | Running | Stopping, Event::StopAsked) => Ok(Stopping),
-            (Starting | Running | Stopping, Event::WorkloadEnded(ended)) => Ok(Exited(ended)),
-            (Starting | Running, Event::VmmDied { reason }) => Ok(Failed { reason }),
-            (Stopping, Event::VmmDied { reason }) => Ok(Exited(Ended {
-                exit_code: KILLED,
-                reason: Some(reason),
-            })),
+            (Running, Event::Pause) => Ok(Paused),
+            (Paused, Event::Resume) => Ok(Running),
+            (Starting | Running | Paused | Stopping, Event::StopAsked) => Ok(Stopping),
+            (Restarting(ended), Event::StopAsked) => Ok(Exited(ended.clone())),
+            (Starting | Running | Paused | Stopping, Event::WorkloadEnded(ended)) => Ok(Exited(ended)),
+            (Starting | Running | Paused, Event::VmmDied { reason }) => Ok(Failed { reason }),
+            (Stopping, Event::VmmDied { reason }) => Ok(Exited(killed(reason))),
+            (Exited(ended), Event::RestartPlanned) => Ok(Restarting(ended.clone())),
+            (Failed { reason }, Event::RestartPlanned) => Ok(Restarting(killed(reason.clone()))),
             (Created | Exited(_) | Failed { .. }, Event::Remove) => Ok(Removing),
             (state, _) => Err(Refused {
                 state: state.name(),
@@ -122,14 +153,25 @@ impl State {
     }
 }
 
+/// The end of a workload whose machine was taken from under it.
+const fn killed(reason: String) -> Ended {
+    Ended {
+        exit_code: KILLED,
+        reason: Some(reason),
+    }
+}
+
 impl Event {
     const fn asks(&self) -> &'static str {
         match self {
             Self::Start => "started",
             Self::Started | Self::BootFailed { .. } => "told that it has booted",
+            Self::Pause | Self::FoundPaused => "paused",
+            Self::Resume => "resumed",
             Self::StopAsked => "stopped",
             Self::WorkloadEnded(_) => "told that its workload has ended",
             Self::VmmDied { .. } => "told that its virtual machine has died",
+            Self::RestartPlanned => "started again by its restart policy",
             Self::Remove => "removed",
         }
     }
@@ -146,7 +188,7 @@ mod tests {
         }
     }
 
-    fn states() -> [State; 7] {
+    fn states() -> [State; 9] {
         let failed = State::Failed {
             reason: String::new(),
         };
@@ -154,40 +196,83 @@ mod tests {
             State::Created,
             State::Starting,
             State::Running,
+            State::Paused,
             State::Stopping,
+            State::Restarting(ended()),
             State::Exited(ended()),
             failed,
             State::Removing,
         ]
     }
 
-    fn events() -> [Event; 7] {
+    fn events() -> [Event; 11] {
         [
             Event::Start,
             Event::Started,
+            Event::FoundPaused,
             Event::BootFailed {
                 reason: String::new(),
             },
+            Event::Pause,
+            Event::Resume,
             Event::StopAsked,
             Event::WorkloadEnded(ended()),
             Event::VmmDied {
                 reason: String::new(),
             },
+            Event::RestartPlanned,
             Event::Remove,
         ]
     }
 
     #[test]
     fn the_table_of_all_states_and_events() {
-        // Rows: states; columns: Start, Started, BootFailed, StopAsked, WorkloadEnded, VmmDied, Remove.
+        // Rows: states; columns: Start, Started, FoundPaused, BootFailed, Pause, Resume, StopAsked, WorkloadEnded,
+        // VmmDied, RestartPlanned, Remove.
         let expected = [
-            ["starting", "-", "-", "-", "-", "-", "removing"],
-            ["-", "running", "failed", "stopping", "exited", "failed", "-"],
-            ["-", "-", "-", "stopping", "exited", "failed", "-"],
-            ["-", "-", "failed", "stopping", "exited", "exited", "-"],
-            ["starting", "-", "-", "-", "-", "-", "removing"],
-            ["starting", "-", "-", "-", "-", "-", "removing"],
-            ["-", "-", "-", "-", "-", "-", "-"],
+            [
+                "starting", "-", "-", "-", "-", "-", "-", "-", "-", "-", "removing",
+            ],
+            [
+                "-", "running", "paused", "failed", "-", "-", "stopping", "exited", "failed", "-", "-",
+            ],
+            [
+                "-", "-", "-", "-", "paused", "-", "stopping", "exited", "failed", "-", "-",
+            ],
+            [
+                "-", "-", "-", "-", "-", "running", "stopping", "exited", "failed", "-", "-",
+            ],
+            [
+                "-", "-", "-", "failed", "-", "-", "stopping", "exited", "exited", "-", "-",
+            ],
+            ["starting", "-", "-", "-", "-", "-", "exited", "-", "-", "-", "-"],
+            [
+                "starting",
+                "-",
+                "-",
+                "-",
+                "-",
+                "-",
+                "-",
+                "-",
+                "-",
+                "restarting",
+                "removing",
+            ],
+            [
+                "starting",
+                "-",
+                "-",
+                "-",
+                "-",
+                "-",
+                "-",
+                "-",
+                "-",
+                "restarting",
+                "removing",
+            ],
+            ["-", "-", "-", "-", "-", "-", "-", "-", "-", "-", "-"],
         ];
         for (state, row) in states().iter().zip(expected) {
             for (event, cell) in events().into_iter().zip(row) {

@@ -15,6 +15,8 @@ fn cli_tells_its_version_and_its_verbs() -> Result<()> {
             "ps",
             "start",
             "stop",
+            "pause",
+            "unpause",
             "kill",
             "rm",
             "wait",

@@ -9,6 +9,7 @@ mod lifecycle;
 mod logs;
 mod many;
 mod node;
+mod pause;
 mod ports;
 mod process;
 mod secret;
@@ -71,6 +72,8 @@ on_driver!(
         ports::published_ports_reach_the_guests_loopback,
         ports::a_port_that_is_taken_is_refused_before_the_boot,
         ports::published_ports_outlive_the_node_and_end_with_the_machine,
+        pause::a_paused_machine_stands_still_and_goes_on,
+        pause::a_paused_machine_goes_on_to_be_stopped,
         secret::a_secret_is_in_the_environment_and_nowhere_else,
         many::boots_one_after_the_other,
         many::fifty_machines_leave_nothing,

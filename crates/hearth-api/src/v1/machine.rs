@@ -214,8 +214,12 @@ pub enum MachineStatus {
     Starting,
     /// Its workload runs.
     Running,
+    /// Its virtual processors stand still.
+    Paused,
     /// It was asked to end.
     Stopping,
+    /// Its workload has ended, and its restart policy will start it again.
+    Restarting,
     /// Its workload has ended.
     Exited,
     /// It did not come up, or its virtual machine died.

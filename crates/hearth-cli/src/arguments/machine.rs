@@ -77,6 +77,33 @@ pub(crate) struct Restart {
     pub(crate) time: u32,
 }
 
+/// Let machines stand still: their processors stop, and everything else of them is kept.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  hearth pause web
+  hearth unpause web
+
+A paused machine answers nobody: 'exec', 'cp' and 'attach' are refused, and connections to its ports wait. 'stop' and
+'kill' let it go on first, so that its disk comes to rest.")]
+pub(crate) struct Pause {
+    /// Machines, by name, id or start of an id
+    #[arg(required = true, value_name = "MACHINE")]
+    pub(crate) machines: Vec<String>,
+}
+
+/// Let paused machines go on.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  hearth unpause web
+  hearth resume web              the same")]
+pub(crate) struct Unpause {
+    /// Machines, by name, id or start of an id
+    #[arg(required = true, value_name = "MACHINE")]
+    pub(crate) machines: Vec<String>,
+}
+
 /// Connect to the workload of a running machine.
 #[derive(Debug, Args)]
 #[command(after_help = "\

@@ -23,7 +23,9 @@ pub(crate) use host::{
 pub(crate) use image::{
     Image, ImageBuild, ImageCommand, ImageInspect, ImageList, ImagePull, ImageRemove, Recipe,
 };
-pub(crate) use machine::{Attach, Inspect, Kill, List, Port, Remove, Restart, Start, Stop, Wait};
+pub(crate) use machine::{
+    Attach, Inspect, Kill, List, Pause, Port, Remove, Restart, Start, Stop, Unpause, Wait,
+};
 pub(crate) use run::{Driver, Exec, Pull, Run};
 
 const STYLES: Styles = Styles::styled()
@@ -74,6 +76,9 @@ pub(crate) enum Command {
     Start(Start),
     Stop(Stop),
     Restart(Restart),
+    Pause(Pause),
+    #[command(alias = "resume")]
+    Unpause(Unpause),
     Kill(Kill),
     Rm(Remove),
     Wait(Wait),

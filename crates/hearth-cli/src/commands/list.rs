@@ -91,13 +91,20 @@ fn status(state: &MachineState, now: Timestamp) -> Cell {
             .as_deref()
             .map(|time| format!(" {}", ago(time, now)))
     };
+    let up = || {
+        let up = state.started_at.as_deref().and_then(|time| since(time, now));
+        format!("Up {}", up.unwrap_or_default()).trim_end().to_owned()
+    };
     match state.status {
         MachineStatus::Created => "Created".into(),
         MachineStatus::Starting => "Starting".into(),
-        MachineStatus::Running => {
-            let up = state.started_at.as_deref().and_then(|time| since(time, now));
-            Cell::from(format!("Up {}", up.unwrap_or_default()).trim_end())
-        }
+        MachineStatus::Running => up().into(),
+        MachineStatus::Paused => Cell::from(format!("{} (Paused)", up())),
+        MachineStatus::Restarting => Cell::from(format!(
+            "Restarting ({}){}",
+            state.exit_code.unwrap_or_default(),
+            ended().unwrap_or_default()
+        )),
         MachineStatus::Stopping => "Stopping".into(),
         MachineStatus::Exited => Cell::from(format!(
             "Exited ({}){}",

@@ -8,7 +8,7 @@ use hearth_api::v1::{ErrorCode, Machine, StopMachine};
 
 use super::report;
 use super::run::{Start as Begin, connect, start_attached};
-use crate::arguments::{Attach, Inspect, Kill, Port, Remove, Restart, Start, Stop, Wait};
+use crate::arguments::{Attach, Inspect, Kill, Pause, Port, Remove, Restart, Start, Stop, Unpause, Wait};
 use crate::error::CliError;
 use crate::node::Node;
 use crate::print;
@@ -61,6 +61,24 @@ pub(super) async fn restart(node: &Node, arguments: &Restart) -> Result<ExitCode
         node.call(async |client| client.stop(machine, &stop).await)
             .await?;
         node.call(async |client| client.start(machine).await).await?;
+        Ok(machine.to_owned())
+    })
+    .await
+}
+
+/// Lets machines stand still.
+pub(super) async fn pause(node: &Node, arguments: &Pause) -> Result<ExitCode, CliError> {
+    each(&arguments.machines, async |machine| {
+        node.call(async |client| client.pause(machine).await).await?;
+        Ok(machine.to_owned())
+    })
+    .await
+}
+
+/// Lets machines go on.
+pub(super) async fn unpause(node: &Node, arguments: &Unpause) -> Result<ExitCode, CliError> {
+    each(&arguments.machines, async |machine| {
+        node.call(async |client| client.resume(machine).await).await?;
         Ok(machine.to_owned())
     })
     .await

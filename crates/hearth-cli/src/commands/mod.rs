@@ -42,6 +42,8 @@ pub(crate) async fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
         Command::Start(arguments) => machine::start(&node, &arguments).await,
         Command::Stop(arguments) => machine::stop(&node, &arguments).await,
         Command::Restart(arguments) => machine::restart(&node, &arguments).await,
+        Command::Pause(arguments) => machine::pause(&node, &arguments).await,
+        Command::Unpause(arguments) => machine::unpause(&node, &arguments).await,
         Command::Port(arguments) => machine::port(&node, &arguments).await,
         Command::Kill(arguments) => machine::kill(&node, &arguments).await,
         Command::Rm(arguments) => machine::remove(&node, &arguments).await,

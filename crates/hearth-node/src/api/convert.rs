@@ -17,7 +17,13 @@ fn state(view: &View) -> v1::MachineState {
         State::Created => (v1::MachineStatus::Created, None, None),
         State::Starting => (v1::MachineStatus::Starting, None, None),
         State::Running => (v1::MachineStatus::Running, None, None),
+        State::Paused => (v1::MachineStatus::Paused, None, None),
         State::Stopping => (v1::MachineStatus::Stopping, None, None),
+        State::Restarting(ended) => (
+            v1::MachineStatus::Restarting,
+            Some(ended.exit_code),
+            ended.reason.clone(),
+        ),
         State::Exited(ended) => (
             v1::MachineStatus::Exited,
             Some(ended.exit_code),

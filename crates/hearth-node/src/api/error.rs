@@ -218,6 +218,14 @@ impl From<MachineError> for ApiError {
                 Some("stop it first (`hearth stop`), or remove it with force (`hearth rm -f`)"),
             ),
             MachineError::NotRunning { .. } => (ErrorCode::WrongState, Some("start it with `hearth start`")),
+            MachineError::Paused { .. } => {
+                (ErrorCode::WrongState, Some("let it go on with `hearth unpause`"))
+            }
+            MachineError::PauseUnderWay { .. } => (ErrorCode::WrongState, Some("try again")),
+            MachineError::Control(_) => (
+                ErrorCode::Internal,
+                Some("is the host overloaded? `hearth rm -f` removes a machine that cannot be saved"),
+            ),
             MachineError::Spec(_) | MachineError::NoCommand => (ErrorCode::InvalidRequest, None),
             MachineError::Remove { .. } | MachineError::Read { .. } => (
                 ErrorCode::Internal,

@@ -65,7 +65,7 @@ async fn send_logs(
     });
     loop {
         // Ask first, then read: what is written in between is found by the next turn.
-        let alive = query.follow && machine.view().state.is_alive();
+        let alive = query.follow && machine.view().state.is_active();
         let watch = FileWatch::new(&machine.output_path()).ok();
         while let Some(pieces) = batch(&mut reader, &machine).await? {
             for piece in pieces {
@@ -258,7 +258,7 @@ async fn send_console(
 ) {
     let mut buffer = vec![0; 64 << 10];
     loop {
-        let alive = follow && machine.view().state.is_alive();
+        let alive = follow && machine.view().state.is_active();
         let watch = FileWatch::new(&path).ok();
         while let Ok(count @ 1..) = file.read(&mut buffer).await {
             if sender

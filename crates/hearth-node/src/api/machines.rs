@@ -30,7 +30,7 @@ pub(super) async fn list(
 ) -> Result<Json<Vec<v1::Machine>>, ApiError> {
     let Query(query) = query?;
     let views = service.machines.list().into_iter().map(|machine| machine.view());
-    let shown = views.filter(|view| query.all || view.state.is_alive());
+    let shown = views.filter(|view| query.all || view.state.is_active());
     Ok(Json(shown.map(|view| convert::machine(&view)).collect()))
 }
 
@@ -89,6 +89,24 @@ pub(super) async fn stop(
     let machine = service.machines.find(&machine)?;
     let grace = Duration::from_secs(request.grace_seconds.unwrap_or(GRACE_DEFAULT).into());
     machine.stop(grace).await?;
+    Ok(Json(convert::machine(&machine.view())))
+}
+
+pub(super) async fn pause(
+    State(service): State<Service>,
+    Path(machine): Path<String>,
+) -> Result<Json<v1::Machine>, ApiError> {
+    let machine = service.machines.find(&machine)?;
+    machine.pause().await?;
+    Ok(Json(convert::machine(&machine.view())))
+}
+
+pub(super) async fn resume(
+    State(service): State<Service>,
+    Path(machine): Path<String>,
+) -> Result<Json<v1::Machine>, ApiError> {
+    let machine = service.machines.find(&machine)?;
+    machine.resume().await?;
     Ok(Json(convert::machine(&machine.view())))
 }
 

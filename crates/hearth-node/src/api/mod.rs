@@ -79,6 +79,8 @@ fn routes() -> Vec<(&'static str, &'static str, MethodRouter<Service>)> {
         ("delete", path::MACHINE, delete(machines::remove)),
         ("post", path::MACHINE_START, post(machines::start)),
         ("post", path::MACHINE_STOP, post(machines::stop)),
+        ("post", path::MACHINE_PAUSE, post(machines::pause)),
+        ("post", path::MACHINE_RESUME, post(machines::resume)),
         ("post", path::MACHINE_KILL, post(machines::kill)),
         ("post", path::MACHINE_WAIT, post(machines::wait)),
         ("post", path::MACHINE_ATTACH, post(stream::attach)),

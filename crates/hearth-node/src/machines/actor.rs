@@ -16,6 +16,7 @@ use super::session::WorkloadIo;
 use crate::guest::{Guest, Input};
 use crate::host::{failpoint, files};
 use crate::records::{MachineRecord, RecordedState, Records, spec};
+use crate::vmm::ControlError;
 
 /// What everybody may see of a machine.
 #[derive(Debug, Clone)]
@@ -51,6 +52,12 @@ pub(super) enum Command {
         reply: Reply<()>,
     },
     Kill {
+        reply: Reply<()>,
+    },
+    Pause {
+        reply: Reply<()>,
+    },
+    Resume {
         reply: Reply<()>,
     },
     Remove {
@@ -93,6 +100,8 @@ struct Work {
     /// Attached before the start.
     early: Vec<Subscriber>,
     starters: Vec<Reply<()>>,
+    /// Who waits for a pause or its end.
+    pauser: Option<Reply<()>>,
     stoppers: Vec<Reply<()>>,
     removers: Vec<Reply<()>>,
 }
@@ -109,6 +118,7 @@ impl Actor {
             end: None,
             early: Vec::new(),
             starters: Vec::new(),
+            pauser: None,
             stoppers: Vec::new(),
             removers: Vec::new(),
         };
@@ -149,6 +159,8 @@ impl Actor {
                 self.stop(work, Order::Kill { reason: None }).await;
                 work.stoppers.push(reply);
             }
+            Command::Pause { reply } => self.order_pause(work, Event::Pause, Order::Pause, reply).await,
+            Command::Resume { reply } => self.order_pause(work, Event::Resume, Order::Resume, reply).await,
             Command::Remove { force, reply } => {
                 if force && self.state.is_alive() {
                     self.stop(
@@ -194,7 +206,7 @@ impl Actor {
 
     /// Goes on with what an earlier node has started, where this actor was made for that.
     fn carry_on(&mut self, work: &mut Work) {
-        let Some(vmm) = self.record.vmm.filter(|_| self.state == State::Starting) else {
+        let Some(vmm) = self.record.vmm.filter(|_| self.state.is_alive()) else {
             return;
         };
         let began = self.record.started_at.as_ref().and_then(|text| text.parse().ok());
@@ -226,6 +238,8 @@ impl Actor {
             terminal: None,
             time_limit: self.spec.timeout,
             ephemeral: self.record.spec.auto_remove,
+            paused: self.record.paused,
+            first_order: None,
             subscribers: Vec::new(),
             border: self.record.border,
             parts: Arc::clone(&self.parts),
@@ -239,6 +253,34 @@ impl Actor {
         if let Some(life) = &work.life {
             // Fails only when the life is just over; its last event is on the way.
             let _ = life.orders.send(order).await;
+        }
+    }
+
+    /// Passes an order to pause or to go on, where the state allows it; the life tells when it is carried out.
+    async fn order_pause(&mut self, work: &mut Work, event: Event, order: Order, reply: Reply<()>) {
+        if work.pauser.is_some() {
+            let name = self.record.name.clone();
+            return answer(reply, Err(MachineError::PauseUnderWay { name }));
+        }
+        match (self.state.after(event), &work.life) {
+            (Err(refused), _) => answer(reply, Err(refused.into())),
+            (Ok(_), None) => answer(reply, Err(self.not_running())),
+            (Ok(_), Some(life)) => {
+                // Fails only when the life is just over; its last event answers whoever waits.
+                let _ = life.orders.send(order).await;
+                work.pauser = Some(reply);
+            }
+        }
+    }
+
+    /// An order to pause or to go on was carried out, or could not be.
+    fn paused(&mut self, work: &mut Work, event: Event, done: Result<(), ControlError>) {
+        let entered = done
+            .map_err(MachineError::from)
+            .and_then(|()| self.state.after(event).map_err(MachineError::from));
+        let result = entered.map(|state| self.enter(work, state));
+        if let Some(reply) = work.pauser.take() {
+            answer(reply, result);
         }
     }
 
@@ -279,6 +321,13 @@ impl Actor {
                 }
                 work.starters.drain(..).for_each(|reply| answer(reply, Ok(())));
             }
+            LifeEvent::FoundPaused => {
+                if let Ok(state) = self.state.after(Event::FoundPaused) {
+                    self.enter(work, state);
+                }
+            }
+            LifeEvent::Paused(done) => self.paused(work, Event::Pause, done),
+            LifeEvent::Resumed(done) => self.paused(work, Event::Resume, done),
             LifeEvent::Over { event, error } => self.end(work, event, error),
         }
     }
@@ -298,6 +347,9 @@ impl Actor {
             let reason = error.take().unwrap_or(StartError::Stopped);
             answer(reply, Err(reason.into()));
         }
+        if let Some(reply) = work.pauser.take() {
+            answer(reply, Err(self.not_running()));
+        }
         if self.record.spec.auto_remove || !work.removers.is_empty() {
             // Always allowed from a state in which nothing is alive.
             if let Ok(state) = self.state.after(Event::Remove) {
@@ -311,6 +363,9 @@ impl Actor {
     fn enter(&mut self, work: &Work, state: State) {
         self.state = state;
         self.record.state = recorded(&self.state);
+        // One that is being found again is what it was until that is done.
+        self.record.paused &= self.state == State::Starting;
+        self.record.paused |= self.state == State::Paused;
         self.record.generation += 1;
         if let Err(error) = self.records.write(self.id, &self.record) {
             // The machine goes on: what is shown is true, and the next change is written again.
@@ -368,7 +423,11 @@ fn answer<T>(reply: Reply<T>, result: Result<T, MachineError>) {
 fn recorded(state: &State) -> RecordedState {
     match state {
         State::Created => RecordedState::Created,
-        State::Starting | State::Running | State::Stopping => RecordedState::Alive,
+        State::Starting | State::Running | State::Paused | State::Stopping => RecordedState::Alive,
+        State::Restarting(Ended { exit_code, reason }) => RecordedState::Restarting {
+            exit_code: *exit_code,
+            reason: reason.clone(),
+        },
         State::Exited(Ended { exit_code, reason }) => RecordedState::Exited {
             exit_code: *exit_code,
             reason: reason.clone(),
@@ -384,7 +443,7 @@ impl View {
     /// Returns the guest of a running machine.
     ///
     /// # Errors
-    /// Returns [`MachineError::NotRunning`].
+    /// Returns [`MachineError::NotRunning`] or [`MachineError::Paused`].
     pub fn guest(&self) -> Result<&Guest, MachineError> {
         self.running().map(|running| &running.guest)
     }
@@ -394,6 +453,11 @@ impl View {
             name: self.record.name.clone(),
             state: self.state.name(),
         };
+        if self.state == State::Paused {
+            return Err(MachineError::Paused {
+                name: self.record.name.clone(),
+            });
+        }
         self.running.as_ref().ok_or_else(not_running)
     }
 }

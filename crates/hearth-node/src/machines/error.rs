@@ -14,7 +14,7 @@ use crate::records::RecordError;
 use crate::records::spec::InvalidSpec;
 use crate::setup::NotSetUp;
 use crate::storage::DiskError;
-use crate::vmm::{self, AdoptError};
+use crate::vmm::{self, AdoptError, ControlError};
 
 /// Says why a machine was not created.
 #[derive(Debug, thiserror::Error)]
@@ -163,6 +163,21 @@ pub enum MachineError {
         /// How it stands.
         state: &'static str,
     },
+    /// Its virtual processors stand still.
+    #[error("machine {name} is paused")]
+    Paused {
+        /// Its name.
+        name: String,
+    },
+    /// It is being paused, or resumed.
+    #[error("machine {name} is being paused or resumed")]
+    PauseUnderWay {
+        /// Its name.
+        name: String,
+    },
+    /// Its monitor did not do as it was told.
+    #[error("the monitor of the machine does not do as it is told")]
+    Control(#[from] ControlError),
     /// It did not start.
     #[error(transparent)]
     Start(#[from] StartError),

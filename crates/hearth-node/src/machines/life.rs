@@ -22,10 +22,12 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
+use super::attend;
 use super::drivers::Drivers;
 use super::error::StartError;
 use super::output::{Pump, SessionEnd, Subscriber, now_unix_ns};
 use super::pace::Pace;
+use super::paused;
 use super::ports::Listeners;
 use super::registry::end_process;
 use super::session::{self, WorkloadIo};
@@ -38,8 +40,8 @@ use crate::records::VmmFact;
 use crate::setup::{AgentState, Artefacts};
 use crate::storage::Disks;
 use crate::vmm::{
-    AdoptRequest, BootRequest, DiskAccess, DiskAttachment, HostUser, Machine as _, MachineDirs, ProcessId,
-    Vm, Vmm as _, VmmExit,
+    AdoptRequest, BootRequest, ControlError, DiskAccess, DiskAttachment, HostUser, Machine as _, MachineDirs,
+    ProcessId, Vm, Vmm as _, VmmExit,
 };
 
 /// What lives need of the node; shared by all machines.
@@ -76,6 +78,10 @@ pub(super) struct Plan {
     pub(super) terminal: Option<(u16, u16)>,
     /// Whether the disk is thrown away afterwards, so that nothing on it need come to rest.
     pub(super) ephemeral: bool,
+    /// Whether the virtual machine that is found is to stand still.
+    pub(super) paused: bool,
+    /// What came while it stood still, before its guest could be greeted.
+    pub(super) first_order: Option<Order>,
     pub(super) subscribers: Vec<Subscriber>,
     pub(super) border: Border,
     pub(super) parts: Arc<Parts>,
@@ -90,6 +96,10 @@ pub(super) enum Order {
     Kill { reason: Option<String> },
     /// End now; nothing on the disk is needed any more.
     Discard { reason: String },
+    /// Stand still.
+    Pause,
+    /// Go on.
+    Resume,
 }
 
 /// What a life tells its actor.
@@ -99,6 +109,12 @@ pub(super) enum LifeEvent {
     VmmStarted(VmmFact),
     /// The workload runs.
     Running(Box<Running>),
+    /// It was found again, and stands still.
+    FoundPaused,
+    /// An order to stand still was carried out, or could not be.
+    Paused(Result<(), ControlError>),
+    /// An order to go on was carried out, or could not be.
+    Resumed(Result<(), ControlError>),
     /// Nothing is left; the last event.
     Over { event: Event, error: Option<StartError> },
 }
@@ -244,6 +260,11 @@ async fn live_on(
         .inspect_err(|error| tracing::error!(machine = %id, error = %chain(error), "no port is published"))
         .unwrap_or_default();
     let clients = Clients { listeners, joining };
+    if let Err(over) = paused::adopt(&mut plan, &vm, &mut orders, events).await {
+        end_vm(&vm, id).await;
+        release(&parts, id);
+        return over;
+    }
     let over = match unless_ordered(&mut orders, find_workload(&plan, &vm)).await {
         Ok(workload) => run_on(&mut plan, &vm, workload, clients, orders, events).await,
         Err(error) => over(Event::VmmDied {
@@ -283,7 +304,7 @@ async fn run_on(
     let _published = listeners.serve(&guest, &plan.parts.tasks);
     // Fails only when the actor is gone; the life goes on and ends by itself.
     let _ = events.send(LifeEvent::Running(Box::new(running))).await;
-    attend(plan, vm, &guest, pump, &mut orders).await
+    attend::attend(plan, vm, &guest, pump, &mut orders, events).await
 }
 
 /// Returns what a record says of a process as the host takes it.
@@ -566,7 +587,7 @@ fn words(plan: &Plan, exit: std::io::Result<VmmExit>) -> String {
     }
 }
 
-fn last_words(exit: std::io::Result<VmmExit>) -> String {
+pub(super) fn last_words(exit: std::io::Result<VmmExit>) -> String {
     exit.map_or_else(|error| error.to_string(), |exit| exit.last_words)
 }
 
@@ -593,36 +614,7 @@ fn configuration(hostname: &str) -> Result<Configure, StartError> {
     })
 }
 
-/// Stays with a running workload until it has ended and its disks are at rest.
-async fn attend(
-    plan: &Plan,
-    vm: &Vm,
-    guest: &Guest,
-    mut pump: JoinHandle<SessionEnd>,
-    orders: &mut mpsc::Receiver<Order>,
-) -> LifeEvent {
-    let time_limit = async {
-        match plan.time_limit {
-            Some(limit) => tokio::time::sleep(limit).await,
-            None => std::future::pending().await,
-        }
-    };
-    let order = tokio::select! {
-        end = &mut pump => return ended(plan, vm, guest, end.unwrap_or(SessionEnd::ChannelLost), None).await,
-        exit = vm.wait() => {
-            drain(&mut pump).await;
-            return over(Event::VmmDied { reason: died(&last_words(exit)) });
-        }
-        Some(order) = orders.recv() => order,
-        () = time_limit => Order::Stop {
-            grace: Duration::from_secs(10),
-            reason: Some(format!("it ran into its time limit of {} s", plan.spec.timeout.unwrap_or_default().as_secs())),
-        },
-    };
-    obey(plan, vm, guest, pump, orders, order).await
-}
-
-async fn obey(
+pub(super) async fn obey(
     plan: &Plan,
     vm: &Vm,
     guest: &Guest,
@@ -647,6 +639,8 @@ async fn obey(
         Order::Kill { reason } if plan.ephemeral => (now, Duration::ZERO, reason),
         Order::Kill { reason } => (now, KILL_DEADLINE, reason),
         Order::Discard { reason } => (now, Duration::ZERO, Some(reason)),
+        // Carried out by whoever has the order; none comes here.
+        Order::Pause | Order::Resume => (now, Duration::ZERO, None),
     };
     if !deadline.is_zero() {
         tokio::select! {
@@ -672,14 +666,20 @@ async fn obey(
 async fn sharper_order(orders: &mut mpsc::Receiver<Order>) -> Option<Order> {
     loop {
         match orders.recv().await {
-            Some(Order::Stop { .. }) => {}
+            Some(Order::Stop { .. } | Order::Pause | Order::Resume) => {}
             other => return other,
         }
     }
 }
 
 /// The workload has ended by itself.
-async fn ended(plan: &Plan, vm: &Vm, guest: &Guest, end: SessionEnd, reason: Option<String>) -> LifeEvent {
+pub(super) async fn ended(
+    plan: &Plan,
+    vm: &Vm,
+    guest: &Guest,
+    end: SessionEnd,
+    reason: Option<String>,
+) -> LifeEvent {
     let outcome = match end {
         SessionEnd::Ended(outcome) => outcome,
         SessionEnd::Failed(failure) => {
@@ -714,17 +714,17 @@ async fn ended(plan: &Plan, vm: &Vm, guest: &Guest, end: SessionEnd, reason: Opt
 }
 
 /// Kills the monitor; nothing that counts is in it any more.
-async fn end_vm(vm: &Vm, id: MachineId) {
+pub(super) async fn end_vm(vm: &Vm, id: MachineId) {
     if let Err(error) = vm.kill().await {
         tracing::error!(machine = %id, %error, "the virtual machine does not end");
     }
 }
 
-fn over(event: Event) -> LifeEvent {
+pub(super) fn over(event: Event) -> LifeEvent {
     LifeEvent::Over { event, error: None }
 }
 
-fn died(words: &str) -> String {
+pub(super) fn died(words: &str) -> String {
     match words.trim() {
         "" => "the virtual machine died".to_owned(),
         words => format!("the virtual machine died: {words}"),
@@ -732,7 +732,7 @@ fn died(words: &str) -> String {
 }
 
 /// Lets the pump deliver what is left.
-async fn drain(pump: &mut JoinHandle<SessionEnd>) -> Option<SessionEnd> {
+pub(super) async fn drain(pump: &mut JoinHandle<SessionEnd>) -> Option<SessionEnd> {
     match tokio::time::timeout(DRAIN_DEADLINE, &mut *pump).await {
         Ok(end) => end.ok(),
         Err(_) => {

@@ -10,13 +10,16 @@
 //! Everybody else reads a machine through a watch. This is the only place where drivers meet.
 
 mod actor;
+mod attend;
 mod drivers;
 mod error;
+mod handle;
 mod life;
 mod log;
 mod names;
 mod output;
 mod pace;
+mod paused;
 mod ports;
 mod registry;
 mod session;
@@ -24,12 +27,13 @@ mod session;
 pub use actor::{AttachedMachine, View};
 pub use drivers::{Drivers, SelectError};
 pub use error::{CreateError, MachineError, StartError};
+pub use handle::Machine;
 pub use life::Parts;
 pub use log::{LogReader, Piece};
 pub use output::Attached;
 pub use pace::Pace;
 pub use ports::PortError;
-pub use registry::{Machine, Machines, NewMachine};
+pub use registry::{Machines, NewMachine};
 pub use session::{ExecSpec, terminal_size};
 
 #[cfg(test)]

@@ -8,14 +8,12 @@ use std::time::Duration;
 use hearth_api::v1::{Border, MachineSpec};
 use hearth_machine::spec::check_environment;
 use hearth_machine::{ByteSize, HostLimits, MachineId, MachineName, Process, Spec, State};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 
-use super::actor::{self, Actor, AttachedMachine, Command, MAILBOX, Reply, View};
-use super::error::{CreateError, MachineError, StartError};
+use super::actor::{self, Actor, MAILBOX, View};
+use super::error::{CreateError, MachineError};
+use super::handle::Machine;
 use super::life::{self, Parts};
-use super::log::LogReader;
-use super::session::{self, ExecSpec};
-use crate::guest::{Input, Session};
 use crate::host::facts::{self, Place};
 use crate::host::process::{Process as HostProcess, ProcessId, with_arguments};
 use crate::host::{failpoint, files};
@@ -57,18 +55,6 @@ pub(super) struct Table {
     machines: Mutex<BTreeMap<MachineId, Machine>>,
 }
 
-/// A handle to one machine; cloned freely.
-#[derive(Debug, Clone)]
-pub struct Machine {
-    id: MachineId,
-    name: String,
-    mailbox: mpsc::Sender<Command>,
-    view: watch::Receiver<View>,
-    process: Arc<Process>,
-    parts: Arc<Parts>,
-    host: HostLimits,
-}
-
 /// What a machine of any host may have had: records are checked against this, so that none is lost on a smaller host.
 const ANY_HOST: HostLimits = HostLimits {
     memory: ByteSize::from_bytes(u64::MAX),
@@ -78,7 +64,7 @@ const ANY_HOST: HostLimits = HostLimits {
 
 /// Returns what the host has now. A tmpfs has half of the host's memory unless somebody says otherwise, and can be mounted anew
 /// with another size at any time.
-fn limits(parts: &Parts, host: HostLimits) -> HostLimits {
+pub(super) fn limits(parts: &Parts, host: HostLimits) -> HostLimits {
     let place = Place::of(facts::existing_ancestor(parts.layout.memory()));
     HostLimits {
         guest_memory: place.map_or(host.guest_memory, |place| place.size),
@@ -168,6 +154,7 @@ impl Machines {
             vmm: None,
             stages: Vec::new(),
             ports: Vec::new(),
+            paused: false,
         };
         self.write_first(id, &record, &image)?;
         failpoint::pass("create-recorded");
@@ -365,6 +352,10 @@ impl Machines {
             },
             // Whether it still is will be found out by its actor.
             RecordedState::Alive => State::Starting,
+            RecordedState::Restarting { exit_code, reason } => State::Restarting(hearth_machine::Ended {
+                exit_code: *exit_code,
+                reason: reason.clone(),
+            }),
             RecordedState::Created | RecordedState::Removing => State::Created,
         };
         Ok(Known {
@@ -468,141 +459,4 @@ pub(super) async fn end_process(id: ProcessId) -> std::io::Result<()> {
 
 fn was_alive(record: &MachineRecord) -> bool {
     record.state == RecordedState::Alive
-}
-
-impl Machine {
-    /// Returns its id.
-    pub const fn id(&self) -> MachineId {
-        self.id
-    }
-
-    /// Returns it as it is now.
-    pub fn view(&self) -> View {
-        self.view.borrow().clone()
-    }
-
-    /// Starts it; returns when its workload runs. `terminal` is the attached client's size.
-    ///
-    /// # Errors
-    /// Returns [`MachineError::Start`] with the step that failed.
-    pub async fn start(&self, terminal: Option<(u16, u16)>) -> Result<(), MachineError> {
-        let record = self.view().record;
-        spec::check(&record.spec, limits(&self.parts, self.host)).map_err(StartError::HostShrank)?;
-        self.ask(|reply| Command::Start { terminal, reply }).await
-    }
-
-    /// Stops it: its stop signal, `grace`, then a kill; returns when nothing of it runs.
-    ///
-    /// # Errors
-    /// Returns [`MachineError::Gone`].
-    pub async fn stop(&self, grace: Duration) -> Result<(), MachineError> {
-        self.ask(|reply| Command::Stop { grace, reply }).await
-    }
-
-    /// Sends its workload a signal; SIGKILL ends the whole machine.
-    ///
-    /// # Errors
-    /// Returns [`MachineError::NotRunning`].
-    pub async fn kill(&self, signal: hearth_machine::Signal) -> Result<(), MachineError> {
-        if signal == hearth_machine::Signal::KILL {
-            return self.ask(|reply| Command::Kill { reply }).await;
-        }
-        let running = Arc::clone(self.view().running()?);
-        running.input.signal(signal.number()).await;
-        Ok(())
-    }
-
-    /// Removes it; `force` kills it first.
-    ///
-    /// # Errors
-    /// Returns [`MachineError::Refused`] when it runs, [`MachineError::Remove`] when something is left.
-    pub async fn remove(&self, force: bool) -> Result<(), MachineError> {
-        self.ask(|reply| Command::Remove { force, reply }).await
-    }
-
-    /// Connects to its workload's output, from here on.
-    ///
-    /// # Errors
-    /// Returns [`MachineError::Gone`].
-    pub async fn attach(&self) -> Result<AttachedMachine, MachineError> {
-        let output = self.ask(|reply| Command::Attach { reply }).await?;
-        Ok(AttachedMachine {
-            output,
-            input: self.input(),
-        })
-    }
-
-    /// Returns its workload's input, while it runs.
-    pub fn input(&self) -> Option<Input> {
-        self.view
-            .borrow()
-            .running()
-            .ok()
-            .map(|running| running.input.clone())
-    }
-
-    /// Waits until its workload has ended, and returns the last view; the machine may be gone by then.
-    pub async fn ended(&self) -> View {
-        let mut view = self.view.clone();
-        let is_over = |view: &View| !view.state.is_alive() && view.state != State::Created;
-        // An error says that the actor is gone: what it showed last is what counts.
-        let _ = view.wait_for(is_over).await;
-        view.borrow().clone()
-    }
-
-    /// Waits until its workload has been started, or never will be.
-    pub async fn started(&self) {
-        let mut view = self.view.clone();
-        let is_started = |view: &View| !matches!(view.state, State::Created | State::Starting);
-        // An error says that the actor is gone: there is nothing to wait for.
-        let _ = view.wait_for(is_started).await;
-    }
-
-    /// Waits until it was removed.
-    pub async fn removed(&self) {
-        self.mailbox.closed().await;
-    }
-
-    /// Runs a process beside its workload.
-    ///
-    /// # Errors
-    /// Returns [`MachineError`]; what the guest says of the process comes as the session's events.
-    pub async fn exec(&self, asked: &ExecSpec) -> Result<Session, MachineError> {
-        let running = Arc::clone(self.view().running()?);
-        let execute = session::exec(&self.process, asked)?;
-        let session = running.guest.execute(&execute).await?;
-        failpoint::pass("exec-opened");
-        Ok(session)
-    }
-
-    /// Opens what its workload printed, from the beginning; `None` when it never ran.
-    ///
-    /// # Errors
-    /// Returns [`MachineError::Read`].
-    pub fn output(&self) -> Result<Option<LogReader>, MachineError> {
-        let directory = self.parts.layout.machine_data(self.id);
-        LogReader::open(&directory).map_err(|source| MachineError::Read {
-            path: directory,
-            source,
-        })
-    }
-
-    /// Returns the file its output is written to.
-    pub fn output_path(&self) -> std::path::PathBuf {
-        super::log::path(&self.parts.layout.machine_data(self.id))
-    }
-
-    /// Returns the file of its serial console.
-    pub fn console_path(&self) -> std::path::PathBuf {
-        life::dirs(&self.parts.layout, self.id).console_log()
-    }
-
-    async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, MachineError> {
-        let (reply, answer) = oneshot::channel();
-        self.mailbox
-            .send(command(reply))
-            .await
-            .map_err(|_| MachineError::Gone)?;
-        answer.await.map_err(|_| MachineError::Gone)?
-    }
 }

@@ -54,6 +54,9 @@ pub struct MachineRecord {
     /// The ports that are published, as long as it runs.
     #[serde(default)]
     pub ports: Vec<PortMapping>,
+    /// Its virtual processors stand still.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub paused: bool,
 }
 
 /// What runs in a machine: image and spec put together once, when it was created.
@@ -113,6 +116,13 @@ pub enum RecordedState {
     Created,
     /// A virtual machine belongs to it.
     Alive,
+    /// Its workload has ended, and its restart policy is to start it again.
+    Restarting {
+        /// Exit code.
+        exit_code: u8,
+        /// Why, if not by itself.
+        reason: Option<String>,
+    },
     /// Its workload has ended.
     Exited {
         /// Exit code.
@@ -309,6 +319,7 @@ mod tests {
                 start_time: 2,
             }),
             ports: vec![],
+            paused: false,
             stages: vec![],
         }
     }

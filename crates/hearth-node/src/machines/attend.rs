@@ -1,0 +1,92 @@
+//! Staying with a running workload: its end, the end of its time, and orders, whichever comes first.
+
+use std::time::Duration;
+
+use hearth_machine::Event;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use super::life::{LifeEvent, Order, Plan, died, drain, ended, last_words, obey, over};
+use super::output::SessionEnd;
+use super::paused;
+use crate::guest::Guest;
+use crate::vmm::{Machine as _, Vm};
+
+/// Stays with a running workload until it has ended and its disks are at rest.
+pub(super) async fn attend(
+    plan: &mut Plan,
+    vm: &Vm,
+    guest: &Guest,
+    mut pump: JoinHandle<SessionEnd>,
+    orders: &mut mpsc::Receiver<Order>,
+    events: &mpsc::Sender<LifeEvent>,
+) -> LifeEvent {
+    let mut paused = false;
+    let mut first = plan.first_order.take();
+    let plan = &*plan;
+    let time_limit = time_limit(plan);
+    tokio::pin!(time_limit);
+    loop {
+        let next = async {
+            match first.take() {
+                Some(order) => Some(order),
+                None => orders.recv().await,
+            }
+        };
+        let order = tokio::select! {
+            end = &mut pump => return ended(plan, vm, guest, end.unwrap_or(SessionEnd::ChannelLost), None).await,
+            exit = vm.wait() => {
+                drain(&mut pump).await;
+                return over(Event::VmmDied { reason: died(&last_words(exit)) });
+            }
+            Some(order) = next => order,
+            order = &mut time_limit => order,
+        };
+        let told = match order {
+            Order::Pause => {
+                let done = vm.pause().await;
+                paused |= done.is_ok();
+                LifeEvent::Paused(done)
+            }
+            Order::Resume => {
+                let done = paused::go_on(vm, guest).await;
+                paused &= done.is_err();
+                LifeEvent::Resumed(done)
+            }
+            order => {
+                if paused && order.asks_the_guest(plan) {
+                    paused::go_on_to_end(plan, vm, guest).await;
+                }
+                return obey(plan, vm, guest, pump, orders, order).await;
+            }
+        };
+        // Fails only when the actor is gone; the life goes on and ends by itself.
+        let _ = events.send(told).await;
+    }
+}
+
+/// Waits until the machine's time is over, and returns what is to be done then.
+pub(super) async fn time_limit(plan: &Plan) -> Order {
+    match plan.time_limit {
+        Some(limit) => tokio::time::sleep(limit).await,
+        None => std::future::pending().await,
+    }
+    Order::Stop {
+        grace: Duration::from_secs(10),
+        reason: Some(format!(
+            "it ran into its time limit of {} s",
+            plan.spec.timeout.unwrap_or_default().as_secs()
+        )),
+    }
+}
+
+impl Order {
+    /// Tells whether the guest has a part in it, so that it must not stand still.
+    pub(super) fn asks_the_guest(&self, plan: &Plan) -> bool {
+        match self {
+            Self::Stop { .. } => true,
+            Self::Kill { .. } => !plan.ephemeral,
+            Self::Discard { .. } | Self::Pause | Self::Resume => false,
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! The handle to one machine: what everybody but its actor holds. It asks the actor, and reads what that shows.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hearth_machine::{HostLimits, MachineId, Process, State};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::actor::{AttachedMachine, Command, Reply, View};
+use super::error::{MachineError, StartError};
+use super::life::{self, Parts};
+use super::log::LogReader;
+use super::registry;
+use super::session::{self, ExecSpec};
+use crate::guest::{Input, Session};
+use crate::host::failpoint;
+use crate::records::spec;
+
+/// A handle to one machine; cloned freely.
+#[derive(Debug, Clone)]
+pub struct Machine {
+    pub(super) id: MachineId,
+    /// As the registry knows it; handles that were cloned before a renaming have the old one.
+    pub(super) name: String,
+    pub(super) mailbox: mpsc::Sender<Command>,
+    pub(super) view: watch::Receiver<View>,
+    pub(super) process: Arc<Process>,
+    pub(super) parts: Arc<Parts>,
+    pub(super) host: HostLimits,
+}
+
+impl Machine {
+    /// Returns its id.
+    pub const fn id(&self) -> MachineId {
+        self.id
+    }
+
+    /// Returns it as it is now.
+    pub fn view(&self) -> View {
+        self.view.borrow().clone()
+    }
+
+    /// Starts it; returns when its workload runs. `terminal` is the attached client's size.
+    ///
+    /// # Errors
+    /// Returns [`MachineError::Start`] with the step that failed.
+    pub async fn start(&self, terminal: Option<(u16, u16)>) -> Result<(), MachineError> {
+        let record = self.view().record;
+        spec::check(&record.spec, registry::limits(&self.parts, self.host))
+            .map_err(StartError::HostShrank)?;
+        self.ask(|reply| Command::Start { terminal, reply }).await
+    }
+
+    /// Stops it: its stop signal, `grace`, then a kill; returns when nothing of it runs.
+    ///
+    /// # Errors
+    /// Returns [`MachineError::Gone`].
+    pub async fn stop(&self, grace: Duration) -> Result<(), MachineError> {
+        self.ask(|reply| Command::Stop { grace, reply }).await
+    }
+
+    /// Stops its virtual processors; what it has stays as it is.
+    ///
+    /// # Errors
+    /// Returns [`MachineError::Refused`] when it does not run, [`MachineError::Control`] when its monitor does not do it.
+    pub async fn pause(&self) -> Result<(), MachineError> {
+        self.ask(|reply| Command::Pause { reply }).await
+    }
+
+    /// Lets its virtual processors go on.
+    ///
+    /// # Errors
+    /// Returns [`MachineError::Refused`] when it is not paused, [`MachineError::Control`] when its monitor does not do it.
+    pub async fn resume(&self) -> Result<(), MachineError> {
+        self.ask(|reply| Command::Resume { reply }).await
+    }
+
+    /// Sends its workload a signal; SIGKILL ends the whole machine.
+    ///
+    /// # Errors
+    /// Returns [`MachineError::NotRunning`] or [`MachineError::Paused`].
+    pub async fn kill(&self, signal: hearth_machine::Signal) -> Result<(), MachineError> {
+        if signal == hearth_machine::Signal::KILL {
+            return self.ask(|reply| Command::Kill { reply }).await;
+        }
+        let running = Arc::clone(self.view().running()?);
+        running.input.signal(signal.number()).await;
+        Ok(())
+    }
+
+    /// Removes it; `force` kills it first.
+    ///
+    /// # Errors
+    /// Returns [`MachineError::Refused`] when it runs, [`MachineError::Remove`] when something is left.
+    pub async fn remove(&self, force: bool) -> Result<(), MachineError> {
+        self.ask(|reply| Command::Remove { force, reply }).await
+    }
+
+    /// Connects to its workload's output, from here on.
+    ///
+    /// # Errors
+    /// Returns [`MachineError::Gone`].
+    pub async fn attach(&self) -> Result<AttachedMachine, MachineError> {
+        let output = self.ask(|reply| Command::Attach { reply }).await?;
+        Ok(AttachedMachine {
+            output,
+            input: self.input(),
+        })
+    }
+
+    /// Returns its workload's input, while it runs.
+    pub fn input(&self) -> Option<Input> {
+        self.view
+            .borrow()
+            .running()
+            .ok()
+            .map(|running| running.input.clone())
+    }
+
+    /// Waits until its workload has ended and will not be restarted, and returns the last view; the machine may be gone by then.
+    pub async fn ended(&self) -> View {
+        let mut view = self.view.clone();
+        let is_over = |view: &View| !view.state.is_active() && view.state != State::Created;
+        // An error says that the actor is gone: what it showed last is what counts.
+        let _ = view.wait_for(is_over).await;
+        view.borrow().clone()
+    }
+
+    /// Waits until its workload has been started, or never will be.
+    pub async fn started(&self) {
+        let mut view = self.view.clone();
+        let is_started = |view: &View| !matches!(view.state, State::Created | State::Starting);
+        // An error says that the actor is gone: there is nothing to wait for.
+        let _ = view.wait_for(is_started).await;
+    }
+
+    /// Waits until it was removed.
+    pub async fn removed(&self) {
+        self.mailbox.closed().await;
+    }
+
+    /// Runs a process beside its workload.
+    ///
+    /// # Errors
+    /// Returns [`MachineError`]; what the guest says of the process comes as the session's events.
+    pub async fn exec(&self, asked: &ExecSpec) -> Result<Session, MachineError> {
+        let running = Arc::clone(self.view().running()?);
+        let execute = session::exec(&self.process, asked)?;
+        let session = running.guest.execute(&execute).await?;
+        failpoint::pass("exec-opened");
+        Ok(session)
+    }
+
+    /// Opens what its workload printed, from the beginning; `None` when it never ran.
+    ///
+    /// # Errors
+    /// Returns [`MachineError::Read`].
+    pub fn output(&self) -> Result<Option<LogReader>, MachineError> {
+        let directory = self.parts.layout.machine_data(self.id);
+        LogReader::open(&directory).map_err(|source| MachineError::Read {
+            path: directory,
+            source,
+        })
+    }
+
+    /// Returns the file its output is written to.
+    pub fn output_path(&self) -> std::path::PathBuf {
+        super::log::path(&self.parts.layout.machine_data(self.id))
+    }
+
+    /// Returns the file of its serial console.
+    pub fn console_path(&self) -> std::path::PathBuf {
+        life::dirs(&self.parts.layout, self.id).console_log()
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, MachineError> {
+        let (reply, answer) = oneshot::channel();
+        self.mailbox
+            .send(command(reply))
+            .await
+            .map_err(|_| MachineError::Gone)?;
+        answer.await.map_err(|_| MachineError::Gone)?
+    }
+}
