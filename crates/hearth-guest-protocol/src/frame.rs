@@ -64,10 +64,17 @@ pub enum Kind {
     Credit = 17,
     /// To the guest: the host has lost interest in a session; what runs in it is killed.
     Close = 18,
+    /// To the guest, generation 2: raw bytes of a message that does not fit one frame, before the frame that ends it.
+    Part = 19,
+    /// To the guest, generation 2, opens a session: [`crate::message::Launch`].
+    Launch = 20,
+    /// To the guest, generation 2: the host has lost interest in a session; what runs in it goes on, and what it prints is
+    /// dropped.
+    Detach = 21,
 }
 
 impl Kind {
-    const ALL: [Self; 18] = [
+    const ALL: [Self; 21] = [
         Self::Hello,
         Self::Configure,
         Self::Execute,
@@ -86,6 +93,9 @@ impl Kind {
         Self::Stats,
         Self::Credit,
         Self::Close,
+        Self::Part,
+        Self::Launch,
+        Self::Detach,
     ];
 
     fn from_wire(byte: u8) -> Option<Self> {

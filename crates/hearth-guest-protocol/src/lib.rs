@@ -28,7 +28,10 @@ pub use credit::{Credit, Window};
 pub use frame::{Decoder, Flags, Frame, FrameError, HEADER_LEN, Header, Kind, MAX_PAYLOAD};
 
 /// The generations of this protocol that this code speaks, oldest and newest.
-pub const GENERATIONS: core::ops::RangeInclusive<u16> = 1..=1;
+pub const GENERATIONS: core::ops::RangeInclusive<u16> = 1..=2;
+
+/// The first generation that knows [`Kind::Part`], [`Kind::Launch`] and [`Kind::Detach`].
+pub const GENERATION_LAUNCH: u16 = 2;
 
 /// The session of everything that concerns the whole guest.
 pub const CONTROL: u32 = 0;

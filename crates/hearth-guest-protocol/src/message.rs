@@ -1,7 +1,7 @@
 //! The messages: what the payload of each frame kind says. Encoded with postcard.
 //!
 //! Text that a kernel takes as bytes (arguments, environment, paths) is bytes here. Every list has a bound in the
-//! frame's own length; what does not fit one frame is refused by [`encode`].
+//! frame's own length; what does not fit one frame is refused by [`encode`]. A [`Launch`] alone may take several.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -73,6 +73,72 @@ pub struct Execute {
     pub terminal: Option<TerminalSize>,
     /// Whether standard input is connected; otherwise it is /dev/null.
     pub stdin: bool,
+}
+
+/// The most bytes of a [`Launch`]: what Linux takes of arguments and environment with the usual stack of 8 MiB, twice.
+pub const LAUNCH_MAX: usize = 4 << 20;
+
+/// Starts a process as [`Execute`] does, with all that generation 2 can say. Written by [`encode_launch`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Launch {
+    /// What generation 1 says.
+    pub execute: Execute,
+    /// How the workload sees its machine; a process beside it sees the same, whatever this says.
+    pub world: World,
+    /// Limits of the process, over the guest's own.
+    pub limits: Vec<ResourceLimit>,
+    /// More groups of the user, by name or number.
+    pub groups: Vec<String>,
+}
+
+impl From<Execute> for Launch {
+    fn from(execute: Execute) -> Self {
+        Self {
+            execute,
+            world: World::default(),
+            limits: Vec::new(),
+            groups: Vec::new(),
+        }
+    }
+}
+
+/// How a workload sees its machine.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct World {
+    /// The agent's own code is PID 1: it reaps orphans and passes signals on.
+    pub init: bool,
+    /// The root file system cannot be written to.
+    pub read_only: bool,
+    /// File systems in memory, parents first.
+    pub tmpfs: Vec<Tmpfs>,
+}
+
+/// A file system in memory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tmpfs {
+    /// Absolute path; the directory is made where it is missing.
+    pub path: ByteBuf,
+    /// It cannot be written to.
+    pub read_only: bool,
+    /// Programs on it can be executed.
+    pub executable: bool,
+    /// Set-user-id bits on it count.
+    pub set_uid: bool,
+    /// Devices on it work.
+    pub devices: bool,
+    /// The kernel's own options, as in `mode=1777,size=65536`.
+    pub options: String,
+}
+
+/// A limit of a process, as in setrlimit(2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResourceLimit {
+    /// The resource's number on x86-64.
+    pub resource: u8,
+    /// The limit in force; `u64::MAX` for none.
+    pub soft: u64,
+    /// What it can be raised to; `u64::MAX` for anything.
+    pub hard: u64,
 }
 
 /// Rows and columns of a terminal, in characters.
@@ -244,10 +310,15 @@ pub struct CreditGrant {
     pub bytes: u32,
 }
 
-/// Says that a message does not fit one frame.
+/// Says that a message is longer than it may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the message is {0} bytes, more than the {MAX_PAYLOAD} that one frame carries")]
-pub struct MessageTooLong(pub usize);
+#[error("the message is {length} bytes, more than the {limit} that it may be")]
+pub struct MessageTooLong {
+    /// Its length.
+    pub length: usize,
+    /// The bound: a frame's payload, or [`LAUNCH_MAX`].
+    pub limit: usize,
+}
 
 /// Says that a frame's payload is not the message that its kind promises.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -264,13 +335,36 @@ pub fn encode<M: Serialize>(
     message: &M,
     out: &mut Vec<u8>,
 ) -> Result<(), MessageTooLong> {
-    // postcard into a growing vector cannot fail for these types: no map, no unknown length.
-    let payload = postcard::to_allocvec(message).map_err(|_| MessageTooLong(usize::MAX))?;
-    if payload.len() > MAX_PAYLOAD {
-        return Err(MessageTooLong(payload.len()));
-    }
+    let payload = to_payload(message, MAX_PAYLOAD)?;
     Header::new(kind, session).write(&payload, out);
     Ok(())
+}
+
+/// Appends a launch to `out`: frames of [`Kind::Part`] as they are needed, and the one that ends it.
+///
+/// # Errors
+/// Returns [`MessageTooLong`] beyond [`LAUNCH_MAX`]; `out` is unchanged then.
+pub fn encode_launch(session: u32, launch: &Launch, out: &mut Vec<u8>) -> Result<(), MessageTooLong> {
+    let payload = to_payload(launch, LAUNCH_MAX)?;
+    let mut pieces = payload.chunks(MAX_PAYLOAD).peekable();
+    while let Some(piece) = pieces.next() {
+        let kind = match pieces.peek() {
+            Some(_) => Kind::Part,
+            None => Kind::Launch,
+        };
+        Header::new(kind, session).write(piece, out);
+    }
+    Ok(())
+}
+
+fn to_payload(message: &impl Serialize, limit: usize) -> Result<Vec<u8>, MessageTooLong> {
+    let too_long = |length| MessageTooLong { length, limit };
+    // postcard into a growing vector cannot fail for these types: no map, no unknown length.
+    let payload = postcard::to_allocvec(message).map_err(|_| too_long(usize::MAX))?;
+    if payload.len() > limit {
+        return Err(too_long(payload.len()));
+    }
+    Ok(payload)
 }
 
 /// Reads a message from a frame's payload; bytes behind it are an error.
@@ -311,6 +405,61 @@ mod tests {
         let expected: &[u8] = b"\x01\x02\x02sh\x02\xff\x01\x01\x03A=b\x02/w\x071000:10\x01\x18\xac\x02\x01";
         assert_eq!(payload, expected);
         assert_eq!(decode::<Execute>(expected), Ok(execute()));
+    }
+
+    #[test]
+    fn golden_bytes_of_a_launch_message() {
+        let launch = Launch {
+            world: World {
+                init: true,
+                read_only: false,
+                tmpfs: vec![Tmpfs {
+                    path: ByteBuf::from(*b"/t"),
+                    read_only: false,
+                    executable: true,
+                    set_uid: false,
+                    devices: false,
+                    options: "mode=1777".into(),
+                }],
+            },
+            limits: vec![ResourceLimit {
+                resource: 7,
+                soft: 300,
+                hard: u64::MAX,
+            }],
+            groups: vec!["wheel".into()],
+            ..Launch::from(execute())
+        };
+        let behind: &[u8] =
+            b"\x01\x00\x01\x02/t\x00\x01\x00\x00\x09mode=1777\x01\x07\xac\x02\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01\x01\x05wheel";
+        let expected = [&postcard::to_allocvec(&execute()).unwrap(), behind].concat();
+        assert_eq!(postcard::to_allocvec(&launch).unwrap(), expected);
+        assert_eq!(decode::<Launch>(&expected), Ok(launch));
+    }
+
+    #[test]
+    fn a_launch_is_cut_into_frames_and_bounded() {
+        let mut launch = Launch::from(execute());
+        launch.execute.environment = vec![ByteBuf::from(vec![b'x'; 2 * MAX_PAYLOAD])];
+        let mut out = Vec::new();
+        encode_launch(5, &launch, &mut out).unwrap();
+        let (mut decoder, mut kinds, mut payload) = (crate::Decoder::new(), vec![], vec![]);
+        let mut rest = &out[..];
+        while !rest.is_empty() {
+            let space = decoder.space();
+            let count = space.len().min(rest.len());
+            space[..count].copy_from_slice(&rest[..count]);
+            decoder.filled(count);
+            rest = &rest[count..];
+            while let Some(frame) = decoder.next_frame().unwrap() {
+                kinds.push((frame.header.kind, frame.header.session));
+                payload.extend_from_slice(frame.payload);
+            }
+        }
+        assert_eq!(kinds, [(Kind::Part, 5), (Kind::Part, 5), (Kind::Launch, 5)]);
+        assert_eq!(decode::<Launch>(&payload), Ok(launch.clone()));
+        launch.execute.environment = vec![ByteBuf::from(vec![b'x'; LAUNCH_MAX])];
+        assert!(encode_launch(5, &launch, &mut out).is_err());
     }
 
     #[test]

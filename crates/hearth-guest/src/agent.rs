@@ -62,7 +62,8 @@ impl Agent {
                 boot::settle();
                 settled = true;
             }
-            let busy = match self.can_receive() || self.can_send() {
+            self.core.discard();
+            let busy = match self.can_receive() || self.can_send() || self.core.is_discarding() {
                 true => Busy::Yes,
                 false => Busy::No,
             };

@@ -3,12 +3,11 @@
 
 use std::convert::Infallible;
 use std::ffi::{CString, OsStr};
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use hearth_guest_protocol::message::{Execute, Failure, FailureCode, Role};
+use hearth_guest_protocol::message::{Execute, Failure, FailureCode, Launch, ResourceLimit, Role, World};
 use rustix::fs::{Mode, OFlags, fchown};
 use rustix::io::Errno;
 use rustix::process::{DumpableBehavior, chdir, ioctl_tiocsctty, set_dumpable_behavior, setsid};
@@ -23,7 +22,7 @@ use crate::program::{self, ProgramError};
 use crate::report::{self, Report};
 use crate::spawn::{Pipes, Place};
 use crate::user::{self, Identity, UnknownUser};
-use crate::{sys, terminal};
+use crate::{init, sys, terminal};
 
 /// Why a program could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -50,8 +49,7 @@ impl ChildError {
             Self::WorkloadGone => FailureCode::WorkloadGone,
             Self::User(_) => FailureCode::UnknownUser,
             Self::WorkingDirectory { .. } => FailureCode::BadWorkingDirectory,
-            Self::Program(ProgramError::Refused(..)) => FailureCode::CommandNotExecutable,
-            Self::Program(_) => FailureCode::CommandNotFound,
+            Self::Program(error) => error.code(),
             Self::ZeroByte { .. } => FailureCode::BadRequest,
             Self::Container(_) | Self::System { .. } => FailureCode::System,
         }
@@ -63,7 +61,7 @@ fn step(what: &'static str) -> impl FnOnce(Errno) -> ChildError {
 }
 
 /// Becomes the requested program, or says why not and ends.
-pub(crate) fn run(request: &Execute, place: Place<'_>, pipes: &Pipes, report: BorrowedFd<'_>) -> Infallible {
+pub(crate) fn run(request: &Launch, place: Place<'_>, pipes: &Pipes, report: BorrowedFd<'_>) -> Infallible {
     match become_program(request, place, pipes, report) {
         Ok(never) => match never {},
         Err(error) => {
@@ -78,17 +76,23 @@ pub(crate) fn run(request: &Execute, place: Place<'_>, pipes: &Pipes, report: Bo
 }
 
 fn become_program(
-    request: &Execute,
+    launch: &Launch,
     place: Place<'_>,
     pipes: &Pipes,
     report: BorrowedFd<'_>,
 ) -> Result<Infallible, ChildError> {
+    let (request, world) = (&launch.execute, &launch.world);
     sys::reset_signals();
     // Until execve the agent's own program is in this process: the workload must not get at it through /proc.
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(step("a process"))?;
     setsid().map_err(step("a session"))?;
-    enter(place)?;
-    let identity = user::look_up(&request.user)?;
+    // Before the agent's root is out of sight.
+    let init = wants_init(request, world)
+        .then(init::open_binary)
+        .transpose()
+        .map_err(step("an init"))?;
+    enter(place, world)?;
+    let identity = user::look_up(&request.user, &launch.groups)?;
     match request.terminal {
         Some(size) => {
             let (master, slave) = terminal::open(size).map_err(step("a terminal"))?;
@@ -104,12 +108,54 @@ fn become_program(
     let environment = environment(request, &identity)?;
     let working_directory = working_directory(request);
     go_to(working_directory, request.role)?;
+    if request.role == Role::Main && world.read_only {
+        container::seal()?;
+    }
+    launch.limits.iter().try_for_each(limit)?;
     assume(&identity)?;
-    execute(request, &environment)
+    let (file, arguments) = program(request, &environment)?;
+    let error = match init {
+        Some(binary) => init::become_init(binary.as_fd(), report, file, arguments, &environment),
+        None => sys::execute(&file, &arguments, &environment),
+    };
+    let name = String::from_utf8_lossy(&request.arguments[0]).into_owned();
+    Err(program::refusal(name, Errno::from_io_error(&error).unwrap_or(Errno::INVAL)).into())
 }
 
+fn wants_init(request: &Execute, world: &World) -> bool {
+    request.role == Role::Main && world.init
+}
+
+/// Sets a limit; last, since the agent's own code needs what the program shall not have.
+fn limit(limit: &ResourceLimit) -> Result<(), ChildError> {
+    sys::set_limit(limit.resource, limit.soft, limit.hard).map_err(|error| ChildError::System {
+        what: LIMITS.get(usize::from(limit.resource)).unwrap_or(&"a limit"),
+        errno: Errno::from_io_error(&error).unwrap_or(Errno::INVAL),
+    })
+}
+
+/// What limits are called, by number.
+const LIMITS: [&str; 16] = [
+    "the limit cpu",
+    "the limit fsize",
+    "the limit data",
+    "the limit stack",
+    "the limit core",
+    "the limit rss",
+    "the limit nproc",
+    "the limit nofile",
+    "the limit memlock",
+    "the limit as",
+    "the limit locks",
+    "the limit sigpending",
+    "the limit msgqueue",
+    "the limit nice",
+    "the limit rtprio",
+    "the limit rttime",
+];
+
 /// Joins or makes the workload's namespaces.
-fn enter(place: Place<'_>) -> Result<(), ChildError> {
+fn enter(place: Place<'_>, world: &World) -> Result<(), ChildError> {
     match place {
         Place::New => {
             // Here and not with the fork: the cgroup that is its root is the one this process is in by now.
@@ -117,7 +163,7 @@ fn enter(place: Place<'_>) -> Result<(), ChildError> {
                 what: "a cgroup namespace",
                 errno: Errno::from_io_error(&error).unwrap_or(Errno::INVAL),
             })?;
-            Ok(container::enter()?)
+            Ok(container::enter(world)?)
         }
         Place::Beside(workload) => {
             let all = ThreadNameSpaceType::MOUNT
@@ -244,7 +290,8 @@ fn remove_from_bounding_set(capability: CapabilitySet) -> Result<(), Errno> {
     remove_capability_from_bounding_set(capability)
 }
 
-fn execute(request: &Execute, environment: &[CString]) -> Result<Infallible, ChildError> {
+/// Finds the program's file, and puts its arguments together.
+fn program(request: &Execute, environment: &[CString]) -> Result<(CString, Vec<CString>), ChildError> {
     let path = environment
         .iter()
         .find_map(|variable| variable.to_bytes().strip_prefix(b"PATH="));
@@ -258,7 +305,5 @@ fn execute(request: &Execute, environment: &[CString]) -> Result<Infallible, Chi
     let arguments = strings(arguments, "an argument")?;
     let file = CString::new(file.as_os_str().as_bytes());
     let file = file.map_err(|_| ChildError::ZeroByte { what: "the program" })?;
-    let error: io::Error = sys::execute(&file, &arguments, environment);
-    let errno = Errno::from_io_error(&error).unwrap_or(Errno::INVAL);
-    Err(program::refusal(String::from_utf8_lossy(command).into_owned(), errno).into())
+    Ok((file, arguments))
 }

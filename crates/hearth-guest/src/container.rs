@@ -1,11 +1,14 @@
 //! The workload's view of the world: its root, its /proc, /sys and /dev, as docker users know them. Runs in the child
 //! that becomes PID 1 of the workload, in a mount namespace of its own.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString, OsStr};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+
+use hearth_guest_protocol::message::{Tmpfs, World};
 
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, makedev, mkdirat, mknodat, openat, symlinkat};
 use rustix::io::Errno;
@@ -48,13 +51,14 @@ const SAFE: MountFlags = MountFlags::NOSUID
 ///
 /// # Errors
 /// Returns [`ContainerError`], which names the path concerned.
-pub(crate) fn enter() -> Result<(), ContainerError> {
+pub(crate) fn enter(world: &World) -> Result<(), ContainerError> {
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     mount_change("/", private).map_err(failed("mount propagation"))?;
     let files = detach_files()?;
     leave_agent()?;
     mount_kernel_filesystems()?;
     make_devices()?;
+    world.tmpfs.iter().try_for_each(mount_tmpfs)?;
     for (name, file) in FILE_NAMES.into_iter().zip(files) {
         show_file(&Path::new("/etc").join(name), &file)?;
     }
@@ -103,6 +107,43 @@ fn mount_kernel_filesystems() -> Result<(), ContainerError> {
             make_directories(Path::new(target)).map_err(failed(target))?;
         }
         mount(filesystem, target, filesystem, flags, options).map_err(failed(target))?;
+    }
+    Ok(())
+}
+
+/// Mounts a file system in memory. Without a mode of its own it takes that of the directory it covers, as runc does.
+fn mount_tmpfs(tmpfs: &Tmpfs) -> Result<(), ContainerError> {
+    let path = Path::new(OsStr::from_bytes(&tmpfs.path));
+    let name = || path.display().to_string();
+    let covered = rustix::fs::stat(path).ok();
+    make_directories(path).map_err(failed(name()))?;
+    let flags = [
+        (!tmpfs.executable, MountFlags::NOEXEC),
+        (!tmpfs.set_uid, MountFlags::NOSUID),
+        (!tmpfs.devices, MountFlags::NODEV),
+    ];
+    let set = flags.into_iter().filter_map(|(set, flag)| set.then_some(flag));
+    let flags = set.fold(MountFlags::empty(), MountFlags::union);
+    let options = CString::new(tmpfs.options.as_str()).map_err(|_| failed(name())(Errno::INVAL))?;
+    mount("tmpfs", path, "tmpfs", flags, Some(options.as_c_str())).map_err(failed(name()))?;
+    if let Some(covered) = covered.filter(|_| !tmpfs.options.contains("mode=")) {
+        rustix::fs::chmod(path, Mode::from_raw_mode(covered.st_mode & 0o7777)).map_err(failed(name()))?;
+    }
+    if tmpfs.read_only {
+        mount_remount(path, MountFlags::BIND | MountFlags::RDONLY | flags, c"").map_err(failed(name()))?;
+    }
+    Ok(())
+}
+
+/// Makes the root, and the agent's files in /etc, read-only; last, since directories may have to be made before.
+///
+/// # Errors
+/// Returns [`ContainerError`], which names the path concerned.
+pub(crate) fn seal() -> Result<(), ContainerError> {
+    let read_only = MountFlags::BIND | MountFlags::RDONLY;
+    let files = FILE_NAMES.map(|name| format!("/etc/{name}"));
+    for path in files.iter().map(String::as_str).chain(["/"]) {
+        mount_remount(path, read_only | MountFlags::NOATIME, c"").map_err(failed(path))?;
     }
     Ok(())
 }

@@ -7,8 +7,8 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use hearth_guest_protocol::message::{
-    self, Configure, CreditGrant, Dial, Execute, Failure, FailureCode, FileRequest, Hello, Outcome, Role,
-    Signal, Status, TerminalSize,
+    self, Configure, CreditGrant, Dial, Execute, Failure, FailureCode, FileRequest, Hello, LAUNCH_MAX,
+    Launch, Outcome, Role, Signal, Status, TerminalSize,
 };
 use hearth_guest_protocol::{CONTROL, Frame, GENERATIONS, Header, Kind, negotiate};
 use rustix::io::Errno;
@@ -29,8 +29,8 @@ use crate::stop::{DRAIN, Facts, Step, Stop};
 use crate::stream::Sink;
 use crate::{machine, stats, sys};
 
-/// The most sessions at once.
-const SESSIONS_MAX: usize = 1024;
+/// The most sessions at once: connections to published ports, and processes beside the workload.
+const SESSIONS_MAX: usize = 4096;
 
 /// A request that is refused, and why.
 type Refusal = (FailureCode, String);
@@ -44,6 +44,8 @@ pub(crate) struct Core {
     configured: bool,
     nursery: Nursery,
     sessions: BTreeMap<u32, Session>,
+    /// The beginnings of launches whose last frame has not come, by session; [`LAUNCH_MAX`] bytes in all.
+    parts: BTreeMap<u32, Vec<u8>>,
     /// The session that had its turn last.
     turn: u32,
     /// The workload's environment, which processes beside it inherit.
@@ -74,6 +76,7 @@ impl Core {
             configured: false,
             nursery: Nursery::new()?,
             sessions: BTreeMap::new(),
+            parts: BTreeMap::new(),
             turn: 0,
             environment: Vec::new(),
             main: None,
@@ -98,6 +101,7 @@ impl Core {
     /// Takes note that the host is gone; whoever comes next must greet first.
     pub(crate) fn disconnected(&mut self) {
         self.greeted = false;
+        self.parts.clear();
     }
 
     /// Takes note that the stream is out of step, which a host that has greeted should hear.
@@ -124,7 +128,16 @@ impl Core {
         match kind {
             Kind::Hello => self.greet(&read(payload)?),
             Kind::Configure => self.configure(&read(payload)?)?,
-            Kind::Execute => self.execute(session, read(payload)?, poller)?,
+            Kind::Execute => {
+                let execute: Execute = read(payload)?;
+                self.launch(session, execute.into(), poller)?;
+            }
+            Kind::Part => self.take_part(session, payload)?,
+            Kind::Launch => {
+                let mut whole = self.parts.remove(&session).unwrap_or_default();
+                whole.extend_from_slice(payload);
+                self.launch(session, read(&whole)?, poller)?;
+            }
             Kind::File => self.files(session, &read(payload)?, poller)?,
             Kind::Dial => self.dial(session, read(payload)?, poller)?,
             Kind::Stdin => self.broken_off(session, |session, out| session.take(payload, flags, out)),
@@ -140,6 +153,7 @@ impl Core {
             }
             Kind::Signal => self.signal(session, read(payload)?)?,
             Kind::Close => self.close(session),
+            Kind::Detach => self.detach(session),
             Kind::Stop => self.stop(read(payload)?),
             Kind::Ping => self.out.bytes(Header::new(Kind::Pong, session), payload),
             Kind::Stats => self.out.message(Kind::Stats, session, &stats::read()),
@@ -227,12 +241,27 @@ impl Core {
         taken
     }
 
-    fn execute(&mut self, id: u32, mut request: Execute, poller: &Poller) -> Result<(), Refusal> {
+    /// Keeps the beginning of a launch. Of one that is too long nothing is kept, so that its end makes no sense.
+    fn take_part(&mut self, id: u32, bytes: &[u8]) -> Result<(), Refusal> {
+        let kept: usize = self.parts.values().map(Vec::len).sum();
+        if kept + bytes.len() > LAUNCH_MAX {
+            self.parts.remove(&id);
+            return Err((
+                FailureCode::BadRequest,
+                format!("more than {LAUNCH_MAX} bytes of arguments and environment"),
+            ));
+        }
+        self.parts.entry(id).or_default().extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn launch(&mut self, id: u32, mut request: Launch, poller: &Poller) -> Result<(), Refusal> {
         if self.is_taken(id) {
             return Ok(());
         }
         self.admit(id)?;
-        let (work, place) = match (request.role, self.main) {
+        let execute = &mut request.execute;
+        let (work, place) = match (execute.role, self.main) {
             (Role::Main, None) => (Work::Main, Place::New),
             (Role::Main, Some(_)) => {
                 return Err((
@@ -244,15 +273,16 @@ impl Core {
             (Role::Exec, Some(main)) => (Work::Exec, Place::Beside(self.workload(main)?)),
         };
         if matches!(work, Work::Exec) {
-            request.environment = inherited(&self.environment, &request.environment);
+            execute.environment = inherited(&self.environment, &execute.environment);
         }
-        let spawned = self.nursery.execute(&request, place).map_err(refusal)?;
+        let awaits_terminal = execute.stdin && execute.terminal.is_some();
+        let spawned = self.nursery.launch(&request, place).map_err(refusal)?;
         self.children = true;
         if matches!(work, Work::Main) {
             self.main = Some(id);
-            self.environment = request.environment;
+            self.environment = request.execute.environment;
         }
-        let input = match request.stdin && request.terminal.is_some() {
+        let input = match awaits_terminal {
             true => Sink::Awaited,
             false => Sink::Closed,
         };
@@ -335,8 +365,16 @@ impl Core {
         Ok(())
     }
 
+    /// Lets what runs in a session go on without an audience.
+    fn detach(&mut self, id: u32) {
+        if let Some(session) = self.sessions.get_mut(&id) {
+            session.let_go();
+        }
+    }
+
     /// Ends a session that the host has lost interest in; from the workload it has merely looked away.
     fn close(&mut self, id: u32) {
+        self.parts.remove(&id);
         if self.main != Some(id) {
             self.abandon(id);
         }
@@ -422,6 +460,27 @@ impl Core {
             self.over(id);
         }
         true
+    }
+
+    /// Tells whether a session has something to say that nobody wants to hear.
+    pub(crate) fn is_discarding(&self) -> bool {
+        self.sessions.values().any(Session::is_discarding)
+    }
+
+    /// Drops what such sessions say, whether or not the host reads: a bounded piece of each.
+    pub(crate) fn discard(&mut self) {
+        let talkative = self
+            .sessions
+            .iter()
+            .filter(|(_, session)| session.is_discarding());
+        let ids: Vec<u32> = talkative.map(|(&id, _)| id).collect();
+        for id in ids {
+            if let Some(session) = self.sessions.get_mut(&id)
+                && let Verdict::Over = session.pull(&mut self.out)
+            {
+                self.over(id);
+            }
+        }
     }
 
     fn stop(&mut self, request: message::Stop) {

@@ -8,6 +8,7 @@
 //!     session   one process, file operation or connection: its streams and its flow control
 //!     outbox    what waits for the channel
 //!     spawn     makes processes; child is what runs in them before execve (container, user, program, terminal)
+//!     init      PID 1 of a workload that wants one: this binary, executed anew
 //!     files     tar streams, in a child
 //!     dial      connections to the loopback
 //! sys         every unsafe call
@@ -23,6 +24,7 @@ mod container;
 mod core;
 mod dial;
 mod files;
+mod init;
 mod machine;
 mod outbox;
 mod poller;
@@ -40,6 +42,13 @@ mod uevents;
 mod user;
 
 fn main() {
+    let mut arguments = std::env::args_os();
+    if arguments
+        .next()
+        .is_some_and(|name| name == *init::NAME.to_string_lossy())
+    {
+        init::run(arguments);
+    }
     console::line(format_args!("hearth-guest {}", env!("CARGO_PKG_VERSION")));
     console::on_panic();
     if rustix::process::getpid() != rustix::process::Pid::INIT {

@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use hearth_guest_protocol::message::FailureCode;
 use rustix::fs::{Access, AtFlags, CWD, FileType, Stat, accessat, stat};
 use rustix::io::Errno;
 
@@ -22,6 +23,16 @@ pub(crate) enum ProgramError {
     /// It is there and cannot be executed.
     #[error("exec: {0:?}: {1}")]
     Refused(String, &'static str),
+}
+
+impl ProgramError {
+    /// Returns what programs need to know of it.
+    pub(crate) fn code(&self) -> FailureCode {
+        match self {
+            Self::Refused(..) => FailureCode::CommandNotExecutable,
+            Self::Unlisted(_) | Self::Missing(_) => FailureCode::CommandNotFound,
+        }
+    }
 }
 
 /// Finds the file of a command.

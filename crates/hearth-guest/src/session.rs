@@ -14,6 +14,7 @@ use hearth_guest_protocol::message::{CreditGrant, Failure, FailureCode, Outcome,
 use hearth_guest_protocol::{Credit, Flags, Header, Kind, Window};
 use rustix::io::Errno;
 use rustix::process::Pid;
+use serde::Serialize;
 
 use crate::dial::{Connection, Progress};
 use crate::outbox::Outbox;
@@ -46,10 +47,20 @@ pub(crate) enum Verdict {
     Over,
 }
 
+/// Whether anybody on the host wants to hear of a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Audience {
+    /// The host does.
+    Host,
+    /// Nobody: what it says is dropped.
+    Nobody,
+}
+
 /// One session.
 pub(crate) struct Session {
     id: u32,
     work: Work,
+    audience: Audience,
     process: Option<Forked>,
     pid: Option<Pid>,
     report: Option<OwnedFd>,
@@ -120,6 +131,7 @@ impl Session {
         Self {
             id,
             work,
+            audience: Audience::Host,
             process: None,
             pid: None,
             report: None,
@@ -153,6 +165,18 @@ impl Session {
     /// Tells whether its process runs its program.
     pub(crate) fn is_started(&self) -> bool {
         self.started
+    }
+
+    /// Lets what runs in it go on without an audience; its input ends.
+    pub(crate) fn let_go(&mut self) {
+        self.audience = Audience::Nobody;
+        self.input.close();
+        self.outputs.iter_mut().flatten().for_each(Output::wake);
+    }
+
+    /// Tells whether it has something to drop.
+    pub(crate) fn is_discarding(&self) -> bool {
+        self.audience == Audience::Nobody && self.is_talkative()
     }
 
     /// Takes bytes of the host.
@@ -238,7 +262,19 @@ impl Session {
 
     /// Tells whether it has something for the host that may be sent now.
     pub(crate) fn is_ready(&self) -> bool {
-        let may_send = self.credit.available() > 0;
+        self.audience == Audience::Host && self.is_talkative()
+    }
+
+    /// Returns how many bytes may be taken from its outputs at once.
+    fn room(&self) -> usize {
+        match self.audience {
+            Audience::Host => Outbox::DATA_MAX.min(self.credit.available()),
+            Audience::Nobody => Outbox::DATA_MAX,
+        }
+    }
+
+    fn is_talkative(&self) -> bool {
+        let may_send = self.room() > 0;
         let readable = self
             .outputs
             .iter()
@@ -247,21 +283,23 @@ impl Session {
         self.started && (readable || self.is_over())
     }
 
-    /// Moves one frame's worth into the outbox.
+    /// Moves one frame's worth into the outbox, or drops it where nobody listens.
     pub(crate) fn pull(&mut self, out: &mut Outbox) -> Verdict {
+        let length = self.room();
         for index in 0..self.outputs.len() {
             let Some(output) = self.outputs[index].as_mut().filter(|output| output.is_readable()) else {
                 continue;
             };
-            let length = Outbox::DATA_MAX.min(self.credit.available());
             if length == 0 {
                 break;
             }
             let header = Header::marked(Kind::Output, self.id, output.flags());
             match output.pull(out.space(length)) {
                 Pulled::Bytes(count) => {
-                    out.commit(header, count);
-                    self.credit.spend(count);
+                    if self.audience == Audience::Host {
+                        out.commit(header, count);
+                        self.credit.spend(count);
+                    }
                     // The other stream's turn comes first next time, so that none waits for the other's end.
                     self.outputs.swap(0, 1);
                     return Verdict::Open;
@@ -288,12 +326,14 @@ impl Session {
     }
 
     fn finish(&mut self, out: &mut Outbox) -> Verdict {
-        out.message(Kind::Result, self.id, &self.outcome.unwrap_or(Outcome::Exited(0)));
+        self.tell(Kind::Result, &self.outcome.unwrap_or(Outcome::Exited(0)), out);
         Verdict::Over
     }
 
     fn close_output(&mut self, index: usize, out: &mut Outbox) {
-        if let Some(output) = self.outputs[index].take() {
+        if let Some(output) = self.outputs[index].take()
+            && self.audience == Audience::Host
+        {
             let flags = output.flags().with(Flags::END);
             out.bytes(Header::marked(Kind::Output, self.id, flags), b"");
         }
@@ -308,15 +348,21 @@ impl Session {
     }
 
     fn fail(&self, code: FailureCode, message: String, out: &mut Outbox) -> Verdict {
-        out.message(Kind::Error, self.id, &Failure { code, message });
+        self.tell(Kind::Error, &Failure { code, message }, out);
         Verdict::Over
+    }
+
+    fn tell(&self, kind: Kind, message: &impl Serialize, out: &mut Outbox) {
+        if self.audience == Audience::Host {
+            out.message(kind, self.id, message);
+        }
     }
 
     fn consumed(&mut self, bytes: usize, out: &mut Outbox) {
         let carried = bytes.min(self.carried);
         self.carried -= carried;
         if let Some(bytes) = self.window.consume(bytes - carried) {
-            out.message(Kind::Credit, self.id, &CreditGrant { bytes });
+            self.tell(Kind::Credit, &CreditGrant { bytes }, out);
         }
     }
 
@@ -362,7 +408,7 @@ impl Session {
             },
             _ => Status::Opened,
         };
-        out.message(Kind::Status, self.id, &status);
+        self.tell(Kind::Status, &status, out);
     }
 
     fn attach(&mut self, master: OwnedFd, poller: &Poller, out: &mut Outbox) -> Result<(), Errno> {

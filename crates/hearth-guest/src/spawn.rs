@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use hearth_guest_protocol::credit::WINDOW;
-use hearth_guest_protocol::message::{Execute, FailureCode, FileRequest};
+use hearth_guest_protocol::message::{FailureCode, FileRequest, Launch};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -99,10 +99,10 @@ impl Nursery {
     ///
     /// # Errors
     /// Returns [`SpawnError`].
-    pub(crate) fn execute(&self, request: &Execute, place: Place<'_>) -> Result<Spawned, SpawnError> {
+    pub(crate) fn launch(&self, request: &Launch, place: Place<'_>) -> Result<Spawned, SpawnError> {
         let (report, child_report) = report::pair()?;
-        let terminal = request.terminal.is_some();
-        let (pipes, child_pipes) = make_pipes(request.stdin && !terminal, !terminal, !terminal)?;
+        let terminal = request.execute.terminal.is_some();
+        let (pipes, child_pipes) = make_pipes(request.execute.stdin && !terminal, !terminal, !terminal)?;
         let cgroup = self.cgroup.as_ref().map(AsFd::as_fd);
         let body = || child::run(request, place, &child_pipes, child_report.as_fd());
         let process = match place {

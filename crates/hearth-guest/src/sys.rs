@@ -1,7 +1,7 @@
 //! The system calls that rustix does not wrap safely. Everything `unsafe` of the agent is here; nothing here decides.
 
 use std::convert::Infallible;
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::io;
 use std::mem::{size_of, zeroed};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -16,6 +16,11 @@ static CHILD: AtomicBool = AtomicBool::new(false);
 /// Tells whether this process is the agent itself, not a forked child of it.
 pub(crate) fn is_agent() -> bool {
     !CHILD.load(Ordering::Relaxed)
+}
+
+/// Takes note that this process, which was executed anew, is not the agent.
+pub(crate) fn leave_agent() {
+    CHILD.store(true, Ordering::Relaxed);
 }
 
 /// A process that the agent made.
@@ -98,6 +103,46 @@ pub(crate) fn child_signals() -> io::Result<OwnedFd> {
     }
 }
 
+/// Blocks every signal, so that [`wait_for_signal`] gets it: one that is blocked reaches PID 1 of a namespace without a
+/// handler, too.
+pub(crate) fn block_signals() {
+    // SAFETY: the set is initialised by sigfillset before anything reads it.
+    unsafe {
+        let mut set: libc::sigset_t = zeroed();
+        libc::sigfillset(&raw mut set);
+        libc::sigprocmask(libc::SIG_BLOCK, &raw const set, ptr::null_mut());
+    }
+}
+
+/// Waits for one of the blocked signals and returns its number.
+pub(crate) fn wait_for_signal() -> u8 {
+    loop {
+        // SAFETY: the set is initialised by sigfillset before anything reads it; sigwaitinfo takes no information pointer.
+        let number = unsafe {
+            let mut set: libc::sigset_t = zeroed();
+            libc::sigfillset(&raw mut set);
+            libc::sigwaitinfo(&raw const set, ptr::null_mut())
+        };
+        if let Ok(number @ 1..) = u8::try_from(number) {
+            return number;
+        }
+    }
+}
+
+/// Takes charge of a descriptor that this program was started with.
+///
+/// # Errors
+/// Returns the kernel's error when there is none.
+pub(crate) fn inherited(number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: F_SETFD changes no memory, and fails for a number that is none; this program owns nothing else of that number.
+    unsafe {
+        if libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(OwnedFd::from_raw_fd(number))
+    }
+}
+
 /// Gives a child the signals of a fresh process: none blocked, none ignored.
 pub(crate) fn reset_signals() {
     // SAFETY: an empty set and SIG_DFL are valid for every signal; for those that cannot be set the calls fail harmlessly.
@@ -109,23 +154,79 @@ pub(crate) fn reset_signals() {
     }
 }
 
+fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
+    strings.iter().map(|s| s.as_ptr()).chain([ptr::null()]).collect()
+}
+
+/// Replaces this process by an opened program; returns only with the error.
+pub(crate) fn execute_opened(
+    program: BorrowedFd<'_>,
+    arguments: &[CString],
+    environment: &[CString],
+) -> io::Error {
+    let (arguments, environment) = (pointers(arguments), pointers(environment));
+    // SAFETY: both lists end with a null pointer, and the strings they point to outlive the call.
+    unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            program.as_raw_fd(),
+            c"".as_ptr(),
+            arguments.as_ptr(),
+            environment.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        )
+    };
+    io::Error::last_os_error()
+}
+
+/// Replaces this process by a program with the environment it has; returns only with the error.
+pub(crate) fn execute_inheriting(program: &CStr, arguments: &[CString]) -> io::Error {
+    let arguments = pointers(arguments);
+    // SAFETY: the list ends with a null pointer, and the strings it points to outlive the call.
+    unsafe { libc::execv(program.as_ptr(), arguments.as_ptr()) };
+    io::Error::last_os_error()
+}
+
+/// Limits this process and those it makes; `u64::MAX` is no limit.
+///
+/// # Errors
+/// Returns the kernel's error.
+pub(crate) fn set_limit(resource: u8, soft: u64, hard: u64) -> io::Result<()> {
+    let limit = libc::rlimit64 {
+        rlim_cur: soft,
+        rlim_max: hard,
+    };
+    // SAFETY: prlimit64 reads the limit, and writes nothing where the old one is not asked for.
+    let set = unsafe {
+        libc::syscall(
+            libc::SYS_prlimit64,
+            0,
+            libc::c_int::from(resource),
+            &raw const limit,
+            0,
+        )
+    };
+    match set {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
 /// Replaces this process by a program; returns only with the error.
 pub(crate) fn execute(program: &CString, arguments: &[CString], environment: &[CString]) -> io::Error {
-    let pointers = |strings: &[CString]| -> Vec<*const libc::c_char> {
-        strings.iter().map(|s| s.as_ptr()).chain([ptr::null()]).collect()
-    };
     let (arguments, environment) = (pointers(arguments), pointers(environment));
     // SAFETY: both lists end with a null pointer, and the strings they point to outlive the call.
     unsafe { libc::execve(program.as_ptr(), arguments.as_ptr(), environment.as_ptr()) };
     io::Error::last_os_error()
 }
 
-/// Makes `to` (a number below 3) another name of `from`, kept across execve.
+/// Makes `to` (the number of a standard stream, or the one behind them) another name of `from`, kept across execve.
 ///
 /// # Errors
 /// Returns the kernel's error.
 pub(crate) fn place(from: BorrowedFd<'_>, to: RawFd) -> io::Result<()> {
-    // SAFETY: the agent keeps descriptors 0 to 2 for the standard streams and owns none of them in Rust's sense.
+    // SAFETY: nobody owns descriptors 0 to 2 in Rust's sense; number 3 is only taken by a child about to execute another
+    // program, which uses none of the agent's values any more.
     match unsafe { libc::dup2(from.as_raw_fd(), to) } {
         -1 => Err(io::Error::last_os_error()),
         _ => Ok(()),

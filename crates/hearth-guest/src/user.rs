@@ -40,12 +40,20 @@ pub(crate) enum UnknownUser {
     Range(String),
 }
 
-/// Looks `user` up in the files of the current root.
+/// Looks `user` up in the files of the current root, and the groups that it gets beside its own.
 ///
 /// # Errors
 /// Returns [`UnknownUser`] for a name that is not there, or a number out of range.
-pub(crate) fn look_up(user: &str) -> Result<Identity, UnknownUser> {
-    resolve(user, &read_bounded("/etc/passwd"), &read_bounded("/etc/group"))
+pub(crate) fn look_up(user: &str, more_groups: &[String]) -> Result<Identity, UnknownUser> {
+    let (passwd, group) = (read_bounded("/etc/passwd"), read_bounded("/etc/group"));
+    let mut identity = resolve(user, &passwd, &group)?;
+    for name in more_groups {
+        let gid = group_id(name, &group)?;
+        if !identity.groups.contains(&gid) {
+            identity.groups.push(gid);
+        }
+    }
+    Ok(identity)
 }
 
 /// A file that is missing or odd has no entries: numbers still work.

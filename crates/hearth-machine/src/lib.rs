@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod container;
 pub mod id;
 pub mod process;
 pub mod restart;
@@ -13,6 +14,7 @@ pub mod size;
 pub mod spec;
 pub mod state;
 
+pub use container::{Container, ContainerError, ExtraHost, Limit, Tmpfs};
 pub use id::{MachineId, MachineName};
 pub use process::{ImageDefaults, ImageHealthCheck, Process};
 pub use restart::{History, InvalidRestartPolicy, RestartPolicy};

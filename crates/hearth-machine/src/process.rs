@@ -146,6 +146,7 @@ mod tests {
             driver: DriverChoice::Auto,
             stop_signal: None,
             ports: Vec::new(),
+            container: crate::Container::default(),
         }
     }
 

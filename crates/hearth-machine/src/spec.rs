@@ -4,7 +4,7 @@ use core::net::IpAddr;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::{ByteSize, CpuMilli, Shape, Signal};
+use crate::{ByteSize, Container, ContainerError, CpuMilli, Shape, Signal};
 
 /// The least memory a machine can have: below, the kernel and the agent leave nothing for a workload.
 pub const MEMORY_MIN: ByteSize = ByteSize::from_mib(64);
@@ -79,6 +79,8 @@ pub struct Spec {
     pub stop_signal: Option<Signal>,
     /// Ports that the host publishes.
     pub ports: Vec<PublishedPort>,
+    /// How the workload sees its machine.
+    pub container: Container,
 }
 
 /// Says what of a request cannot be.
@@ -137,6 +139,9 @@ pub enum SpecError {
     /// Two ports on one.
     #[error("port {0} of the host is published twice")]
     HostPort(u16),
+    /// A setting of the workload's world.
+    #[error(transparent)]
+    Container(#[from] ContainerError),
     /// No time at all.
     #[error("a time limit of zero leaves nothing to run")]
     Timeout,
@@ -152,7 +157,7 @@ impl Spec {
     ///
     /// # Errors
     /// Returns the first thing that cannot be.
-    pub fn check(self, host: HostLimits) -> Result<Self, SpecError> {
+    pub fn check(mut self, host: HostLimits) -> Result<Self, SpecError> {
         self.check_amounts(host)?;
         self.environment
             .iter()
@@ -167,6 +172,7 @@ impl Spec {
             return Err(SpecError::WorkingDirectory(path.clone()));
         }
         check_ports(&self.ports)?;
+        self.container = self.container.check()?;
         Ok(self)
     }
 
@@ -274,6 +280,7 @@ mod tests {
             driver: DriverChoice::Auto,
             stop_signal: None,
             ports: vec![port(8080), port(0), port(0)],
+            container: Container::default(),
         }
     }
 

@@ -2,6 +2,7 @@
 //! their subject. `cargo test -p e2e qemu` selects a driver, `cargo test -p e2e image::` a subject.
 
 mod cli;
+mod container;
 mod failure;
 mod files;
 mod image;
@@ -43,6 +44,9 @@ on_driver!(
         process::exec_exits_as_docker_does,
         process::zombies_are_reaped,
         process::processors_and_memory_are_those_asked_for,
+        container::settings_shape_the_workloads_world,
+        container::settings_that_cannot_be_are_refused,
+        container::a_detached_exec_goes_on,
         streams::outputs_stay_apart_and_whole,
         streams::eight_mib_go_through_cat_unchanged,
         streams::a_command_may_end_before_its_input,

@@ -79,6 +79,63 @@ pub struct MachineSpec {
     /// TCP ports of the machine's loopback that the host publishes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<PortMapping>,
+    /// An init is PID 1 of the workload: it reaps orphans and passes signals on.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub init: bool,
+    /// The workload cannot write to its root file system.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub read_only: bool,
+    /// File systems in the guest's memory.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tmpfs: Vec<TmpfsMount>,
+    /// More lines of /etc/hosts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub extra_hosts: Vec<ExtraHost>,
+    /// Limits of each process.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ulimits: Vec<Ulimit>,
+    /// Groups of the user beside its own, by name or number.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<String>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+/// A file system in the guest's memory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TmpfsMount {
+    /// Absolute path.
+    pub path: String,
+    /// As docker has them: `rw`, `ro`, `exec`, `noexec`, `suid`, `nosuid`, `dev`, `nodev`, `size=64m`, `mode=1777`, `uid=`,
+    /// `gid=`, with commas between; `noexec,nosuid,nodev` holds unless said otherwise.
+    #[serde(default)]
+    pub options: String,
+}
+
+/// A name and its address in /etc/hosts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ExtraHost {
+    /// The name.
+    pub name: String,
+    /// IP address.
+    pub address: String,
+}
+
+/// A limit of a process, as in setrlimit(2).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Ulimit {
+    /// As in `nofile`.
+    pub name: String,
+    /// The limit in force; -1 for none.
+    pub soft: i64,
+    /// What it can be raised to; -1 for anything.
+    pub hard: i64,
 }
 
 /// A TCP port of a machine's loopback, reachable on the host.
@@ -259,6 +316,10 @@ pub struct ExecRequest {
     /// Standard input is connected.
     #[serde(default)]
     pub stdin: bool,
+    /// The process goes on without this client, and what it prints is dropped: the stream tells that it runs and ends with
+    /// exit code 0.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub detach: bool,
 }
 
 /// Asks a machine to end.

@@ -15,8 +15,9 @@ pub use doctor::{DoctorCheck, DoctorReport, DoctorState};
 pub use error::{ErrorBody, ErrorCode};
 pub use image::{BuildImage, Image, ImageConfig, ImageHealthCheck, PullImage, Recipe};
 pub use machine::{
-    Border, CreateMachine, DriverChoice, ExecRequest, ExitStatus, FileKind, FileStat, Machine, MachineSpec,
-    MachineState, MachineStatus, PortMapping, Stage, StopMachine, strict_spec,
+    Border, CreateMachine, DriverChoice, ExecRequest, ExitStatus, ExtraHost, FileKind, FileStat, Machine,
+    MachineSpec, MachineState, MachineStatus, PortMapping, Stage, StopMachine, TmpfsMount, Ulimit,
+    strict_spec,
 };
 pub use node::{NodeStatus, StopNode};
 pub use progress::{Progress, ProgressLine, Unit};

@@ -1,6 +1,7 @@
 //! What a person may type: verbs, flags, and their help. Nothing is interpreted here; `resolve` does that.
 
 mod bench;
+mod container;
 mod files;
 mod host;
 mod image;
@@ -16,6 +17,7 @@ use clap::{Parser, Subcommand};
 use crate::error::Voice;
 
 pub(crate) use bench::{Bench, Subject};
+pub(crate) use container::ContainerFlags;
 pub(crate) use files::{Console, Copy, Logs};
 pub(crate) use host::{
     Completions, Doctor, Node, NodeCommand, NodeStatus, NodeStop, Setup, SetupCommand, Version,

@@ -5,12 +5,15 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use hearth_machine::{ByteSize, CpuMilli};
 
+use super::ContainerFlags;
+
 const RUN_EXAMPLES: &str = "\
 Examples:
   hearth run --rm busybox echo hello
   hearth run -it --rm debian:12 bash
   hearth run -d --name db -m 1g --cpus 2 -e MODE=test localhost:5000/db:latest
   hearth run -d -p 8080:80 localhost:5000/web:latest
+  hearth run -d --init --read-only --tmpfs /run --ulimit nofile=4096 busybox sleep 1d
   hearth run --rm --secret TOKEN=@token.txt --timeout 5m oci:./image sh -c 'deploy'
 
 Exit code: the workload's own; 128 plus the number of the signal that ended it; 127 when the command does not
@@ -80,6 +83,8 @@ pub(crate) struct Run {
     /// Signal that 'stop' sends first
     #[arg(long, value_name = "SIGNAL", help_heading = "Process")]
     pub(crate) stop_signal: Option<String>,
+    #[command(flatten)]
+    pub(crate) container: ContainerFlags,
     /// TCP port of the machine that is reachable on this host; without a host's port one that is free ('hearth port' tells)
     #[arg(short, long, value_name = "[[IP:]HOST:]GUEST")]
     pub(crate) publish: Vec<String>,
@@ -119,6 +124,7 @@ Examples:
   hearth exec web ps aux
   hearth exec -it web sh
   tar c . | hearth exec -i -w /srv web tar x
+  hearth exec -d web sh -c 'reindex > /var/log/reindex'
 
 Exit code: as 'hearth run'.";
 
@@ -140,6 +146,9 @@ pub(crate) struct Exec {
     /// Give the command a terminal
     #[arg(short, long)]
     pub(crate) tty: bool,
+    /// Return once it runs: it goes on, and what it prints is dropped
+    #[arg(short, long)]
+    pub(crate) detach: bool,
     /// Environment variable; NAME alone takes its value from here
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     pub(crate) env: Vec<String>,

@@ -1,5 +1,6 @@
 //! From arguments and the caller's environment to requests of the API. Pure but for [`Host`], which tests replace.
 
+mod container;
 mod copy;
 mod duration;
 mod environment;
@@ -90,6 +91,12 @@ pub(crate) enum ResolveError {
     /// A port that is none.
     #[error("{0:?} is not a port to publish: [[IP:]HOST:]GUEST is, as in 8080:80; TCP only")]
     Port(String),
+    /// A line of /etc/hosts.
+    #[error("{0:?} is no line of /etc/hosts: NAME:IP is")]
+    AddHost(String),
+    /// A limit.
+    #[error("{0:?} is not a limit: NAME=SOFT[:HARD] is, as in nofile=1024:4096")]
+    Ulimit(String),
     /// exec without a command.
     #[error("the command is missing: hearth exec MACHINE COMMAND")]
     NoCommand,

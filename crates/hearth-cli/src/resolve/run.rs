@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use hearth_api::v1;
 
-use super::{Host, ResolveError, duration, environment, image_reference, ports};
+use super::{Host, ResolveError, container, duration, environment, image_reference, ports};
 use crate::arguments::{Driver, Exec, Pull, Run};
 
 /// Everything that `run` asks for.
@@ -33,6 +33,7 @@ pub(crate) struct Attachment {
 /// Returns [`ResolveError`] for the first argument that makes no sense.
 pub(crate) fn run(arguments: Run, host: &impl Host) -> Result<RunRequest, ResolveError> {
     let (image, command) = split(&arguments.image_and_command);
+    let world = arguments.container;
     let spec = v1::MachineSpec {
         image: image_reference(&image, host)?,
         command,
@@ -59,6 +60,12 @@ pub(crate) fn run(arguments: Run, host: &impl Host) -> Result<RunRequest, Resolv
             .iter()
             .map(|text| ports::parse(text))
             .collect::<Result<_, _>>()?,
+        init: world.init,
+        read_only: world.read_only,
+        tmpfs: world.tmpfs.iter().map(|text| container::tmpfs(text)).collect(),
+        extra_hosts: each(&world.add_host, container::extra_host)?,
+        ulimits: each(&world.ulimit, container::ulimit)?,
+        groups: world.group_add,
     };
     let secrets = environment::secrets(&arguments.secret, host)?;
     let attachment = Attachment {
@@ -94,13 +101,18 @@ pub(crate) fn exec(
         working_directory: arguments.workdir,
         user: arguments.user,
         terminal: None,
-        stdin: arguments.interactive,
+        stdin: arguments.interactive && !arguments.detach,
+        detach: arguments.detach,
     };
     let attachment = Attachment {
-        stdin: arguments.interactive,
+        stdin: request.stdin,
         terminal: arguments.tty,
     };
     Ok((machine, request, attachment))
+}
+
+fn each<T>(texts: &[String], read: impl Fn(&str) -> Result<T, ResolveError>) -> Result<Vec<T>, ResolveError> {
+    texts.iter().map(|text| read(text)).collect()
 }
 
 /// Splits `IMAGE [--] COMMAND...`.
@@ -153,6 +165,7 @@ mod tests {
     fn every_flag_reaches_the_request() {
         let flags = "-it --rm --name web --cpus 1.5 -m 512m --disk 2g -e A=1 -w /srv -u app:app --entrypoint /init \
                      -l team=x -l bare --timeout 5m --driver qemu --pull never --hostname h --stop-signal INT \
+                     --init --read-only --tmpfs /run:size=1m --add-host db:::1 --ulimit nofile=64:128 --group-add wheel \
                      --secret TOKEN=s dir:rootfs -- serve --port 80";
         let request = resolved(flags).unwrap();
         let expected = v1::MachineSpec {
@@ -174,6 +187,22 @@ mod tests {
             driver: v1::DriverChoice::Qemu,
             stop_signal: Some("INT".into()),
             ports: Vec::new(),
+            init: true,
+            read_only: true,
+            tmpfs: vec![v1::TmpfsMount {
+                path: "/run".into(),
+                options: "size=1m".into(),
+            }],
+            extra_hosts: vec![v1::ExtraHost {
+                name: "db".into(),
+                address: "::1".into(),
+            }],
+            ulimits: vec![v1::Ulimit {
+                name: "nofile".into(),
+                soft: 64,
+                hard: 128,
+            }],
+            groups: vec!["wheel".into()],
         };
         assert_eq!(request.create.spec, expected);
         assert_eq!(request.create.name.as_deref(), Some("web"));
@@ -218,6 +247,7 @@ mod tests {
             machine_and_command: vec!["web".into(), "--".into()],
             interactive: false,
             tty: false,
+            detach: false,
             env: Vec::new(),
             env_file: Vec::new(),
             workdir: None,

@@ -9,7 +9,7 @@
 use hearth_guest_protocol::{Decoder, Flags, HEADER_LEN, Header, Kind, MAX_PAYLOAD};
 use libfuzzer_sys::fuzz_target;
 
-const KINDS: [Kind; 18] = [
+const KINDS: [Kind; 21] = [
     Kind::Hello,
     Kind::Configure,
     Kind::Execute,
@@ -28,6 +28,9 @@ const KINDS: [Kind; 18] = [
     Kind::Stats,
     Kind::Credit,
     Kind::Close,
+    Kind::Part,
+    Kind::Launch,
+    Kind::Detach,
 ];
 
 /// The decoder holds at most two largest frames.

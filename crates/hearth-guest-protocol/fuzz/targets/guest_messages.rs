@@ -15,7 +15,7 @@ fuzz_target!(|data: &[u8]| {
         return;
     };
     let payload = &payload[..payload.len().min(MAX_PAYLOAD)];
-    match choice % 15 {
+    match choice % 16 {
         0 => check::<message::Hello>(Kind::Hello, payload),
         1 => check::<message::Configure>(Kind::Configure, payload),
         2 => check::<message::Execute>(Kind::Execute, payload),
@@ -30,6 +30,7 @@ fuzz_target!(|data: &[u8]| {
         11 => check::<message::Dial>(Kind::Dial, payload),
         12 => check::<message::Stats>(Kind::Stats, payload),
         13 => check::<message::CreditGrant>(Kind::Credit, payload),
+        14 => check::<message::Launch>(Kind::Launch, payload),
         _ => check::<message::Role>(Kind::Execute, payload),
     }
 });

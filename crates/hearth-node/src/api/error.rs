@@ -243,7 +243,12 @@ impl From<RequestError> for ApiError {
             RequestError::TooLong(_) => body(
                 ErrorCode::InvalidRequest,
                 &error,
-                Some("arguments and environment may take 64 KiB in all"),
+                Some("arguments and environment may take 4 MiB in all"),
+            ),
+            RequestError::OlderAgent => body(
+                ErrorCode::WrongState,
+                &error,
+                Some("restart the machine (`hearth restart`): it gets this node's agent then"),
             ),
             RequestError::ChannelLost => body(
                 ErrorCode::GuestFailed,

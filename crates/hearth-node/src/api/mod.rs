@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::extract::DefaultBodyLimit;
 use axum::routing::{MethodRouter, delete, get, post, put};
 use hearth_api::endpoint::path;
 use tokio::net::UnixListener;
@@ -64,6 +65,10 @@ impl Service {
     }
 }
 
+/// The longest request for a machine, in bytes: what a process takes as arguments and environment, each byte escaped in
+/// JSON.
+const CREATE_REQUEST_MAX: usize = 32 << 20;
+
 /// Every route: method as OpenAPI writes it, path, handler.
 fn routes() -> Vec<(&'static str, &'static str, MethodRouter<Service>)> {
     vec![
@@ -74,7 +79,11 @@ fn routes() -> Vec<(&'static str, &'static str, MethodRouter<Service>)> {
         ("get", path::SETUP, get(node::setup_list)),
         ("post", path::SETUP, post(node::setup)),
         ("get", path::MACHINES, get(machines::list)),
-        ("post", path::MACHINES, post(machines::create)),
+        (
+            "post",
+            path::MACHINES,
+            post(machines::create).layer(DefaultBodyLimit::max(CREATE_REQUEST_MAX)),
+        ),
         ("get", path::MACHINE, get(machines::inspect)),
         ("delete", path::MACHINE, delete(machines::remove)),
         ("post", path::MACHINE_START, post(machines::start)),

@@ -25,8 +25,8 @@ use crate::machines::{Attached, ExecSpec, Machine};
 
 type Io = TokioIo<hyper::upgrade::Upgraded>;
 
-/// The longest request for an exec, in bytes: more than the guest takes.
-const EXEC_REQUEST_MAX: usize = 1 << 20;
+/// The longest request for an exec, in bytes: more than the guest takes, each byte escaped in JSON.
+const EXEC_REQUEST_MAX: usize = 32 << 20;
 /// What is gathered before it is written to the client, in bytes.
 const WRITE_BUFFER: usize = 64 << 10;
 
@@ -219,7 +219,7 @@ pub(super) async fn exec(
     let body = Limited::new(body, EXEC_REQUEST_MAX).collect().await;
     let body = body.map_err(|error| invalid(error.to_string()))?.to_bytes();
     let asked: v1::ExecRequest = serde_json::from_slice(&body).map_err(|error| invalid(error.to_string()))?;
-    let stdin = asked.stdin;
+    let (stdin, detach) = (asked.stdin && !asked.detach, asked.detach);
     let spec = ExecSpec {
         command: asked.command,
         environment: asked.environment,
@@ -229,8 +229,12 @@ pub(super) async fn exec(
         stdin,
     };
     let session = machine.exec(&spec).await?;
-    upgraded(&service.tasks, request, move |io| {
-        talk_to_exec(io, session, stdin)
+    upgraded(&service.tasks, request, async move |io| {
+        if detach {
+            leave_exec(io, session).await
+        } else {
+            talk_to_exec(io, session, stdin).await
+        }
     })
 }
 
@@ -243,6 +247,25 @@ async fn talk_to_exec(io: Io, session: Session, stdin: bool) -> std::io::Result<
         read = take_input(reader, Some(input), stdin) => read.map_err(std::io::Error::other),
         written = show_exec(&mut writer, session) => written,
     }
+}
+
+/// Waits until the process runs, and leaves it to itself.
+async fn leave_exec(io: Io, mut session: Session) -> std::io::Result<()> {
+    let (_reader, writer) = tokio::io::split(io);
+    let mut writer = BufWriter::with_capacity(WRITE_BUFFER, writer);
+    let end = match session.next().await {
+        SessionEvent::Failed(failure) => Err(ApiError::from(failure)),
+        SessionEvent::ChannelLost => Err(ApiError::from(crate::guest::RequestError::ChannelLost)),
+        _ => session.let_go().map_err(ApiError::from),
+    };
+    if end.is_ok() {
+        frames::write(&mut writer, Kind::Started, &[]).await?;
+    }
+    let left = v1::ExitStatus {
+        exit_code: 0,
+        reason: None,
+    };
+    finish(&mut writer, end.map(|()| left).map_err(|error| *error.0)).await
 }
 
 async fn show_exec(writer: &mut BufWriter<WriteHalf<Io>>, mut session: Session) -> std::io::Result<()> {

@@ -6,10 +6,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hearth_guest_protocol::message::{
-    self, Configure, Dial, Execute, Failure, FileRequest, Hello, Stats, Status, Stop,
+    self, Configure, Dial, Failure, FileRequest, Hello, Launch, Stats, Status, Stop, World,
 };
 use hearth_guest_protocol::{
-    CONTROL, Decoder, Flags, Frame, FrameError, GENERATIONS, Kind, NoCommonGeneration, negotiate,
+    CONTROL, Decoder, Flags, Frame, FrameError, GENERATION_LAUNCH, GENERATIONS, Kind, NoCommonGeneration,
+    negotiate,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -24,7 +25,7 @@ use super::session::{Session, Stream};
 /// The number of the workload's session: the first one that is opened to a guest.
 const WORKLOAD: u32 = CONTROL + 1;
 
-/// Frames that wait for the writer; with the largest payload 2 MiB, usually a few KiB.
+/// Messages that wait for the writer; usually a few KiB in all, 2 MiB of input, and 4 MiB for each of the largest launches.
 const WRITE_QUEUE: usize = 32;
 
 /// Says why a guest cannot be talked to.
@@ -56,9 +57,12 @@ pub enum RequestError {
     /// The guest did not answer in time.
     #[error("the guest did not answer within {} ms", .0.as_millis())]
     Timeout(Duration),
-    /// The request does not fit a frame.
+    /// The request is too long for the guest.
     #[error("the request is too large")]
     TooLong(#[from] message::MessageTooLong),
+    /// The guest's agent is older than what was asked for.
+    #[error("the agent in this machine is older than this node and cannot do that")]
+    OlderAgent,
 }
 
 /// What a guest says of itself.
@@ -248,34 +252,57 @@ impl Guest {
     ///
     /// # Errors
     /// Returns [`RequestError`] when the request cannot be sent; what the guest says of it comes as the session's events.
-    pub async fn execute(&self, execute: &Execute) -> Result<Session, RequestError> {
-        self.open(Kind::Execute, execute).await
+    pub async fn launch(&self, launch: &Launch) -> Result<Session, RequestError> {
+        let id = self.unused_session();
+        let mut frames = Vec::new();
+        if self.knows_launch() {
+            message::encode_launch(id, launch, &mut frames)?;
+        } else if launch.world == World::default() && launch.limits.is_empty() && launch.groups.is_empty() {
+            message::encode(Kind::Execute, id, &launch.execute, &mut frames)?;
+        } else {
+            return Err(RequestError::OlderAgent);
+        }
+        self.open(id, frames).await
+    }
+
+    /// Tells whether the guest knows what came with generation 2: long launches, and letting go of what runs.
+    pub fn knows_launch(&self) -> bool {
+        self.shared.info.generation >= GENERATION_LAUNCH
     }
 
     /// Reads or writes files.
     ///
     /// # Errors
-    /// As [`Guest::execute`].
+    /// As [`Guest::launch`].
     pub async fn file(&self, request: &FileRequest) -> Result<Session, RequestError> {
-        self.open(Kind::File, request).await
+        self.open_with(Kind::File, request).await
     }
 
     /// Connects to a TCP port on the guest's loopback.
     ///
     /// # Errors
-    /// As [`Guest::execute`].
+    /// As [`Guest::launch`].
     pub async fn dial(&self, port: u16) -> Result<Session, RequestError> {
-        self.open(Kind::Dial, &Dial { port }).await
+        self.open_with(Kind::Dial, &Dial { port }).await
     }
 
-    async fn open(&self, kind: Kind, request: &impl Serialize) -> Result<Session, RequestError> {
-        let id = self.shared.next_session.fetch_add(1, Ordering::Relaxed);
+    fn unused_session(&self) -> u32 {
+        self.shared.next_session.fetch_add(1, Ordering::Relaxed)
+    }
+
+    async fn open_with(&self, kind: Kind, request: &impl Serialize) -> Result<Session, RequestError> {
+        let id = self.unused_session();
         let mut frame = Vec::new();
         message::encode(kind, id, request, &mut frame)?;
+        self.open(id, frame).await
+    }
+
+    /// Opens a session by what asks for it: whole frames, queued as one, so that nothing comes between them.
+    async fn open(&self, id: u32, frames: Vec<u8>) -> Result<Session, RequestError> {
         let inbox = Arc::new(Inbox::default());
         self.shared.table().sessions.insert(id, Arc::clone(&inbox));
         let session = Session::new(self.clone(), id, inbox);
-        if self.send(frame).await {
+        if self.send(frames).await {
             Ok(session)
         } else {
             Err(RequestError::ChannelLost)
@@ -321,9 +348,20 @@ impl Guest {
         }
     }
 
+    /// Lets go of a session; what runs in it goes on.
+    pub(super) fn detach(&self, session: u32) -> Result<(), RequestError> {
+        if !self.knows_launch() {
+            return Err(RequestError::OlderAgent);
+        }
+        if self.shared.table().sessions.remove(&session).is_some() {
+            self.shared.tell(Kind::Detach, session);
+        }
+        Ok(())
+    }
+
     pub(super) fn close(&self, session: u32) {
         if self.shared.table().sessions.remove(&session).is_some() {
-            self.shared.tell_closed(session);
+            self.shared.tell(Kind::Close, session);
         }
     }
 }
@@ -343,9 +381,9 @@ impl Shared {
             .for_each(|inbox| inbox.end(End::ChannelLost));
     }
 
-    fn tell_closed(&self, session: u32) {
+    fn tell(&self, kind: Kind, session: u32) {
         let mut frame = Vec::new();
-        if message::encode(Kind::Close, session, &(), &mut frame).is_ok() {
+        if message::encode(kind, session, &(), &mut frame).is_ok() {
             // Fails only when the connection is lost, which has closed every session already.
             let _ = self.urgent.send(frame);
         }
@@ -359,7 +397,7 @@ impl Shared {
         // announced belonged to an earlier node.
         let Some(inbox) = self.table().sessions.get(&frame.header.session).cloned() else {
             if frame.header.kind == Kind::Status {
-                self.tell_closed(frame.header.session);
+                self.tell(Kind::Close, frame.header.session);
             }
             return Ok(());
         };

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use hearth_guest_protocol::message::{self, Failure, Outcome, TerminalSize};
 use hearth_guest_protocol::{Flags, Header, Kind, MAX_PAYLOAD};
 
-use super::channel::Guest;
+use super::channel::{Guest, RequestError};
 use super::inbox::{End, Inbox};
 
 /// Which of a process's two outputs.
@@ -72,6 +72,14 @@ impl Session {
     /// Returns the sending side.
     pub fn input(&self) -> Input {
         self.input.clone()
+    }
+
+    /// Lets go of what runs in the session: it goes on, and what it prints is dropped.
+    ///
+    /// # Errors
+    /// Returns [`RequestError::OlderAgent`] when the guest cannot do that; then it is killed, as by a drop.
+    pub fn let_go(self) -> Result<(), RequestError> {
+        self.input.guest.detach(self.input.id)
     }
 
     /// Waits for what comes next. Bytes count as consumed once they are returned. After the last event it repeats that.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use hearth_guest_protocol::message::{
-    self, CreditGrant, Execute, Failure, FailureCode, Hello, Outcome, Role, Status,
+    self, CreditGrant, Execute, Failure, FailureCode, Hello, Launch, Outcome, Role, Status,
 };
 use hearth_guest_protocol::{CONTROL, Decoder, Flags, Header, Kind, MAX_PAYLOAD};
 use serde_bytes::ByteBuf;
@@ -64,10 +64,14 @@ fn pipe() -> (DuplexStream, Peer) {
 }
 
 async fn connected() -> (Guest, Peer, TaskTracker) {
+    connected_in(1).await
+}
+
+async fn connected_in(generation: u16) -> (Guest, Peer, TaskTracker) {
     let (host, mut peer) = pipe();
     let tasks = TaskTracker::new();
     let (reader, writer) = tokio::io::split(host);
-    let (guest, ()) = tokio::join!(Guest::connect(reader, writer, &tasks), peer.greet(1));
+    let (guest, ()) = tokio::join!(Guest::connect(reader, writer, &tasks), peer.greet(generation));
     (guest.unwrap(), peer, tasks)
 }
 
@@ -108,7 +112,7 @@ async fn a_guest_of_another_generation_is_refused() {
 #[tokio::test]
 async fn a_process_starts_prints_and_ends() {
     let (guest, mut peer, _tasks) = connected().await;
-    let mut session = guest.execute(&execute()).await.unwrap();
+    let mut session = guest.launch(&execute().into()).await.unwrap();
     let (header, _) = peer.receive().await;
     peer.send(Kind::Status, header.session, &Status::Started { pid: 7 })
         .await;
@@ -127,14 +131,14 @@ async fn a_process_starts_prints_and_ends() {
 #[tokio::test]
 async fn a_reader_that_does_not_read_stalls_nobody_else() {
     let (guest, mut peer, _tasks) = connected().await;
-    let mut slow = guest.execute(&execute()).await.unwrap();
+    let mut slow = guest.launch(&execute().into()).await.unwrap();
     let (slow_header, _) = peer.receive().await;
     let window = hearth_guest_protocol::credit::WINDOW as usize;
     for _ in 0..window / MAX_PAYLOAD {
         peer.output(slow_header.session, Flags::NONE, &[1; MAX_PAYLOAD])
             .await;
     }
-    let mut quick = guest.execute(&execute()).await.unwrap();
+    let mut quick = guest.launch(&execute().into()).await.unwrap();
     let (quick_header, _) = peer.receive().await;
     peer.send(Kind::Result, quick_header.session, &Outcome::Exited(0))
         .await;
@@ -158,7 +162,7 @@ async fn a_reader_that_does_not_read_stalls_nobody_else() {
 #[tokio::test]
 async fn a_guest_that_overruns_its_window_loses_the_connection() {
     let (guest, mut peer, _tasks) = connected().await;
-    let mut session = guest.execute(&execute()).await.unwrap();
+    let mut session = guest.launch(&execute().into()).await.unwrap();
     let (header, _) = peer.receive().await;
     let window = hearth_guest_protocol::credit::WINDOW as usize;
     for _ in 0..=window / MAX_PAYLOAD {
@@ -177,7 +181,7 @@ async fn a_guest_that_overruns_its_window_loses_the_connection() {
 #[tokio::test]
 async fn input_waits_for_credit_and_ends_with_the_session() {
     let (guest, mut peer, _tasks) = connected().await;
-    let session = guest.execute(&execute()).await.unwrap();
+    let session = guest.launch(&execute().into()).await.unwrap();
     let (header, _) = peer.receive().await;
     let input = session.input();
     let window = hearth_guest_protocol::credit::WINDOW as usize;
@@ -195,11 +199,44 @@ async fn input_waits_for_credit_and_ends_with_the_session() {
 #[tokio::test]
 async fn dropping_a_session_tells_the_guest() {
     let (guest, mut peer, _tasks) = connected().await;
-    let session = guest.execute(&execute()).await.unwrap();
+    let session = guest.launch(&execute().into()).await.unwrap();
     let (opened, _) = peer.receive().await;
     drop(session);
     let (closed, _) = peer.receive().await;
     assert_eq!((closed.kind, closed.session), (Kind::Close, opened.session));
+}
+
+#[tokio::test]
+async fn a_long_launch_comes_in_parts_and_is_let_go_without_a_kill() {
+    let (guest, mut peer, _tasks) = connected_in(2).await;
+    let mut launch = Launch::from(execute());
+    launch.execute.environment = vec![ByteBuf::from(vec![b'x'; MAX_PAYLOAD])];
+    launch.groups = vec!["wheel".to_owned()];
+    let session = guest.launch(&launch).await.unwrap();
+    let (first, mut payload) = peer.receive().await;
+    let (last, rest) = peer.receive().await;
+    payload.extend(rest);
+    assert_eq!((first.kind, last.kind), (Kind::Part, Kind::Launch));
+    assert_eq!(message::decode::<Launch>(&payload), Ok(launch));
+    session.let_go().unwrap();
+    let (detached, _) = peer.receive().await;
+    assert_eq!((detached.kind, detached.session), (Kind::Detach, first.session));
+    guest.ping(Duration::from_millis(1)).await.unwrap_err();
+    assert_eq!(peer.receive().await.0.kind, Kind::Ping, "nothing kills it");
+}
+
+#[tokio::test]
+async fn an_older_agent_is_not_asked_for_what_it_does_not_know() {
+    let (guest, mut peer, _tasks) = connected().await;
+    let mut launch = Launch::from(execute());
+    let session = guest.launch(&launch).await.unwrap();
+    assert_eq!(peer.receive().await.0.kind, Kind::Execute);
+    assert!(matches!(session.let_go(), Err(RequestError::OlderAgent)));
+    launch.world.init = true;
+    assert!(matches!(
+        guest.launch(&launch).await,
+        Err(RequestError::OlderAgent)
+    ));
 }
 
 #[tokio::test]
@@ -223,7 +260,7 @@ async fn a_refusal_carries_the_guests_words() {
 #[tokio::test]
 async fn a_lost_connection_ends_every_wait() {
     let (guest, peer, tasks) = connected().await;
-    let mut session = guest.execute(&execute()).await.unwrap();
+    let mut session = guest.launch(&execute().into()).await.unwrap();
     drop(peer);
     assert!(matches!(session.next().await, SessionEvent::ChannelLost));
     assert!(matches!(

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use hearth_machine::{HostLimits, MachineId, Process, State};
+use hearth_machine::{Container, HostLimits, MachineId, Process, State};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::actor::{AttachedMachine, Command, Reply, View};
@@ -25,6 +25,7 @@ pub struct Machine {
     pub(super) mailbox: mpsc::Sender<Command>,
     pub(super) view: watch::Receiver<View>,
     pub(super) process: Arc<Process>,
+    pub(super) container: Arc<Container>,
     pub(super) parts: Arc<Parts>,
     pub(super) host: HostLimits,
 }
@@ -145,8 +146,8 @@ impl Machine {
     /// Returns [`MachineError`]; what the guest says of the process comes as the session's events.
     pub async fn exec(&self, asked: &ExecSpec) -> Result<Session, MachineError> {
         let running = Arc::clone(self.view().running()?);
-        let execute = session::exec(&self.process, asked)?;
-        let session = running.guest.execute(&execute).await?;
+        let launch = session::exec(&self.process, &self.container, asked)?;
+        let session = running.guest.launch(&launch).await?;
         failpoint::pass("exec-opened");
         Ok(session)
     }

@@ -509,14 +509,15 @@ async fn bring_up(
     stages.end("kernel");
     let hostname = session::hostname(&plan.spec, plan.id);
     guest
-        .configure(&configuration(&hostname)?, GUEST_DEADLINE)
+        .configure(&configuration(&plan.spec, &hostname)?, GUEST_DEADLINE)
         .await?;
     failpoint::pass("start-configured");
     stages.end("configure");
     limit_processors(plan, vm);
     let environment = session::environment(&plan.process, &hostname, plan.secrets.iter());
-    let execute = session::workload(&plan.process, &environment, plan.terminal, &plan.io);
-    let mut workload = guest.execute(&execute).await?;
+    let container = &plan.spec.container;
+    let launch = session::workload(&plan.process, &environment, container, plan.terminal, &plan.io);
+    let mut workload = guest.launch(&launch).await?;
     let started = tokio::time::timeout(GUEST_DEADLINE, workload.next()).await;
     match started.map_err(|_| RequestError::Timeout(GUEST_DEADLINE))? {
         SessionEvent::Started { .. } => {}
@@ -598,7 +599,7 @@ fn console_tail(plan: &Plan) -> String {
     String::from_utf8_lossy(&tail).replace('\r', "")
 }
 
-fn configuration(hostname: &str) -> Result<Configure, StartError> {
+fn configuration(spec: &Spec, hostname: &str) -> Result<Configure, StartError> {
     let mut entropy = [0; 32];
     getrandom::fill(&mut entropy)
         .map_err(|error| crate::guest::ConnectError::Io(std::io::Error::other(error)))?;
@@ -607,7 +608,7 @@ fn configuration(hostname: &str) -> Result<Configure, StartError> {
         image_device: "/dev/vda".to_owned(),
         image_filesystem: ROOTFS_FILESYSTEM.to_owned(),
         disk_device: "/dev/vdb".to_owned(),
-        hosts: ByteBuf::from(session::hosts_file(hostname).into_bytes()),
+        hosts: ByteBuf::from(session::hosts_file(hostname, &spec.container.hosts).into_bytes()),
         resolv_conf: ByteBuf::new(),
         clock_unix_ns: now_unix_ns(),
         entropy,

@@ -235,6 +235,7 @@ impl Machines {
             mailbox,
             view,
             process: Arc::new(known.process.clone()),
+            container: Arc::new(known.spec.container.clone()),
             parts: Arc::clone(&self.parts),
             host: self.host,
         };

@@ -1,7 +1,7 @@
 //! From what a machine is to what the guest is asked to run.
 
-use hearth_guest_protocol::message::{Execute, Role, TerminalSize};
-use hearth_machine::{Process, Spec, spec::check_environment};
+use hearth_guest_protocol::message::{Execute, Launch, ResourceLimit, Role, TerminalSize, Tmpfs, World};
+use hearth_machine::{Container, ExtraHost, Limit, Process, Spec, spec::check_environment};
 use serde_bytes::ByteBuf;
 
 use super::error::MachineError;
@@ -42,11 +42,12 @@ pub fn terminal_size((rows, columns): (u16, u16)) -> TerminalSize {
 pub(super) fn workload(
     process: &Process,
     environment: &[String],
+    container: &Container,
     terminal: Option<(u16, u16)>,
     io: &WorkloadIo,
-) -> Execute {
+) -> Launch {
     let size = terminal.map_or(TERMINAL_DEFAULT, terminal_size);
-    Execute {
+    let execute = Execute {
         role: Role::Main,
         arguments: bytes(&process.arguments),
         environment: bytes(environment),
@@ -54,6 +55,43 @@ pub(super) fn workload(
         user: process.user.clone(),
         terminal: io.terminal.then_some(size),
         stdin: io.stdin,
+    };
+    Launch {
+        world: world(container),
+        ..with_settings(execute, container)
+    }
+}
+
+/// Adds what holds for the workload and for the processes beside it.
+fn with_settings(execute: Execute, container: &Container) -> Launch {
+    Launch {
+        limits: container.limits.iter().map(resource_limit).collect(),
+        groups: container.groups.clone(),
+        ..Launch::from(execute)
+    }
+}
+
+fn resource_limit(limit: &Limit) -> ResourceLimit {
+    ResourceLimit {
+        resource: limit.resource as u8,
+        soft: limit.soft.unwrap_or(u64::MAX),
+        hard: limit.hard.unwrap_or(u64::MAX),
+    }
+}
+
+fn world(container: &Container) -> World {
+    let tmpfs = container.tmpfs.iter().map(|tmpfs| Tmpfs {
+        path: ByteBuf::from(tmpfs.path.as_bytes()),
+        read_only: tmpfs.read_only,
+        executable: tmpfs.executable,
+        set_uid: tmpfs.set_uid,
+        devices: tmpfs.devices,
+        options: tmpfs.kernel_options(),
+    });
+    World {
+        init: container.init,
+        read_only: container.read_only,
+        tmpfs: tmpfs.collect(),
     }
 }
 
@@ -66,7 +104,11 @@ pub(super) struct WorkloadIo {
 
 /// A process beside the workload; the guest puts `environment` over the workload's own, which only the guest still knows
 /// after a node was replaced.
-pub(super) fn exec(process: &Process, asked: &ExecSpec) -> Result<Execute, MachineError> {
+pub(super) fn exec(
+    process: &Process,
+    container: &Container,
+    asked: &ExecSpec,
+) -> Result<Launch, MachineError> {
     if asked.command.first().is_none_or(String::is_empty) {
         return Err(MachineError::NoCommand);
     }
@@ -78,7 +120,7 @@ pub(super) fn exec(process: &Process, asked: &ExecSpec) -> Result<Execute, Machi
         .working_directory
         .as_ref()
         .unwrap_or(&process.working_directory);
-    Ok(Execute {
+    let execute = Execute {
         role: Role::Exec,
         arguments: bytes(&asked.command),
         environment: bytes(&asked.environment),
@@ -86,7 +128,8 @@ pub(super) fn exec(process: &Process, asked: &ExecSpec) -> Result<Execute, Machi
         user: asked.user.clone().unwrap_or_else(|| process.user.clone()),
         terminal: asked.terminal.map(terminal_size),
         stdin: asked.stdin,
-    })
+    };
+    Ok(with_settings(execute, container))
 }
 
 /// The workload's environment: the process's, HOSTNAME, and the secrets over both.
@@ -107,11 +150,14 @@ pub(super) fn hostname(spec: &Spec, id: hearth_machine::MachineId) -> String {
 }
 
 /// The content of /etc/hosts inside.
-pub(super) fn hosts_file(hostname: &str) -> String {
-    format!(
-        "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n\
-         fe00::0\tip6-localnet\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n127.0.1.1\t{hostname}\n"
-    )
+pub(super) fn hosts_file(hostname: &str, more: &[ExtraHost]) -> String {
+    let own = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n\
+        fe00::0\tip6-localnet\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n";
+    let more = more
+        .iter()
+        .map(|host| format!("{}\t{}\n", host.address, host.name));
+    more.chain([format!("127.0.1.1\t{hostname}\n")])
+        .fold(own.to_owned(), |file, line| file + &line)
 }
 
 #[cfg(test)]
@@ -140,14 +186,15 @@ mod tests {
             environment: vec!["B=2".into()],
             ..ExecSpec::default()
         };
-        let execute = exec(&process(), &asked).unwrap();
+        let container = Container::default();
+        let execute = exec(&process(), &container, &asked).unwrap().execute;
         assert_eq!(execute.environment, [ByteBuf::from(*b"B=2")]);
         assert_eq!(
             (execute.user.as_str(), &execute.working_directory[..]),
             ("1000", &b"/w"[..])
         );
         assert!(matches!(
-            exec(&process(), &ExecSpec::default()),
+            exec(&process(), &container, &ExecSpec::default()),
             Err(MachineError::NoCommand)
         ));
     }

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use hearth_api::v1;
 use hearth_machine::spec::{DISK_DEFAULT, MEMORY_DEFAULT};
-use hearth_machine::{ByteSize, CpuMilli, DriverChoice, HostLimits, PublishedPort, Spec, SpecError};
+use hearth_machine::{
+    ByteSize, Container, ContainerError, CpuMilli, DriverChoice, ExtraHost, HostLimits, Limit, PublishedPort,
+    Spec, SpecError, Tmpfs,
+};
 
 /// The processor share of a machine that does not say, in thousandths.
 pub const CPU_DEFAULT: u32 = 1000;
@@ -47,8 +50,32 @@ pub fn check(wire: &v1::MachineSpec, host: HostLimits) -> Result<Spec, InvalidSp
         },
         stop_signal: wire.stop_signal.as_deref().map(str::parse).transpose()?,
         ports: wire.ports.iter().map(port).collect::<Result<_, _>>()?,
+        container: container(wire).map_err(SpecError::from)?,
     };
     Ok(spec.check(host)?)
+}
+
+fn container(wire: &v1::MachineSpec) -> Result<Container, ContainerError> {
+    let tmpfs = wire
+        .tmpfs
+        .iter()
+        .map(|tmpfs| Tmpfs::parse(&tmpfs.path, &tmpfs.options));
+    let hosts = wire
+        .extra_hosts
+        .iter()
+        .map(|host| ExtraHost::parse(&host.name, &host.address));
+    let limits = wire
+        .ulimits
+        .iter()
+        .map(|limit| Limit::parse(&limit.name, limit.soft, limit.hard));
+    Ok(Container {
+        init: wire.init,
+        read_only: wire.read_only,
+        tmpfs: tmpfs.collect::<Result<_, _>>()?,
+        hosts: hosts.collect::<Result<_, _>>()?,
+        limits: limits.collect::<Result<_, _>>()?,
+        groups: wire.groups.clone(),
+    })
 }
 
 /// Reads a port from the wire.

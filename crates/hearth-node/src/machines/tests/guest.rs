@@ -1,6 +1,6 @@
 //! Guests of machines that are not there, frame by frame.
 
-use hearth_guest_protocol::message::{self, Execute, Hello, Outcome, Status, Stop};
+use hearth_guest_protocol::message::{self, Hello, Launch, Outcome, Status, Stop};
 use hearth_guest_protocol::{CONTROL, Decoder, Flags, Header, Kind};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
@@ -50,12 +50,12 @@ impl Peer {
                     self.send(Kind::Hello, CONTROL, &hello).await;
                 }
                 Kind::Configure => self.send(Kind::Status, CONTROL, &Status::Ready).await,
-                Kind::Execute => {
-                    let execute: Execute = message::decode(&payload).unwrap();
+                Kind::Launch => {
+                    let launch: Launch = message::decode(&payload).unwrap();
                     let session = header.session;
                     let started = Status::Started { pid: 2 };
                     self.send(Kind::Status, session, &started).await;
-                    if *execute.arguments[0] == *b"exit" {
+                    if *launch.execute.arguments[0] == *b"exit" {
                         self.print(session, b"hello").await;
                         self.send(Kind::Result, session, &Outcome::Exited(3)).await;
                     } else {
