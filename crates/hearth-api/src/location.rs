@@ -7,9 +7,10 @@
 //!            HEARTH_HOME=dir          root               anybody else
 //! socket     dir/run/node.sock        /run/hearth/...    $XDG_RUNTIME_DIR/hearth/...   or /tmp/hearth-UID/...
 //! data       dir                      /var/lib/hearth    $XDG_DATA_HOME/hearth         or ~/.local/share/hearth
+//! settings   dir/hearth.toml         /etc/hearth/...     $XDG_CONFIG_HOME/hearth/... or ~/.config/hearth/...
 //! memory     /dev/shm/hearth-UID-HASH, where HASH is made of the data path, so that two homes do not meet
 //! ```
-//! HEARTH_SOCKET replaces the socket alone. A variable that is empty counts as absent.
+//! HEARTH_SOCKET replaces the socket alone, and HEARTH_CONFIG the file of settings. A variable that is empty counts as absent.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
@@ -20,6 +21,9 @@ pub const HOME_VARIABLE: &str = "HEARTH_HOME";
 
 /// The variable that names the socket.
 pub const SOCKET_VARIABLE: &str = "HEARTH_SOCKET";
+
+/// The variable that names the file of settings.
+pub const CONFIGURATION_VARIABLE: &str = "HEARTH_CONFIG";
 
 /// The longest path of a Unix socket, in bytes (`sun_path` less its NUL, unix(7)).
 pub const MAX_SOCKET_PATH: usize = 107;
@@ -36,6 +40,17 @@ pub struct Location {
     pub run: PathBuf,
     /// Guests' memory, on a tmpfs.
     pub memory: PathBuf,
+    /// The node's settings.
+    pub configuration: Configuration,
+}
+
+/// Where a node's settings lie.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Configuration {
+    /// Where somebody has said that they are: it is a mistake if they are not there.
+    Named(PathBuf),
+    /// Where they are if there are any.
+    Usual(PathBuf),
 }
 
 /// Says why the environment names no usable place.
@@ -95,6 +110,10 @@ impl Location {
             None => (user_data(&lookup)?, user_run(&lookup, uid)),
         };
         let socket = absolute(&lookup, SOCKET_VARIABLE)?.unwrap_or_else(|| run.join("node.sock"));
+        let configuration = match absolute(&lookup, CONFIGURATION_VARIABLE)? {
+            Some(path) => Configuration::Named(path),
+            None => Configuration::Usual(usual_configuration(&lookup, uid, &data).join("hearth.toml")),
+        };
         if socket.as_os_str().len() > MAX_SOCKET_PATH {
             return Err(LocationError::SocketTooLong(socket));
         }
@@ -104,7 +123,20 @@ impl Location {
             data,
             run,
             memory,
+            configuration,
         })
+    }
+}
+
+/// Returns the directory of settings; beside the data where the environment names no other.
+fn usual_configuration(lookup: &impl Fn(&str) -> Option<OsString>, uid: u32, data: &Path) -> PathBuf {
+    let found = |variable| absolute(lookup, variable).ok().flatten();
+    match found(HOME_VARIABLE) {
+        Some(home) => home,
+        None if uid == 0 => PathBuf::from("/etc/hearth"),
+        None => found("XDG_CONFIG_HOME")
+            .or_else(|| found("HOME").map(|home| home.join(".config")))
+            .map_or_else(|| data.to_owned(), |base| base.join("hearth")),
     }
 }
 
@@ -151,6 +183,10 @@ mod tests {
         .unwrap();
         assert_eq!(location.socket, Path::new("/run/hearth/node.sock"));
         assert_eq!(location.data, Path::new("/var/lib/hearth"));
+        assert_eq!(
+            location.configuration,
+            Configuration::Usual("/etc/hearth/hearth.toml".into())
+        );
     }
 
     #[test]
@@ -163,6 +199,10 @@ mod tests {
         let location = at(&full, 7).unwrap();
         assert_eq!(location.socket, Path::new("/run/user/7/hearth/node.sock"));
         assert_eq!(location.data, Path::new("/d/hearth"));
+        assert_eq!(
+            location.configuration,
+            Configuration::Usual("/h/.config/hearth/hearth.toml".into())
+        );
         let bare = at(&[("HOME", "/h"), ("XDG_DATA_HOME", "relative")], 7).unwrap();
         assert_eq!(bare.socket, Path::new("/tmp/hearth-7/node.sock"));
         assert_eq!(bare.data, Path::new("/h/.local/share/hearth"));
@@ -170,13 +210,19 @@ mod tests {
     }
 
     #[test]
-    fn one_variable_moves_everything_and_another_the_socket() {
+    fn one_variable_moves_everything_and_others_the_socket_and_the_settings() {
         let home = at(&[("HEARTH_HOME", "/x/h")], 0).unwrap();
         assert_eq!(home.socket, Path::new("/x/h/run/node.sock"));
         assert_eq!(
             (home.data.as_path(), home.run.as_path()),
             (Path::new("/x/h"), Path::new("/x/h/run"))
         );
+        assert_eq!(
+            home.configuration,
+            Configuration::Usual("/x/h/hearth.toml".into())
+        );
+        let named = at(&[("HEARTH_HOME", "/x/h"), ("HEARTH_CONFIG", "/c.toml")], 0).unwrap();
+        assert_eq!(named.configuration, Configuration::Named("/c.toml".into()));
         let socket = at(&[("HEARTH_HOME", "/x/h"), ("HEARTH_SOCKET", "/s")], 0).unwrap();
         assert_eq!(socket.socket, Path::new("/s"));
         assert_eq!(socket.run, home.run);

@@ -11,6 +11,7 @@ use std::io;
 use hearth_api::ClientError;
 
 use crate::commands::BenchError;
+use crate::credentials::CredentialsError;
 use crate::node::StartError;
 use crate::print::plain;
 use crate::resolve::{CopyRefused, ResolveError};
@@ -21,6 +22,9 @@ pub(crate) enum CliError {
     /// An argument makes no sense.
     #[error(transparent)]
     Resolve(#[from] ResolveError),
+    /// The caller's login to a registry cannot be had.
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
     /// A measurement could not be made.
     #[error(transparent)]
     Bench(#[from] BenchError),
@@ -174,6 +178,7 @@ impl CliError {
             Self::Client(ClientError::Gone | ClientError::Connection(_)) | Self::Stream(_) => {
                 "'hearth ps -a' shows what became of the machine; node.log beside the node's socket says why it ended"
             }
+            Self::Credentials(error) => return Some(error.remedy()),
             Self::Start(error) => return Some(error.remedy()),
             Self::NoTerminal => "leave out -t, or run it in a terminal",
             Self::Resolve(ResolveError::CopyLocal) => "name a machine: hearth cp FILE MACHINE:PATH",

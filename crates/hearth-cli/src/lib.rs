@@ -3,6 +3,7 @@
 //! ```text
 //! arguments   what a person may type, and its help                       (clap)
 //! resolve     arguments and the caller's environment -> requests         (pure)
+//! credentials the caller's logins to registries, for a pull
 //! node        reaches the node; starts one when none answers
 //! commands    one module for each family of verbs
 //! stream      a session with a process: terminal, signals, output
@@ -17,6 +18,7 @@
 mod archive;
 mod arguments;
 mod commands;
+mod credentials;
 mod error;
 mod node;
 mod print;

@@ -416,7 +416,7 @@ mod tests {
         let taken = |name: &str| inherited(OsStr::new(name));
         assert!(taken("PATH") && taken("HEARTH_HOME") && taken("XDG_RUNTIME_DIR") && taken("https_proxy"));
         assert!(!taken("AWS_SECRET_ACCESS_KEY") && !taken("SSH_AUTH_SOCK"));
-        // It reads no registry's credentials yet.
+        // Credentials of registries are read by who asks, and sent with the request.
         assert!(!taken("DOCKER_CONFIG") && !taken("REGISTRY_AUTH_FILE"));
     }
 }

@@ -36,7 +36,7 @@ impl Steps {
                 let bar = self
                     .shown
                     .entry(progress.step.clone())
-                    .or_insert_with(|| bars.add(ProgressBar::no_length()));
+                    .or_insert_with(|| added(bars, progress));
                 show(bar, progress);
             }
             // Nobody reads standard error: the work goes on.
@@ -44,6 +44,14 @@ impl Steps {
             None => {}
         }
     }
+}
+
+/// Adds a bar that begins where the work does: what was there already is no speed.
+fn added(bars: &MultiProgress, progress: &Progress) -> ProgressBar {
+    let bar = bars.add(ProgressBar::no_length());
+    bar.set_position(progress.done);
+    bar.reset_eta();
+    bar
 }
 
 fn show(bar: &ProgressBar, progress: &Progress) {
@@ -71,8 +79,19 @@ fn show(bar: &ProgressBar, progress: &Progress) {
 /// Returns what a log gets of a finished step.
 fn finished_line(progress: &Progress) -> String {
     let step = plain(&progress.step);
+    let size = ByteSize::from_bytes;
     match progress.unit {
-        Unit::Bytes => format!("{step}: {}", ByteSize::from_bytes(progress.done)),
+        Unit::Bytes if progress.already == 0 => format!("{step}: {}", size(progress.done)),
+        Unit::Bytes if progress.already >= progress.done => {
+            format!("{step}: {}, there already", size(progress.done))
+        }
+        Unit::Bytes => {
+            format!(
+                "{step}: {}, {} of it there already",
+                size(progress.done),
+                size(progress.already)
+            )
+        }
         Unit::Items => format!("{step}: done"),
     }
 }
@@ -86,11 +105,16 @@ mod tests {
         let mut progress = Progress {
             step: "layer \x1b[31m1".into(),
             done: 3 << 19,
+            already: 0,
             total: None,
             unit: Unit::Bytes,
             finished: true,
         };
         assert_eq!(finished_line(&progress), "layer \u{fffd}[31m1: 1.5 MiB");
+        progress.already = 1 << 20;
+        assert!(finished_line(&progress).ends_with(": 1.5 MiB, 1 MiB of it there already"));
+        progress.already = 3 << 19;
+        assert!(finished_line(&progress).ends_with(": 1.5 MiB, there already"));
         progress.unit = Unit::Items;
         assert_eq!(finished_line(&progress), "layer \u{fffd}[31m1: done");
     }

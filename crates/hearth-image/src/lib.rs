@@ -28,10 +28,10 @@ pub use limits::Limits;
 pub use manifest::ManifestError;
 pub use progress::{Phase, Progress, ProgressSink, no_progress};
 pub use reference::{InvalidReference, Reference, ReferenceFault, RegistryReference};
-pub use registry::{Anonymous, CredentialSource, Credentials, RegistryError};
+pub use registry::{
+    Access, Credentials, InvalidMirror, Mirror, Registries, RegistryError, RegistrySettings, TokenError,
+};
 pub use rootfs::{ArchiveError, EntryError, MergeError, PathError, PaxError, RootfsError};
 pub use source::{ArchiveFault, LayerError, SourceError};
 pub use step::{StepWatch, watch_steps};
-pub use store::{
-    BlobError, Image, ImageDetails, ImportError, LayerDetails, PullError, Store, StoreError, StoreOptions,
-};
+pub use store::{BlobError, Image, ImageDetails, ImportError, LayerDetails, PullError, Store, StoreError};

@@ -232,6 +232,23 @@ fn blob(descriptor: &Descriptor) -> Result<Blob, ManifestError> {
     })
 }
 
+/// Returns where else a manifest says a layer lies that a registry may not pass on (`urls` of a descriptor).
+pub(crate) fn addresses(json: &[u8], layer: &Blob) -> Vec<String> {
+    /// More are noise.
+    const MOST: usize = 8;
+    if !layer.media_type.contains(".nondistributable.") && !layer.media_type.contains(".foreign.") {
+        return Vec::new();
+    }
+    let manifest = serde_json::from_slice::<ImageManifest>(json).ok();
+    let layers = manifest.iter().flat_map(|manifest| manifest.layers());
+    layers
+        .filter(|known| known.digest().to_string() == layer.digest.to_string())
+        .flat_map(|known| known.urls().iter().flatten())
+        .take(MOST)
+        .cloned()
+        .collect()
+}
+
 /// Chooses the entry for a platform; the plainest variant of an architecture when there are several.
 pub(crate) fn choose(entries: &[IndexEntry], platform: Platform) -> Result<&IndexEntry, ManifestError> {
     let fits = |entry: &&IndexEntry| match &entry.platform {
@@ -353,6 +370,25 @@ mod tests {
                 panic!("an index")
             };
             assert_eq!((manifest.layers.len(), manifest.layers[0].size), (1, 7));
+        }
+    }
+
+    #[test]
+    fn only_layers_that_may_not_be_passed_on_lie_elsewhere() {
+        let digest = Digest::of(b"x");
+        for (kind, expected) in [(LAYERS[9], 1), (LAYERS[3], 1), (LAYERS[1], 0)] {
+            let json = format!(
+                r#"{{"schemaVersion":2,"config":{},"layers":[{{"mediaType":"{kind}","digest":"{digest}","size":7,"urls":["https://h/x"]}}]}}"#,
+                descriptor(CONFIG, "")
+            );
+            let Document::Manifest(manifest) = parse(json.as_bytes(), &Limits::default()).unwrap() else {
+                panic!("an index")
+            };
+            assert_eq!(
+                addresses(json.as_bytes(), &manifest.layers[0]).len(),
+                expected,
+                "{kind}"
+            );
         }
     }
 

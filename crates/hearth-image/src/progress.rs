@@ -24,6 +24,8 @@ pub struct Progress {
     pub done: u64,
     /// Bytes of the blob.
     pub total: u64,
+    /// Bytes of them that were there before: they are no measure of speed.
+    pub already: u64,
     /// What is being done.
     pub phase: Phase,
 }

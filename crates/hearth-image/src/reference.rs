@@ -1,7 +1,7 @@
 //! Names of images: where one comes from, as a checked type.
 //!
 //! ```text
-//! [REGISTRY[:PORT]/]NAME[:TAG][@sha256:HEX]   a registry; docker.io by default, plain HTTP on loopback only
+//! [REGISTRY[:PORT]/]NAME[:TAG][@sha256:HEX]   a registry; docker.io by default
 //! oci:DIR[:TAG]                               an OCI image layout
 //! docker-archive:FILE                         what `docker save` and `skopeo copy` write
 //! dir:DIR                                     a directory tree that becomes the root file system
@@ -149,18 +149,23 @@ impl RegistryReference {
         self.digest
     }
 
-    /// Tells whether the registry is on this host, which is the only place where plain HTTP is spoken.
+    /// Tells whether the registry is on this host, which is where plain HTTP is spoken unless the settings say otherwise.
     pub fn is_loopback(&self) -> bool {
-        let host = match self.registry.rsplit_once(':') {
-            Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
-            _ => &self.registry,
-        };
-        let address = host
-            .trim_start_matches('[')
-            .trim_end_matches(']')
-            .parse::<IpAddr>();
-        host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+        is_loopback(&self.registry)
     }
+}
+
+/// Tells whether a host, with or without a port, is this one.
+pub(crate) fn is_loopback(registry: &str) -> bool {
+    let host = match registry.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
+        _ => registry,
+    };
+    let address = host
+        .trim_start_matches('[')
+        .trim_end_matches(']')
+        .parse::<IpAddr>();
+    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
 }
 
 impl fmt::Display for Reference {
@@ -285,7 +290,7 @@ fn split_registry(name: &str) -> Result<(String, String), ReferenceFault> {
     Ok((registry.to_owned(), format!("{namespace}{repository}")))
 }
 
-fn is_host_and_port(text: &str) -> bool {
+pub(crate) fn is_host_and_port(text: &str) -> bool {
     let (host, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         Some((address, "")) => return address.parse::<std::net::Ipv6Addr>().is_ok(),
         Some((address, rest)) => {
@@ -305,6 +310,11 @@ fn is_host_and_port(text: &str) -> bool {
     let is_port =
         |port: &str| port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|p| p > 0);
     host.split('.').all(is_label) && port.is_some_and(is_port)
+}
+
+/// Tells whether a text is the name of a repository, or the beginning of one up to a slash.
+pub(crate) fn is_repository(text: &str) -> bool {
+    check_repository(text).is_ok()
 }
 
 fn check_repository(text: &str) -> Result<(), ReferenceFault> {

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use hearth_api::location::Configuration;
 use hearth_machine::MachineId;
 
 /// The three roots of one node, and the paths under them.
@@ -14,16 +15,33 @@ pub struct Layout {
     data: PathBuf,
     run: PathBuf,
     memory: PathBuf,
+    configuration: Configuration,
 }
 
 impl Layout {
-    /// Names the three roots; nothing is created.
+    /// Names the three roots; nothing is created. Settings are beside the data unless it is said otherwise.
     pub fn new(data: impl Into<PathBuf>, run: impl Into<PathBuf>, memory: impl Into<PathBuf>) -> Self {
+        let data = data.into();
         Self {
-            data: data.into(),
+            configuration: Configuration::Usual(data.join("hearth.toml")),
+            data,
             run: run.into(),
             memory: memory.into(),
         }
+    }
+
+    /// Says where the settings lie.
+    #[must_use]
+    pub fn with_configuration(self, configuration: Configuration) -> Self {
+        Self {
+            configuration,
+            ..self
+        }
+    }
+
+    /// Returns where the settings lie.
+    pub fn configuration(&self) -> &Configuration {
+        &self.configuration
     }
 
     /// Returns the root of what survives a reboot.

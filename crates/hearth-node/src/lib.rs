@@ -7,11 +7,12 @@
 //! doctor                                             judges this host, and what setup left on it
 //! vmm | images | storage | guest | records | setup   drivers and state; blind to each other
 //! host                                               the only caller of the operating system
-//! layout                                             every path
+//! layout | configuration                             every path; what a person has set
 //! ```
 //! Upper lines use lower ones, never the reverse; `cargo xtask tidy` checks it.
 
 pub mod api;
+pub mod configuration;
 pub mod doctor;
 pub mod guest;
 pub mod host;

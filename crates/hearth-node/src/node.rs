@@ -126,7 +126,8 @@ impl Starter {
 async fn serve(starter: &mut Starter) -> Result<(), NodeError> {
     failpoint::arm(&std::env::var(failpoint::VARIABLE).unwrap_or_default())?;
     let location = Location::resolve(|name| std::env::var_os(name), own::uid())?;
-    let layout = Layout::new(&location.data, &location.run, &location.memory);
+    let layout = Layout::new(&location.data, &location.run, &location.memory)
+        .with_configuration(location.configuration.clone());
     for path in [layout.data(), layout.run(), layout.memory()] {
         // Open to pass through: monitors of machines run as users of their own. What is private has its own mode.
         files::make_directory(path, 0o711).map_err(NodeError::at(path))?;

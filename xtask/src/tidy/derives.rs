@@ -8,7 +8,7 @@ use super::source::Source;
 const TRAITS: [&str; 2] = ["Serialize", "Deserialize"];
 
 /// Where bytes cross a border, and which one.
-const HOMES: [(&str, &str); 13] = [
+const HOMES: [(&str, &str); 16] = [
     ("hearth_api", "HTTP"),
     ("hearth_guest_protocol::message", "the channel to the guest"),
     (
@@ -18,11 +18,17 @@ const HOMES: [(&str, &str); 13] = [
     ("hearth_firecracker", "Firecracker's API socket"),
     ("hearth_image::config", "image configurations"),
     ("hearth_image::manifest", "manifests and indexes"),
+    ("hearth_image::registry", "answers of token servers"),
     ("hearth_image::source::archive", "archives of `docker save`"),
     (
         "hearth_cli::commands::bench::figures",
         "what `bench --json` prints",
     ),
+    (
+        "hearth_cli::credentials",
+        "docker's configuration, and its helpers",
+    ),
+    ("hearth_node::configuration", "hearth.toml"),
     ("hearth_node::api", "queries of HTTP requests"),
     ("hearth_node::records", "records on the disk"),
     (

@@ -25,8 +25,8 @@ const LAYERS: [&[&str]; 8] = [
         "setup",
     ],
     &["host"],
-    // Pure: names of paths. `host` has no use for it, and everybody else has.
-    &["layout"],
+    // Names of paths, and what a person has set. `host` has no use for them, and everybody else has.
+    &["layout", "configuration"],
 ];
 
 /// Modules within modules that are siblings too: the drivers of `vmm` know the contract, not each other.

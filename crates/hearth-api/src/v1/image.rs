@@ -80,6 +80,43 @@ pub struct ImageHealthCheck {
 pub struct PullImage {
     /// The reference.
     pub reference: String,
+    /// Who asks. The node forgets it with the end of the pull: it is in no record, no answer, no log.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credentials: Option<RegistryCredentials>,
+}
+
+/// Who asks a registry. `Debug` does not show the secret.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RegistryCredentials {
+    /// The registry that they are for, as in references: `docker.io`, `ghcr.io`, `localhost:5000`. No other gets them,
+    /// but for the token server that it names.
+    pub registry: String,
+    /// What to show it.
+    pub login: Login,
+}
+
+/// What to show a registry.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Login {
+    /// A user with a password, or an access token in its place.
+    Password {
+        /// The user.
+        user: String,
+        /// The password.
+        password: String,
+    },
+    /// What a token server gave at an earlier login, to be exchanged for access tokens.
+    IdentityToken(String),
+}
+
+impl std::fmt::Debug for RegistryCredentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RegistryCredentials")
+            .field("registry", &self.registry)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Asks for an image made of packages.

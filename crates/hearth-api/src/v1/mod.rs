@@ -13,7 +13,9 @@ pub mod setup;
 
 pub use doctor::{DoctorCheck, DoctorReport, DoctorState};
 pub use error::{ErrorBody, ErrorCode};
-pub use image::{BuildImage, Image, ImageConfig, ImageHealthCheck, PullImage, Recipe};
+pub use image::{
+    BuildImage, Image, ImageConfig, ImageHealthCheck, Login, PullImage, Recipe, RegistryCredentials,
+};
 pub use machine::{
     Border, CreateMachine, DriverChoice, ExecRequest, ExitStatus, ExtraHost, FileKind, FileStat, Machine,
     MachineSpec, MachineState, MachineStatus, PortMapping, Stage, StopMachine, TmpfsMount, Ulimit,

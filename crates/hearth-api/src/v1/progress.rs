@@ -24,6 +24,9 @@ pub struct Progress {
     pub step: String,
     /// How much is done.
     pub done: u64,
+    /// How much of it was done before this work began; no measure of speed.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub already: u64,
     /// How much there is to do, if known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub total: Option<u64>,
@@ -31,6 +34,11 @@ pub struct Progress {
     pub unit: Unit,
     /// The step is over.
     pub finished: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes fields so")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// What is counted.

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 
 use super::report;
 use crate::arguments::{ImageBuild, ImageCommand, ImageInspect, ImageList, ImagePull, ImageRemove, Recipe};
+use crate::credentials;
 use crate::error::CliError;
 use crate::node::Node;
 use crate::print::{self, Cell, Screen, Table, ago};
@@ -76,16 +77,23 @@ pub(super) fn short(digest: &str) -> String {
 }
 
 async fn pull(node: &Node, arguments: &ImagePull) -> Result<ExitCode, CliError> {
+    let reference = image_reference(&arguments.reference, &System)?;
+    show(&fetch(node, reference).await?, arguments.json)
+}
+
+/// Has the node fetch an image, as the caller whom its registry knows. It ends when this process does.
+pub(super) async fn fetch(node: &Node, reference: String) -> Result<v1::Image, CliError> {
     let request = PullImage {
-        reference: image_reference(&arguments.reference, &System)?,
+        credentials: credentials::find(&reference, &System).await?,
+        reference,
     };
-    let pulled = node.call(async |client| {
+    node.call(async |client| {
         let mut steps = Steps::new();
         client
             .image_pull(&request, &mut |progress| steps.update(&progress))
             .await
-    });
-    show(&pulled.await?, arguments.json)
+    })
+    .await
 }
 
 async fn build(node: &Node, arguments: ImageBuild) -> Result<ExitCode, CliError> {

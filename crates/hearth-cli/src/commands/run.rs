@@ -4,14 +4,14 @@ use std::process::ExitCode;
 
 use hearth_api::ClientError;
 use hearth_api::client::AttachOptions;
-use hearth_api::v1::{ErrorCode, Machine, PullImage};
+use hearth_api::v1::{ErrorCode, Machine};
 
 use super::exit_code;
+use super::image::fetch;
 use crate::arguments::Pull;
 use crate::error::CliError;
 use crate::node::Node;
 use crate::print;
-use crate::progress::Steps;
 use crate::resolve::{Attachment, RunRequest};
 use crate::stream::{Bypass, Session, check_terminal};
 
@@ -38,31 +38,17 @@ async fn create(node: &Node, request: &RunRequest) -> Result<Machine, CliError> 
             .await
     };
     if request.pull == Pull::Always {
-        pull(node, &request.create.spec.image).await?;
+        fetch(node, request.create.spec.image.clone()).await?;
     }
     match create().await {
         Err(CliError::Client(ClientError::Refused(body)))
             if body.code == ErrorCode::ImageNotFound && request.pull == Pull::Missing =>
         {
-            pull(node, &request.create.spec.image).await?;
+            fetch(node, request.create.spec.image.clone()).await?;
             create().await
         }
         result => result,
     }
-}
-
-async fn pull(node: &Node, reference: &str) -> Result<(), CliError> {
-    let request = PullImage {
-        reference: reference.to_owned(),
-    };
-    node.call(async |client| {
-        let mut steps = Steps::new();
-        client
-            .image_pull(&request, &mut |progress| steps.update(&progress))
-            .await
-    })
-    .await?;
-    Ok(())
 }
 
 /// Starts a machine with this process attached, so that nothing it prints is missed.

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 pub(crate) use copy::{CopyPlan, CopyRefused, Place, Side, place_in_machine, plan as plan_copy};
 pub(crate) use ports::shown as shown_port;
-pub(crate) use reference::{absolute, image_reference};
+pub(crate) use reference::{absolute, image_reference, registry_and_repository};
 pub(crate) use run::{Attachment, RunRequest, exec, run};
 
 /// What arguments may refer to on this side.

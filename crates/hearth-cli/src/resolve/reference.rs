@@ -33,10 +33,60 @@ pub(crate) fn image_reference(reference: &str, host: &impl Host) -> Result<Strin
     Ok(reference.to_owned())
 }
 
+/// Returns the registry that a reference names, and the repository there; `None` when it is a path, or no reference at all,
+/// which the node then says.
+///
+/// docker's rule: what is before the first slash is a registry when it has a dot, a colon or a capital, or is `localhost`.
+pub(crate) fn registry_and_repository(reference: &str) -> Option<(String, String)> {
+    const HUB: &str = "docker.io";
+    if ["oci:", "docker-archive:", "dir:"]
+        .iter()
+        .any(|scheme| reference.starts_with(scheme))
+    {
+        return None;
+    }
+    let name = reference.split_once('@').map_or(reference, |(name, _)| name);
+    let name = match name.rsplit_once(':') {
+        Some((name, tag)) if !tag.contains('/') => name,
+        _ => name,
+    };
+    let is_registry = |host: &str| {
+        host.contains(['.', ':']) || host == "localhost" || host.chars().any(|c| c.is_ascii_uppercase())
+    };
+    let (registry, repository) = match name.split_once('/') {
+        Some((host, rest)) if is_registry(host) => (host, rest),
+        _ => (HUB, name),
+    };
+    match registry {
+        HUB | "index.docker.io" if !repository.contains('/') => {
+            Some((HUB.into(), format!("library/{repository}")))
+        }
+        "index.docker.io" => Some((HUB.into(), repository.into())),
+        _ => Some((registry.into(), repository.into())),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::fake::FakeHost;
     use super::*;
+
+    #[test]
+    fn references_name_their_registry() {
+        for (reference, expected) in [
+            ("debian", "docker.io library/debian"),
+            ("team/app:1", "docker.io team/app"),
+            ("index.docker.io/debian", "docker.io library/debian"),
+            ("ghcr.io/a/b@sha256:0", "ghcr.io a/b"),
+            ("localhost/x", "localhost x"),
+            ("localhost:5000/a/b:1@sha256:0", "localhost:5000 a/b"),
+            ("[::1]:5000/x", "[::1]:5000 x"),
+        ] {
+            let (registry, repository) = registry_and_repository(reference).unwrap();
+            assert_eq!(format!("{registry} {repository}"), expected);
+        }
+        assert_eq!(registry_and_repository("oci:ghcr.io/x"), None);
+    }
 
     #[test]
     fn paths_in_references_become_absolute() {

@@ -67,7 +67,7 @@ impl Blobs {
     /// Makes what is missing of the directories.
     pub(super) fn open(dir: &Path) -> Result<Self, StoreError> {
         let blobs = Self { dir: dir.to_owned() };
-        for sub in ["blobs/sha256", "rootfs", "tmp"] {
+        for sub in ["blobs/sha256", "partial", "rootfs", "tmp"] {
             let path = dir.join(sub);
             fs::create_dir_all(&path).map_err(|source| StoreError::Io {
                 action: "make",
@@ -88,6 +88,11 @@ impl Blobs {
 
     pub(super) fn blob_dir(&self) -> PathBuf {
         self.dir.join("blobs/sha256")
+    }
+
+    /// Returns the directory of what came of blobs so far.
+    pub(super) fn partial_dir(&self) -> PathBuf {
+        self.dir.join("partial")
     }
 
     pub(crate) fn blob_path(&self, digest: &Digest) -> PathBuf {
@@ -227,6 +232,7 @@ impl Blobs {
                 blob: *digest,
                 done,
                 total,
+                already: 0,
                 phase: Phase::Unpack,
             });
         };
@@ -302,6 +308,7 @@ impl BlobSink {
             blob: digest,
             done: self.got,
             total: size,
+            already: 0,
             phase: Phase::Fetch,
         });
         Ok(())
@@ -332,6 +339,7 @@ impl BlobSink {
             blob: digest,
             done: size,
             total: size,
+            already: 0,
             phase: Phase::Stored,
         });
         Ok(())

@@ -3,14 +3,18 @@
 //! ```text
 //! DIR/oci-layout, index.json, blobs/sha256/HEX     the image layout; names are `org.opencontainers.image.ref.name`
 //! DIR/rootfs/HEX.v2.erofs                          by manifest digest and version of our format
+//! DIR/partial/HEX                                  what came of a blob so far; a day old, it is swept
 //! DIR/tmp/                                         what is being written; swept when nobody writes
 //! DIR/lock, DIR/index.lock                         advisory locks, so that two processes may share a store
 //! ```
-//! Everything is written under `tmp/`, synced and renamed: a crash leaves nothing half-written under a final name.
+//! Everything is written under `tmp/` or `partial/`, synced and renamed: a crash leaves nothing half-written under a final name.
 //! Who writes holds `lock` shared; who deletes holds it exclusively, or leaves the deletion to a later removal. So
 //! blobs never vanish under a pull. Callers are `hearth-node` and tools; everything blocking is off the async threads.
 
+mod audience;
 mod blobs;
+mod download;
+mod flights;
 mod import;
 mod index;
 mod locks;
@@ -22,12 +26,14 @@ use std::sync::Arc;
 
 use crate::config::{self, ConfigError, ImageConfig};
 use crate::manifest::{self, Blob, Document, Manifest, ManifestError};
-use crate::registry::CredentialSource;
 use crate::rootfs::RootfsError;
 use crate::{Digest, Limits, ProgressSink, Reference, step};
 
+use audience::Audiences;
 pub use blobs::BlobError;
-pub(crate) use blobs::{BlobSink, Blobs, read_bounded};
+pub(crate) use blobs::{Blobs, read_bounded};
+pub(crate) use download::Download;
+use flights::Flights;
 pub use import::ImportError;
 use index::{Index, Named};
 use locks::{KeyedLocks, ProcessLock};
@@ -45,9 +51,11 @@ pub struct Store {
 struct Inner {
     blobs: Blobs,
     limits: Limits,
-    credentials: Arc<dyn CredentialSource>,
-    /// One pull per reference, and one build per root file system, at a time.
+    /// One pull per reference, one download per blob, and one build per root file system, at a time.
     locks: KeyedLocks,
+    flights: Flights,
+    /// Who wants to hear of a blob's download.
+    audiences: Audiences,
 }
 
 /// An image that is ready to run.
@@ -158,48 +166,30 @@ impl StoreError {
     }
 }
 
-/// What a store is opened with.
-#[derive(Clone)]
-pub struct StoreOptions {
-    /// Bounds for every image.
-    pub limits: Limits,
-    /// Who we are to registries.
-    pub credentials: Arc<dyn CredentialSource>,
-}
-
-impl Default for StoreOptions {
-    fn default() -> Self {
-        Self {
-            limits: Limits::default(),
-            credentials: Arc::new(crate::registry::Anonymous),
-        }
-    }
-}
-
 impl Store {
     /// Opens the store in a directory, which is made if need be. Sweeps what a crash left behind.
     ///
     /// # Errors
     /// When the directory cannot be made or written.
     pub async fn open(dir: impl AsRef<Path>) -> Result<Self, StoreError> {
-        Self::open_with(dir, StoreOptions::default()).await
+        Self::open_within(dir, Limits::default()).await
     }
 
-    /// Opens the store with other options than the defaults.
+    /// Opens the store with other bounds for every image than the defaults.
     ///
     /// # Errors
     /// As [`Store::open`].
-    pub async fn open_with(dir: impl AsRef<Path>, options: StoreOptions) -> Result<Self, StoreError> {
+    pub async fn open_within(dir: impl AsRef<Path>, limits: Limits) -> Result<Self, StoreError> {
         let dir = dir.as_ref().to_owned();
         blocking(move || {
             let blobs = Blobs::open(&dir)?;
             sweep::sweep_temporary(&blobs)?;
-            let StoreOptions { limits, credentials } = options;
             let inner = Inner {
                 blobs,
                 limits,
-                credentials,
                 locks: KeyedLocks::default(),
+                flights: Flights::default(),
+                audiences: Audiences::default(),
             };
             Ok(Self {
                 inner: Arc::new(inner),

@@ -1,12 +1,14 @@
 //! Pulls: from a registry or a local source into the store, and on to a root file system.
 
-use futures_util::{TryStreamExt, stream};
+use std::sync::Arc;
 
-use super::{BlobError, Found, Image, Index, Named, ProcessLock, Store, StoreError, blocking};
+use futures_util::{FutureExt, TryStreamExt, stream};
+
+use super::{BlobError, Download, Found, Image, Index, Named, ProcessLock, Store, StoreError, blocking};
 use crate::config::{self, ConfigError};
 use crate::manifest::{self, Blob, Document, Manifest, ManifestError, Platform};
 use crate::reference::RegistryReference;
-use crate::registry::{Registry, RegistryError};
+use crate::registry::{Access, Registry, RegistryError};
 use crate::source::{self, SourceError};
 use crate::{Digest, Phase, Progress, ProgressSink, Reference, step};
 
@@ -70,7 +72,7 @@ impl PullError {
     /// Says what the user can do about it, in a sentence.
     pub fn remedy(&self) -> String {
         match self {
-            Self::Registry { source, .. } => source.remedy().to_owned(),
+            Self::Registry { source, .. } => source.remedy(),
             Self::Source { source, .. } => source.remedy().to_owned(),
             Self::Manifest {
                 source: ManifestError::Platform { .. },
@@ -103,20 +105,43 @@ pub(super) struct Fetched {
 
 impl Store {
     /// Gets an image from its registry or local source, whether or not the store has one of this name, and makes its
-    /// root file system. Blobs that the store has are not fetched again. Safe to call from many tasks at once; pulls
-    /// of one name wait for each other.
+    /// root file system. Blobs that the store has are not fetched again, and of others only what is missing. Safe to call
+    /// from many tasks at once: those who want the same share one pull. When all who wait are dropped, so is the pull; what
+    /// came of blobs so far stays for a later one.
     ///
     /// # Errors
     /// [`PullError`]; nothing half-written stays under a final name, and an older image of the name stays usable.
-    pub async fn pull(&self, reference: &Reference, progress: ProgressSink) -> Result<Image, PullError> {
+    pub async fn pull(
+        &self,
+        reference: &Reference,
+        access: &Access,
+        progress: ProgressSink,
+    ) -> Result<Image, Arc<PullError>> {
+        let (store, wanted, access) = (self.clone(), reference.clone(), access.clone());
+        let route = (reference.to_string(), access.credentials.clone());
+        let passenger = self.inner.flights.join(route, progress, move |progress| {
+            let work = async move { store.pull_alone(wanted, access, progress).await.map_err(Arc::new) };
+            work.boxed()
+        });
+        let landed = passenger.landing.await;
+        drop(passenger.seat);
+        landed
+    }
+
+    async fn pull_alone(
+        &self,
+        reference: Reference,
+        access: Access,
+        progress: ProgressSink,
+    ) -> Result<Image, PullError> {
         let _turn = self.inner.locks.lock(reference.to_string()).await;
         let inner = self.inner.clone();
         let _writing = blocking(move || ProcessLock::shared(&inner.blobs)).await?;
-        let fetched = match reference {
-            Reference::Registry(wanted) => self.fetch(wanted, &progress).await?,
+        let fetched = match &reference {
+            Reference::Registry(wanted) => self.fetch(wanted, &access, &progress).await?,
             local => self.import(local.clone(), progress.clone()).await?,
         };
-        self.finish(reference.clone(), fetched, progress).await
+        self.finish(reference, fetched, progress).await
     }
 
     /// Checks a fetched image, makes its root file system, and gives it its name: last, so that a name never leads to
@@ -167,6 +192,7 @@ impl Store {
     async fn fetch(
         &self,
         reference: &RegistryReference,
+        access: &Access,
         progress: &ProgressSink,
     ) -> Result<Fetched, PullError> {
         let failed = |source| PullError::Registry {
@@ -174,18 +200,19 @@ impl Store {
             source,
         };
         let limits = &self.inner.limits;
-        let credentials = self.inner.credentials.clone();
-        let registry = Registry::connect(reference, credentials, limits.manifest_bytes)
+        let registry = Registry::connect(reference, access, limits.manifest_bytes)
             .await
             .map_err(failed)?;
         let (json, manifest) = self.fetch_manifest(&registry, reference).await?;
         // The configuration first: an image for another platform is refused before its layers come.
-        self.fetch_blob(&registry, reference, &manifest.config, progress)
+        self.fetch_blob(&registry, reference, &manifest.config, &[], progress)
             .await?;
         self.check_config(reference, &manifest).await?;
         stream::iter(manifest.layers.iter().map(Ok))
-            .try_for_each_concurrent(PARALLEL, |layer| {
-                self.fetch_blob(&registry, reference, layer, progress)
+            .try_for_each_concurrent(PARALLEL, |layer| async {
+                let elsewhere = manifest::addresses(&json, layer);
+                self.fetch_blob(&registry, reference, layer, &elsewhere, progress)
+                    .await
             })
             .await?;
         let inner = self.inner.clone();
@@ -232,21 +259,32 @@ impl Store {
         registry: &Registry,
         reference: &RegistryReference,
         blob: &Blob,
+        elsewhere: &[String],
         progress: &ProgressSink,
     ) -> Result<(), PullError> {
-        // Two images that share a layer fetch it once.
-        let _turn = self.inner.locks.lock(blob.digest.to_string()).await;
-        if self.inner.blobs.has(blob) {
+        // Two images that share a layer fetch it once, and both hear of it.
+        let seat = self.inner.audiences.join(blob.digest, progress.clone());
+        let turn = self.inner.locks.lock(blob.digest.to_string()).await;
+        let (inner, wanted, told) = (self.inner.clone(), blob.clone(), seat.audience().sink());
+        let download = blocking(move || match inner.blobs.has(&wanted) {
+            true => Ok(None),
+            false => {
+                let guards = (turn, ProcessLock::shared(&inner.blobs)?);
+                Download::open(&inner.blobs, wanted, guards, told)
+            }
+        });
+        let Some(download) = download.await? else {
             progress(Progress {
                 blob: blob.digest,
                 done: blob.size,
                 total: blob.size,
+                already: blob.size,
                 phase: Phase::Stored,
             });
             return Ok(());
-        }
+        };
         registry
-            .blob(blob, &self.inner.blobs, progress)
+            .blob(download, elsewhere)
             .await
             .map_err(|source| match source {
                 RegistryError::Blob(source) => PullError::Blob {

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
 
+use super::download::sweep_partial;
 use super::{Blobs, Index, ProcessLock, StoreError};
 use crate::manifest::{self, Document};
 use crate::{Digest, Limits, step};
@@ -11,7 +12,10 @@ use crate::{Digest, Limits, step};
 /// Deletes temporary files, unless somebody writes one.
 pub(super) fn sweep_temporary(blobs: &Blobs) -> Result<(), StoreError> {
     match ProcessLock::try_exclusive(blobs)? {
-        Some(_alone) => delete_unless(&blobs.dir().join("tmp"), |_| false),
+        Some(_alone) => {
+            sweep_partial(blobs)?;
+            delete_unless(&blobs.dir().join("tmp"), |_| false)
+        }
         None => Ok(()),
     }
 }

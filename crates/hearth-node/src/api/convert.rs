@@ -6,7 +6,7 @@ use hearth_api::v1;
 use hearth_machine::{CpuMilli, ImageHealthCheck, State};
 
 use crate::doctor;
-use crate::images::ImageInfo;
+use crate::images::{Credentials, ImageInfo, Login};
 use crate::machines::View;
 use crate::records::spec;
 use crate::setup;
@@ -104,6 +104,16 @@ pub(super) fn exit_status(view: &View) -> Result<v1::ExitStatus, v1::ErrorBody> 
 }
 
 /// An image as clients see it.
+pub(super) fn login(given: v1::RegistryCredentials) -> Login {
+    Login {
+        registry: given.registry,
+        credentials: match given.login {
+            v1::Login::Password { user, password } => Credentials::Password { user, password },
+            v1::Login::IdentityToken(token) => Credentials::IdentityToken(token),
+        },
+    }
+}
+
 pub(super) fn image(info: ImageInfo) -> v1::Image {
     v1::Image {
         reference: info.reference,

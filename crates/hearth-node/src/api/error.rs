@@ -127,6 +127,14 @@ impl From<ImageError> for ApiError {
             ),
             ImageError::Relative(_) => (ErrorCode::InvalidRequest, "give an absolute path"),
             ImageError::Pull(pull) => return body(ErrorCode::ImageFailed, &error, Some(&pull.remedy())),
+            ImageError::Configuration(wrong) => {
+                let remedy = format!("mend {}", wrong.path().display());
+                return body(ErrorCode::HostUnfit, &error, Some(&remedy));
+            }
+            ImageError::OthersCredentials { .. } => (
+                ErrorCode::InvalidRequest,
+                "send the credentials for the image's own registry, or none",
+            ),
             ImageError::Store(_) => (ErrorCode::ImageFailed, "check the data directory and its disk"),
             ImageError::Build(_) => (ErrorCode::ImageFailed, "mend the cause and build again"),
         };

@@ -1,5 +1,10 @@
 //! Images: fetch, build, look at, remove.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Query, State};
@@ -11,7 +16,7 @@ use serde::Deserialize;
 use super::Service;
 use super::convert;
 use super::error::{ApiError, in_use};
-use super::progress::{Teller, lines};
+use super::progress::{Teller, lines, lines_while_heard};
 use crate::images::{Phase, Progress, Recipe};
 
 #[derive(Debug, Deserialize)]
@@ -53,8 +58,28 @@ pub(super) async fn remove(
     Ok(StatusCode::NO_CONTENT)
 }
 
-fn sink(teller: Teller) -> std::sync::Arc<dyn Fn(Progress) + Send + Sync> {
-    std::sync::Arc::new(move |progress| teller.tell(wire(&progress)))
+/// How often a step's progress is told at most. A client that is told of every piece falls behind, and then loses the
+/// lines that count.
+const EVERY: Duration = Duration::from_millis(100);
+
+fn sink(teller: Teller) -> Arc<dyn Fn(Progress) + Send + Sync> {
+    // Guards when each step was told last; downloads tell from several threads.
+    let told: Mutex<HashMap<_, Instant>> = Mutex::default();
+    Arc::new(move |progress| {
+        let line = wire(&progress);
+        let now = Instant::now();
+        let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = told.entry((progress.blob, progress.phase));
+        let due = match &last {
+            Entry::Occupied(last) => now.duration_since(*last.get()) >= EVERY,
+            Entry::Vacant(_) => true,
+        };
+        if due || line.finished {
+            last.insert_entry(now);
+            drop(told);
+            teller.tell(line);
+        }
+    })
 }
 
 fn wire(progress: &Progress) -> v1::Progress {
@@ -68,6 +93,7 @@ fn wire(progress: &Progress) -> v1::Progress {
     v1::Progress {
         step: format!("{verb} {}", short.trim_start_matches("sha256:")),
         done: progress.done,
+        already: progress.already,
         total: Some(progress.total),
         unit: v1::Unit::Bytes,
         finished,
@@ -80,10 +106,10 @@ pub(super) async fn pull(
 ) -> Result<Response, ApiError> {
     let Json(request) = body?;
     let images = service.machines.parts().images.clone();
-    Ok(lines(&service.tasks, move |teller| async move {
-        Ok(convert::image(
-            images.pull(&request.reference, sink(teller)).await?,
-        ))
+    let login = request.credentials.map(convert::login);
+    Ok(lines_while_heard(&service.tasks, move |teller| async move {
+        let pulled = images.pull(&request.reference, login, sink(teller)).await?;
+        Ok(convert::image(pulled))
     }))
 }
 

@@ -121,6 +121,7 @@ fn wire(progress: setup::Progress) -> v1::Progress {
             v1::Progress {
                 step: step.to_string(),
                 done,
+                already: 0,
                 total,
                 unit,
                 finished: false,
@@ -129,6 +130,7 @@ fn wire(progress: setup::Progress) -> v1::Progress {
         setup::Progress::Finished { step, .. } => v1::Progress {
             step: step.to_string(),
             done: 1,
+            already: 0,
             total: Some(1),
             unit: v1::Unit::Items,
             finished: true,

@@ -10,8 +10,9 @@ use tokio_util::task::TaskTracker;
 
 use super::error::ApiError;
 
-/// Lines that wait for the client. A client that does not read loses lines of progress, never the result.
-const QUEUE: usize = 64;
+/// Lines that wait for the client: more than a pull has steps that end at once. A client that does not read loses lines of
+/// progress, never the result.
+const QUEUE: usize = 512;
 
 /// Where a long work tells how far it is.
 #[derive(Debug, Clone)]
@@ -42,16 +43,40 @@ where
 {
     let (lines, receiver) = mpsc::channel(QUEUE);
     let running = work(Teller { lines: lines.clone() });
+    tasks.spawn(finish(running, lines));
+    answer(receiver)
+}
+
+/// As [`lines`], but the work is dropped when the client goes away.
+pub(super) fn lines_while_heard<T, F>(tasks: &TaskTracker, work: impl FnOnce(Teller) -> F) -> Response
+where
+    T: Serialize + Send + 'static,
+    F: Future<Output = Result<T, ApiError>> + Send + 'static,
+{
+    let (lines, receiver) = mpsc::channel(QUEUE);
+    let running = work(Teller { lines: lines.clone() });
     tasks.spawn(async move {
-        let last = match running.await {
-            Ok(result) => line(&ProgressLine::Result(result)),
-            Err(ApiError(error)) => line(&ProgressLine::<T>::Error(*error)),
-        };
-        if let Some(last) = last {
-            // Fails only when the client is gone.
-            let _ = lines.send(last).await;
+        let heard = lines.clone();
+        tokio::select! {
+            () = finish(running, lines) => {}
+            () = heard.closed() => tracing::debug!("the client has gone away, and its work ends"),
         }
     });
+    answer(receiver)
+}
+
+async fn finish<T: Serialize>(work: impl Future<Output = Result<T, ApiError>>, lines: mpsc::Sender<Bytes>) {
+    let last = match work.await {
+        Ok(result) => line(&ProgressLine::Result(result)),
+        Err(ApiError(error)) => line(&ProgressLine::<T>::Error(*error)),
+    };
+    if let Some(last) = last {
+        // Fails only when the client is gone.
+        let _ = lines.send(last).await;
+    }
+}
+
+fn answer(receiver: mpsc::Receiver<Bytes>) -> Response {
     let body = Body::from_stream(received(receiver));
     ([(CONTENT_TYPE, "application/x-ndjson")], body).into_response()
 }

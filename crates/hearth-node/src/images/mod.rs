@@ -4,13 +4,15 @@ mod build;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use hearth_image::{Image, InvalidReference, ProgressSink, PullError, Reference, Store, StoreError};
+use hearth_image::{Access, Image, InvalidReference, ProgressSink, PullError, Reference, Store, StoreError};
 use hearth_machine::{ImageDefaults, ImageHealthCheck};
 
 pub use build::{BuildError, Recipe};
-pub use hearth_image::{Phase, Progress};
+pub use hearth_image::{Credentials, Phase, Progress};
 
+use crate::configuration::{self, ConfigurationError};
 use crate::host::failpoint;
 use crate::layout::Layout;
 
@@ -18,6 +20,7 @@ use crate::layout::Layout;
 #[derive(Clone)]
 pub struct Images {
     store: Store,
+    layout: Layout,
 }
 
 impl std::fmt::Debug for Images {
@@ -42,7 +45,18 @@ pub enum ImageError {
     Relative(String),
     /// It could not be fetched.
     #[error(transparent)]
-    Pull(#[from] PullError),
+    Pull(#[from] Arc<PullError>),
+    /// The settings of registries.
+    #[error(transparent)]
+    Configuration(#[from] ConfigurationError),
+    /// Credentials must not go to another registry than they are for.
+    #[error("the credentials are for {given}, and {reference} is not there")]
+    OthersCredentials {
+        /// The registry that they are for.
+        given: String,
+        /// The image.
+        reference: String,
+    },
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -106,6 +120,29 @@ fn parse(text: &str) -> Result<Reference, ImageError> {
     }
 }
 
+/// Who a client is to one registry.
+#[derive(Debug)]
+pub struct Login {
+    /// The registry, as in references.
+    pub registry: String,
+    /// What to show it.
+    pub credentials: Credentials,
+}
+
+/// Returns the credentials if they are for this image's registry.
+fn credentials(reference: &Reference, login: Option<Login>) -> Result<Credentials, ImageError> {
+    match (reference, login) {
+        (_, None) => Ok(Credentials::Anonymous),
+        (Reference::Registry(wanted), Some(login)) if wanted.registry() == login.registry => {
+            Ok(login.credentials)
+        }
+        (_, Some(login)) => Err(ImageError::OthersCredentials {
+            given: login.registry,
+            reference: reference.familiar(),
+        }),
+    }
+}
+
 fn defaults(image: &Image) -> ImageDefaults {
     let config = &image.config;
     ImageDefaults {
@@ -139,6 +176,7 @@ impl Images {
         hearth_image::watch_steps(failpoint::reach);
         Ok(Self {
             store: Store::open(layout.images()).await?,
+            layout: layout.clone(),
         })
     }
 
@@ -158,13 +196,27 @@ impl Images {
         })
     }
 
-    /// Fetches an image and prepares its root file system.
+    /// Fetches an image and prepares its root file system. When the caller stops waiting, and nobody else waits for the same,
+    /// the pull ends where it is. Settings are read each time, so that a change needs no new node.
     ///
     /// # Errors
-    /// Returns [`ImageError::Pull`].
-    pub async fn pull(&self, text: &str, progress: ProgressSink) -> Result<ImageInfo, ImageError> {
+    /// Returns [`ImageError::Pull`], or what is wrong with settings or credentials.
+    pub async fn pull(
+        &self,
+        text: &str,
+        login: Option<Login>,
+        progress: ProgressSink,
+    ) -> Result<ImageInfo, ImageError> {
         let reference = parse(text)?;
-        self.store.pull(&reference, progress).await?;
+        let registries = match reference {
+            Reference::Registry(_) => configuration::read(self.layout.configuration())?.registries,
+            _ => Default::default(),
+        };
+        let access = Access {
+            credentials: credentials(&reference, login)?,
+            registries,
+        };
+        self.store.pull(&reference, &access, progress).await?;
         self.inspect(text).await
     }
 
@@ -236,5 +288,30 @@ impl Images {
             return Err(ImageError::NotFound(reference.familiar()));
         }
         Ok(self.store.remove(&reference).await?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credentials_go_to_their_own_registry_only() {
+        let login = |registry: &str| {
+            Some(Login {
+                registry: registry.to_owned(),
+                credentials: Credentials::IdentityToken("x".into()),
+            })
+        };
+        let of = |image: &str, login| credentials(&image.parse().unwrap(), login);
+        assert!(of("debian:12", login("docker.io")).is_ok());
+        assert!(of("localhost:5000/x", login("localhost:5000")).is_ok());
+        for (image, registry) in [
+            ("debian:12", "ghcr.io"),
+            ("localhost:5000/x", "localhost"),
+            ("dir:/srv", "docker.io"),
+        ] {
+            assert!(of(image, login(registry)).is_err(), "{image}");
+        }
     }
 }

@@ -54,7 +54,7 @@ async fn prepare(root: &Path) {
     Artefacts::open(&layout).run(request, |_| {}).await.unwrap();
     std::fs::create_dir_all(root.join("image/bin")).unwrap();
     let images = Images::open(&layout).await.unwrap();
-    images.pull(&image(root), Arc::new(|_| {})).await.unwrap();
+    images.pull(&image(root), None, Arc::new(|_| {})).await.unwrap();
     // Nothing mounts it, so mkfs need not be here.
     std::fs::create_dir_all(layout.empty_disks()).unwrap();
     let empty = layout.empty_disks().join(format!("ext4-v2-{}.img", DISK.bytes()));

@@ -1,0 +1,122 @@
+//! One pull for all who want the same image at the same time, with the same credentials.
+//!
+//! The work goes on for as long as anybody waits for it, and is dropped with the last one: a pull that nobody wants any more
+//! ends where it is.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Shared, WeakShared};
+
+use super::audience::{Audience, Seat};
+use super::{Image, PullError};
+use crate::{Credentials, ProgressSink};
+
+/// How a pull ends, for each who waited.
+pub(super) type Landing = Result<Image, Arc<PullError>>;
+type Work = BoxFuture<'static, Landing>;
+
+/// What makes two pulls the same: the image's name, and who asks. A wrong password must not become an answer for others.
+pub(super) type Route = (String, Credentials);
+
+/// A pull that goes on for as long as somebody else holds it, and who hears of it.
+type UnderWay = (WeakShared<Work>, Weak<Audience>);
+
+/// The pulls that are under way.
+#[derive(Default)]
+pub(super) struct Flights {
+    /// Guards the table only, never across an await; an owner task would need the same table behind a channel.
+    table: Mutex<HashMap<Route, UnderWay>>,
+}
+
+/// A place on a flight.
+pub(super) struct Passenger {
+    /// The work.
+    pub(super) landing: Shared<Work>,
+    /// Held while waiting for it.
+    pub(super) seat: Seat,
+}
+
+impl Flights {
+    /// Joins the pull that is under way, or begins one.
+    pub(super) fn join(
+        &self,
+        route: Route,
+        progress: ProgressSink,
+        begin: impl FnOnce(ProgressSink) -> Work,
+    ) -> Passenger {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        table.retain(|_, (work, _)| work.upgrade().is_some_and(|work| work.peek().is_none()));
+        let under_way = table
+            .get(&route)
+            .and_then(|(work, audience)| Some((work.upgrade()?, audience.upgrade()?)));
+        let (landing, audience) = under_way.unwrap_or_else(|| {
+            let audience = Arc::<Audience>::default();
+            let landing = begin(audience.sink()).shared();
+            if let Some(weak) = landing.downgrade() {
+                table.insert(route, (weak, Arc::downgrade(&audience)));
+            }
+            (landing, audience)
+        });
+        drop(table);
+        Passenger {
+            landing,
+            seat: audience.join(progress),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+    use crate::no_progress;
+    use crate::store::StoreError;
+
+    fn failing(begun: &Arc<AtomicU32>) -> Work {
+        let begun = begun.clone();
+        async move {
+            begun.fetch_add(1, Ordering::Relaxed);
+            tokio::task::yield_now().await;
+            Err(Arc::new(PullError::Store(StoreError::Cancelled)))
+        }
+        .boxed()
+    }
+
+    fn route(password: &str) -> Route {
+        let credentials = Credentials::Password {
+            user: "ada".into(),
+            password: password.into(),
+        };
+        ("image".into(), credentials)
+    }
+
+    #[tokio::test]
+    async fn who_comes_while_a_pull_is_under_way_shares_its_end() {
+        let (flights, begun) = (Flights::default(), Arc::new(AtomicU32::new(0)));
+        let join = |password| flights.join(route(password), no_progress(), |_| failing(&begun));
+        let (one, two, other) = (join("a"), join("a"), join("b"));
+        drop(one);
+        assert!(two.landing.await.is_err());
+        assert!(other.landing.await.is_err());
+        assert_eq!(begun.load(Ordering::Relaxed), 2);
+        // Who comes later begins anew.
+        assert!(join("a").landing.await.is_err());
+        assert_eq!(begun.load(Ordering::Relaxed), 3);
+    }
+
+    #[tokio::test]
+    async fn a_pull_that_nobody_waits_for_is_dropped() {
+        let flights = Flights::default();
+        let (alive, dropped) = tokio::sync::oneshot::channel::<()>();
+        let work = async move {
+            let _alive = alive;
+            std::future::pending::<Landing>().await
+        };
+        let waiting = flights.join(route("a"), no_progress(), |_| work.boxed());
+        drop(waiting);
+        assert!(dropped.await.is_err());
+    }
+}
