@@ -71,10 +71,12 @@ pub enum Kind {
     /// To the guest, generation 2: the host has lost interest in a session; what runs in it goes on, and what it prints is
     /// dropped.
     Detach = 21,
+    /// To the guest, generation 3: [`crate::message::Resume`]; first of all in a session that an earlier host has opened.
+    Resume = 22,
 }
 
 impl Kind {
-    const ALL: [Self; 21] = [
+    const ALL: [Self; 22] = [
         Self::Hello,
         Self::Configure,
         Self::Execute,
@@ -96,10 +98,11 @@ impl Kind {
         Self::Part,
         Self::Launch,
         Self::Detach,
+        Self::Resume,
     ];
 
     fn from_wire(byte: u8) -> Option<Self> {
-        Self::ALL.get(usize::from(byte).checked_sub(1)?).copied()
+        Self::ALL.into_iter().find(|&kind| kind as u8 == byte)
     }
 }
 

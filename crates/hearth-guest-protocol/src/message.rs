@@ -310,6 +310,14 @@ pub struct CreditGrant {
     pub bytes: u32,
 }
 
+/// Goes on with the workload's session after a host was followed by another. Until it comes, the guest says nothing in that
+/// session but that it is there; then it sends again what no host keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resume {
+    /// Bytes of the session's output, both streams together, that a host keeps: the first that is wanted has this number.
+    pub received: u64,
+}
+
 /// Says that a message is longer than it may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the message is {length} bytes, more than the {limit} that it may be")]
@@ -464,7 +472,7 @@ mod tests {
 
     #[test]
     fn golden_bytes_of_the_small_messages() {
-        let golden: [(Vec<u8>, &[u8]); 6] = [
+        let golden: [(Vec<u8>, &[u8]); 7] = [
             (postcard::to_allocvec(&Outcome::Signaled(9)).unwrap(), b"\x01\x09"),
             (
                 postcard::to_allocvec(&Status::Started { pid: 300 }).unwrap(),
@@ -484,6 +492,10 @@ mod tests {
                 b"\x80\x80\x08",
             ),
             (postcard::to_allocvec(&Signal { number: 2 }).unwrap(), b"\x02"),
+            (
+                postcard::to_allocvec(&Resume { received: 1 << 40 }).unwrap(),
+                b"\x80\x80\x80\x80\x80\x20",
+            ),
         ];
         for (bytes, expected) in golden {
             assert_eq!(bytes, expected);

@@ -92,15 +92,13 @@ impl Agent {
         }
     }
 
-    /// The host is gone: what it had begun to say is void. A machine at rest has nobody left to wait for.
+    /// The host is gone: what it had begun to say is void. A machine at rest waits as well: the next host is to hear how its
+    /// workload ended, and what it printed last.
     fn disconnected(&mut self) {
         self.readable = false;
         self.writable = false;
         self.decoder.clear();
         self.core.disconnected();
-        if self.core.is_stopped() {
-            console::power_off();
-        }
     }
 
     fn can_receive(&self) -> bool {

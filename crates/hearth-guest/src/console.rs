@@ -48,10 +48,3 @@ pub(crate) fn on_panic() {
         match sys::exit(125) {}
     }));
 }
-
-/// Switches the machine off.
-pub(crate) fn power_off() -> ! {
-    rustix::fs::sync();
-    let _ = reboot(RebootCommand::PowerOff);
-    restart()
-}

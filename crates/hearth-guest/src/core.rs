@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use hearth_guest_protocol::message::{
     self, Configure, CreditGrant, Dial, Execute, Failure, FailureCode, FileRequest, Hello, LAUNCH_MAX,
-    Launch, Outcome, Role, Signal, Status, TerminalSize,
+    Launch, Outcome, Resume, Role, Signal, Status, TerminalSize,
 };
-use hearth_guest_protocol::{CONTROL, Frame, GENERATIONS, Header, Kind, negotiate};
+use hearth_guest_protocol::{CONTROL, Frame, GENERATION_RESUME, GENERATIONS, Header, Kind, negotiate};
 use rustix::io::Errno;
 use rustix::process::{Pid, WaitOptions, WaitStatus, wait};
 use rustix::time::{
@@ -53,6 +53,10 @@ pub(crate) struct Core {
     /// The workload's session, once there is one; its outcome, once it has ended.
     main: Option<u32>,
     main_outcome: Option<Outcome>,
+    /// Whether the host has yet to say from where on it wants the workload's output.
+    held: bool,
+    /// Whether the host is to hear how the workload ended, whose session is over, once it has its output.
+    untold: bool,
     stop: Stop,
     overdue: bool,
     /// Whether the agent has children that are not reaped.
@@ -81,6 +85,8 @@ impl Core {
             environment: Vec::new(),
             main: None,
             main_outcome: None,
+            held: false,
+            untold: false,
             stop: Stop::Running,
             overdue: false,
             children: false,
@@ -141,8 +147,12 @@ impl Core {
             Kind::File => self.files(session, &read(payload)?, poller)?,
             Kind::Dial => self.dial(session, read(payload)?, poller)?,
             Kind::Stdin => self.broken_off(session, |session, out| session.take(payload, flags, out)),
+            Kind::Resume => self.resume(session, read(payload)?),
             Kind::Credit => {
                 let grant: CreditGrant = read(payload)?;
+                if self.main == Some(session) {
+                    self.out.backlog().kept(grant.bytes as usize);
+                }
                 self.broken_off(session, |session, _| session.granted(grant.bytes));
             }
             Kind::Resize => {
@@ -173,7 +183,11 @@ impl Core {
 
     /// Answers the host's greeting, and tells it what there is: a host that was restarted knows nothing.
     fn greet(&mut self, hello: &Hello) {
-        let kept = self.out.restart();
+        let common = negotiate(GENERATIONS, hello.oldest..=hello.newest);
+        let resuming = self
+            .main
+            .filter(|_| common.as_ref().is_ok_and(|&it| it >= GENERATION_RESUME));
+        let kept = self.out.restart(resuming);
         let behind = self.out.len();
         let answer = Hello {
             oldest: *GENERATIONS.start(),
@@ -183,7 +197,7 @@ impl Core {
             uptime_ns: u64::try_from(self.uptime.as_nanos()).unwrap_or(u64::MAX),
         };
         self.out.message(Kind::Hello, CONTROL, &answer);
-        match negotiate(GENERATIONS, hello.oldest..=hello.newest) {
+        match common {
             Ok(_) => self.greeted = true,
             Err(error) => self.refuse(CONTROL, (FailureCode::BadRequest, error.to_string())),
         }
@@ -197,13 +211,31 @@ impl Core {
             self.out.message(Kind::Status, CONTROL, &Status::Stopped);
         }
         self.out.bring_forward(behind);
+        (self.held, self.untold) = (resuming.is_some(), false);
         // What was said to an earlier connection may not have been heard.
         if let (Some(id), Some(outcome)) = (self.main, self.main_outcome)
             && !self.sessions.contains_key(&id)
             && !kept.ended.contains(&id)
         {
-            self.out.message(Kind::Result, id, &outcome);
+            if self.held {
+                self.out.message(Kind::Status, id, &Status::Opened);
+            } else {
+                self.out.message(Kind::Result, id, &outcome);
+            }
         }
+    }
+
+    /// Sends the workload's output again from where on the host wants it, and then how it ended, if it has.
+    fn resume(&mut self, id: u32, request: Resume) {
+        if self.main != Some(id) || !self.held {
+            return;
+        }
+        let waiting = self.out.backlog().resume(request.received);
+        match self.sessions.get_mut(&id) {
+            Some(session) => session.resumed(waiting),
+            None => self.untold = self.main_outcome.is_some(),
+        }
+        self.held = false;
     }
 
     fn configure(&mut self, request: &Configure) -> Result<(), Refusal> {
@@ -280,6 +312,7 @@ impl Core {
         self.children = true;
         if matches!(work, Work::Main) {
             self.main = Some(id);
+            self.out.keep(id);
             self.environment = request.execute.environment;
         }
         let input = match awaits_terminal {
@@ -443,14 +476,27 @@ impl Core {
 
     /// Tells whether a session has something to say that may be sent now.
     pub(crate) fn is_ready(&self) -> bool {
-        self.sessions.values().any(Session::is_ready)
+        let behind = self.untold || self.out.is_behind();
+        (behind && !self.held)
+            || self
+                .sessions
+                .iter()
+                .any(|(&id, session)| self.may_speak(id, session))
+    }
+
+    /// Tells whether a session has something to say, and its turn may come.
+    fn may_speak(&self, id: u32, session: &Session) -> bool {
+        session.is_ready() && !(self.held && self.main == Some(id))
     }
 
     /// Moves what the next session has to say into the outbox; false when none has anything that may be sent.
     pub(crate) fn pull(&mut self) -> bool {
+        if !self.held && self.catch_up() {
+            return true;
+        }
         let behind = self.sessions.range((Excluded(self.turn), Unbounded));
         let mut in_turn = behind.chain(self.sessions.range(..=self.turn));
-        let Some((&id, _)) = in_turn.find(|(_, session)| session.is_ready()) else {
+        let Some((&id, _)) = in_turn.find(|&(&id, session)| self.may_speak(id, session)) else {
             return false;
         };
         self.turn = id;
@@ -481,6 +527,19 @@ impl Core {
                 self.over(id);
             }
         }
+    }
+
+    /// Moves into the outbox what a host that resumes must hear before anything new; false when there is nothing.
+    fn catch_up(&mut self) -> bool {
+        if self.out.send_again() {
+            return true;
+        }
+        let outcome = self.main.zip(self.main_outcome);
+        match outcome.filter(|_| std::mem::take(&mut self.untold)) {
+            Some((id, outcome)) => self.out.message(Kind::Result, id, &outcome),
+            None => return false,
+        }
+        true
     }
 
     fn stop(&mut self, request: message::Stop) {

@@ -17,6 +17,7 @@
 //! Single-threaded on purpose: so a forked child may run ordinary code before it executes the program.
 
 mod agent;
+mod backlog;
 mod boot;
 mod child;
 mod console;

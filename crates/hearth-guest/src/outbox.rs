@@ -10,6 +10,7 @@ use hearth_guest_protocol::message::encode;
 use hearth_guest_protocol::{HEADER_LEN, Header, Kind, MAX_PAYLOAD};
 use serde::Serialize;
 
+use crate::backlog::Backlog;
 use crate::port::WRITE_MAX;
 
 /// Frames on their way to the host.
@@ -21,6 +22,9 @@ pub(crate) struct Outbox {
     /// The first byte not sent.
     sent: usize,
     end: usize,
+    /// The session whose output is kept, and what is kept of it.
+    kept: Option<u32>,
+    backlog: Backlog,
 }
 
 /// What of an earlier connection's frames waits for the next one.
@@ -46,7 +50,37 @@ impl Outbox {
             frame: 0,
             sent: 0,
             end: 0,
+            kept: None,
+            backlog: Backlog::default(),
         }
+    }
+
+    /// Keeps the output of this session from here on, until the host keeps it.
+    pub(crate) fn keep(&mut self, session: u32) {
+        (self.kept, self.backlog) = (Some(session), Backlog::default());
+    }
+
+    /// Tells whether something is to be sent again.
+    pub(crate) fn is_behind(&self) -> bool {
+        self.backlog.is_behind()
+    }
+
+    /// Returns what is kept.
+    pub(crate) fn backlog(&mut self) -> &mut Backlog {
+        &mut self.backlog
+    }
+
+    /// Moves one frame's worth of what is to be sent again behind what waits; false when there is nothing.
+    pub(crate) fn send_again(&mut self) -> bool {
+        let Some(session) = self.kept.filter(|_| self.backlog.is_behind()) else {
+            return false;
+        };
+        self.reserve(HEADER_LEN + Self::DATA_MAX);
+        let begin = self.end + HEADER_LEN;
+        let space = &mut self.buffer[begin..begin + Self::DATA_MAX];
+        let (flags, count) = self.backlog.send_again(space);
+        self.seal(Header::marked(Kind::Output, session, flags), count);
+        true
     }
 
     /// Tells whether everything is sent.
@@ -90,6 +124,15 @@ impl Outbox {
     /// Makes a frame of the first `length` bytes of the room that [`Outbox::space`] gave.
     pub(crate) fn commit(&mut self, header: Header, length: usize) {
         let begin = self.end + HEADER_LEN;
+        if header.kind == Kind::Output && self.kept == Some(header.session) && length > 0 {
+            self.backlog
+                .push(header.flags, &self.buffer[begin..begin + length]);
+        }
+        self.seal(header, length);
+    }
+
+    fn seal(&mut self, header: Header, length: usize) {
+        let begin = self.end + HEADER_LEN;
         let head = header.encode(&self.buffer[begin..begin + length]);
         self.buffer[self.end..begin].copy_from_slice(&head);
         self.end = begin + length;
@@ -114,12 +157,14 @@ impl Outbox {
     }
 
     /// Prepares for a new connection, which has seen nothing of a frame that was cut off: what matters beyond a
-    /// connection stays, from the start of its frame on; the rest goes.
-    pub(crate) fn restart(&mut self) -> Kept {
+    /// connection stays, from the start of its frame on; the rest goes. So does what is kept of a session, for a host that
+    /// will say from where on it wants that.
+    pub(crate) fn restart(&mut self, resuming: Option<u32>) -> Kept {
         let mut kept = Kept::default();
         let (mut from, mut to) = (self.frame, 0);
         while let Some(next) = self.frame_end(from) {
-            if self.outlives_connection(from) {
+            let again = self.buffer[from + 4] != Kind::Error as u8 && resuming == Some(self.word(from + 8));
+            if self.outlives_connection(from) && !again {
                 let session = self.word(from + 8);
                 if self.buffer[from + 4] == Kind::Output as u8 {
                     *kept.data.entry(session).or_default() += next - from - HEADER_LEN;
@@ -230,13 +275,30 @@ mod tests {
         outbox.bytes(Header::marked(Kind::Output, 5, Flags::END), b"");
         outbox.advance(HEADER_LEN + 3 + HEADER_LEN + 50);
 
-        let kept = outbox.restart();
+        let kept = outbox.restart(None);
         let behind = outbox.len();
         outbox.bytes(Header::new(Kind::Hello, 0), b"hello");
         outbox.bring_forward(behind);
 
         assert_eq!(kept.data, BTreeMap::from([(5, 100)]));
         let expected = [(Kind::Hello, 0, 5), (Kind::Output, 5, 100), (Kind::Output, 5, 0)];
+        assert_eq!(frames(&sent_by(&mut outbox, 64)), expected);
+    }
+
+    #[test]
+    fn the_output_of_a_kept_session_goes_again_to_a_host_that_resumes() {
+        let mut outbox = Outbox::new();
+        outbox.keep(5);
+        outbox.bytes(Header::new(Kind::Output, 5), &[1; 100]);
+        outbox.bytes(Header::new(Kind::Output, 6), &[2; 10]);
+        outbox.message(Kind::Result, 5, &CreditGrant { bytes: 9 });
+        outbox.advance(HEADER_LEN + 50);
+
+        let kept = outbox.restart(Some(5));
+        assert_eq!((kept.data, kept.ended.len()), (BTreeMap::from([(6, 10)]), 0));
+        assert_eq!(outbox.backlog().resume(30), 70);
+        assert!(outbox.send_again() && !outbox.send_again());
+        let expected = [(Kind::Output, 6, 10), (Kind::Output, 5, 70)];
         assert_eq!(frames(&sent_by(&mut outbox, 64)), expected);
     }
 

@@ -206,6 +206,12 @@ impl Session {
         self.credit.grant(bytes)
     }
 
+    /// Takes note that `waiting` bytes of its output go again to a host that resumes it.
+    pub(crate) fn resumed(&mut self, waiting: usize) {
+        self.credit = Credit::default();
+        self.credit.spend(waiting);
+    }
+
     /// Sets the size of its terminal, now or when it is there.
     pub(crate) fn resize(&mut self, size: TerminalSize) {
         match &self.terminal {

@@ -1,6 +1,7 @@
 //! The end-to-end tests. What every driver has to pass is listed once, below, and runs on each; the others are named after
 //! their subject. `cargo test -p e2e qemu` selects a driver, `cargo test -p e2e image::` a subject.
 
+mod chaos;
 mod cli;
 mod container;
 mod failure;

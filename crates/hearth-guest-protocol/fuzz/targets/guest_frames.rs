@@ -9,7 +9,7 @@
 use hearth_guest_protocol::{Decoder, Flags, HEADER_LEN, Header, Kind, MAX_PAYLOAD};
 use libfuzzer_sys::fuzz_target;
 
-const KINDS: [Kind; 21] = [
+const KINDS: [Kind; 22] = [
     Kind::Hello,
     Kind::Configure,
     Kind::Execute,
@@ -31,6 +31,7 @@ const KINDS: [Kind; 21] = [
     Kind::Part,
     Kind::Launch,
     Kind::Detach,
+    Kind::Resume,
 ];
 
 /// The decoder holds at most two largest frames.

@@ -15,7 +15,7 @@ fuzz_target!(|data: &[u8]| {
         return;
     };
     let payload = &payload[..payload.len().min(MAX_PAYLOAD)];
-    match choice % 16 {
+    match choice % 17 {
         0 => check::<message::Hello>(Kind::Hello, payload),
         1 => check::<message::Configure>(Kind::Configure, payload),
         2 => check::<message::Execute>(Kind::Execute, payload),
@@ -31,6 +31,7 @@ fuzz_target!(|data: &[u8]| {
         12 => check::<message::Stats>(Kind::Stats, payload),
         13 => check::<message::CreditGrant>(Kind::Credit, payload),
         14 => check::<message::Launch>(Kind::Launch, payload),
+        15 => check::<message::Resume>(Kind::Resume, payload),
         _ => check::<message::Role>(Kind::Execute, payload),
     }
 });

@@ -9,8 +9,8 @@ use hearth_guest_protocol::message::{
     self, Configure, Dial, Failure, FileRequest, Hello, Launch, Stats, Status, Stop, World,
 };
 use hearth_guest_protocol::{
-    CONTROL, Decoder, Flags, Frame, FrameError, GENERATION_LAUNCH, GENERATIONS, Kind, NoCommonGeneration,
-    negotiate,
+    CONTROL, Decoder, Flags, Frame, FrameError, GENERATION_LAUNCH, GENERATION_RESUME, GENERATIONS, Kind,
+    NoCommonGeneration, negotiate,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -127,8 +127,8 @@ impl Guest {
     }
 
     /// Greets a guest that an earlier node has set to work, as [`Guest::connect`] does. Returns the workload's session as
-    /// well, where there is one: its output goes on from where the earlier node left it. All other sessions of that node
-    /// are ended, since whoever waited for them is gone. The caller sets the deadline.
+    /// well, where there is one: its output goes on behind the first `received` bytes. All other sessions of that node are
+    /// ended, since whoever waited for them is gone. The caller sets the deadline.
     ///
     /// # Errors
     /// Returns [`ConnectError`] when there is no talking to this guest.
@@ -136,6 +136,7 @@ impl Guest {
         reader: R,
         writer: W,
         tasks: &TaskTracker,
+        received: u64,
         deadline: Duration,
     ) -> Result<(Self, Option<Session>), ConnectError>
     where
@@ -150,6 +151,13 @@ impl Guest {
         getrandom::fill(&mut first).map_err(|error| ConnectError::Io(std::io::Error::other(error)))?;
         let first = u32::from_le_bytes(first) >> 1 | 1 << 30;
         let guest = Self::establish(reader, writer, tasks, table, first).await?;
+        // An older agent goes on from where the earlier node stopped to read.
+        if guest.info().generation >= GENERATION_RESUME {
+            let mut frame = Vec::new();
+            message::encode(Kind::Resume, WORKLOAD, &message::Resume { received }, &mut frame)
+                .map_err(|_| ConnectError::Malformed)?;
+            guest.send(frame).await;
+        }
         // What the guest tells a new connection stands before its next answer.
         guest.ping(deadline).await.map_err(|_| ConnectError::Closed)?;
         let session = Session::new(guest.clone(), WORKLOAD, Arc::clone(&inbox));

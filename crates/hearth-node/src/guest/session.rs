@@ -52,6 +52,8 @@ impl From<End> for SessionEvent {
 #[derive(Debug)]
 pub struct Session {
     input: Input,
+    /// A grant for bytes that the owner has and may not have put away yet.
+    owed: Option<u32>,
 }
 
 /// The sending side of a session; cloned freely.
@@ -66,6 +68,7 @@ impl Session {
     pub(super) fn new(guest: Guest, id: u32, inbox: Arc<Inbox>) -> Self {
         Self {
             input: Input { guest, id, inbox },
+            owed: None,
         }
     }
 
@@ -82,14 +85,16 @@ impl Session {
         self.input.guest.detach(self.input.id)
     }
 
-    /// Waits for what comes next. Bytes count as consumed once they are returned. After the last event it repeats that.
+    /// Waits for what comes next. Bytes count as consumed with the call behind the one that returned them: until then the
+    /// guest keeps those of the workload, should this node die. After the last event it repeats that.
     ///
     /// Safe to cancel: nothing is lost.
     pub async fn next(&mut self) -> SessionEvent {
-        let (event, grant) = self.input.inbox.next().await;
-        if let Some(bytes) = grant {
+        if let Some(bytes) = self.owed.take() {
             self.input.guest.grant(self.input.id, bytes);
         }
+        let (event, grant) = self.input.inbox.next().await;
+        self.owed = grant;
         event
     }
 }

@@ -153,6 +153,12 @@ async fn a_reader_that_does_not_read_stalls_nobody_else() {
             other => panic!("{other:?}"),
         }
     }
+    // The bytes are put away once more is asked for.
+    tokio::select! {
+        biased;
+        event = slow.next() => panic!("{event:?}"),
+        () = std::future::ready(()) => {}
+    }
     let (header, payload) = peer.receive().await;
     let grant: CreditGrant = message::decode(&payload).unwrap();
     assert_eq!((header.kind, header.session), (Kind::Credit, slow_header.session));
@@ -270,4 +276,26 @@ async fn a_lost_connection_ends_every_wait() {
     drop((session, guest));
     tasks.close();
     tokio::time::timeout(DEADLINE, tasks.wait()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_host_that_follows_another_says_how_much_it_has() {
+    let (host, mut peer) = pipe();
+    let (reader, writer) = tokio::io::split(host);
+    let tasks = TaskTracker::new();
+    let guest = async {
+        peer.greet(hearth_guest_protocol::GENERATION_RESUME).await;
+        let (header, payload) = peer.receive().await;
+        let resume: message::Resume = message::decode(&payload).unwrap();
+        assert_eq!((header.kind, resume.received), (Kind::Resume, 77));
+        peer.send(Kind::Status, header.session, &Status::Started { pid: 7 })
+            .await;
+        let (ping, _) = peer.receive().await;
+        peer.send(Kind::Pong, ping.session, &()).await;
+        peer.output(header.session, Flags::NONE, b"again").await;
+    };
+    let (found, ()) = tokio::join!(Guest::reconnect(reader, writer, &tasks, 77, DEADLINE), guest);
+    let mut session = found.unwrap().1.unwrap();
+    assert!(matches!(session.next().await, SessionEvent::Started { pid: 7 }));
+    assert!(matches!(session.next().await, SessionEvent::Output(Stream::Stdout, b) if &b[..] == b"again"));
 }

@@ -25,6 +25,7 @@ use tokio_util::task::TaskTracker;
 use super::attend;
 use super::drivers::Drivers;
 use super::error::StartError;
+use super::log::LogWriter;
 use super::output::{Pump, SessionEnd, Subscriber, now_unix_ns};
 use super::pace::Pace;
 use super::paused;
@@ -277,6 +278,13 @@ async fn live_on(
     over
 }
 
+/// A workload that runs, its session, and where its output goes.
+struct Workload {
+    running: Running,
+    session: crate::guest::Session,
+    log: Option<LogWriter>,
+}
+
 /// The ways by which clients come.
 struct Clients {
     listeners: Listeners,
@@ -287,13 +295,18 @@ struct Clients {
 async fn run_on(
     plan: &mut Plan,
     vm: &Vm,
-    (mut running, session): (Running, crate::guest::Session),
+    Workload {
+        mut running,
+        session,
+        log,
+    }: Workload,
     Clients { listeners, joining }: Clients,
     mut orders: mpsc::Receiver<Order>,
     events: &mpsc::Sender<LifeEvent>,
 ) -> LifeEvent {
     let pump = Pump {
         session,
+        log,
         directory: plan.parts.layout.machine_data(plan.id),
         subscribers: std::mem::take(&mut plan.subscribers),
         joining,
@@ -328,11 +341,16 @@ async fn find_vm(plan: &Plan, vmm: VmmFact) -> Result<Vm, StartError> {
 }
 
 /// Finds the workload in a guest that an earlier node has set to work.
-async fn find_workload(plan: &Plan, vm: &Vm) -> Result<(Running, crate::guest::Session), StartError> {
+async fn find_workload(plan: &Plan, vm: &Vm) -> Result<Workload, StartError> {
+    let directory = plan.parts.layout.machine_data(plan.id);
+    let log = LogWriter::open(&directory)
+        .inspect_err(|error| tracing::error!(directory = %directory.display(), %error, "no output log"))
+        .ok();
+    let received = log.as_ref().map_or(0, LogWriter::printed);
     let greeting = async {
         let stream = vm.connect_guest().await.map_err(crate::guest::ConnectError::Io)?;
         let (reader, writer) = stream.into_split();
-        Guest::reconnect(reader, writer, &plan.parts.tasks, GUEST_DEADLINE).await
+        Guest::reconnect(reader, writer, &plan.parts.tasks, received, GUEST_DEADLINE).await
     };
     let greeted = tokio::time::timeout(GUEST_DEADLINE, greeting).await;
     let (guest, session) = greeted.map_err(|_| RequestError::Timeout(GUEST_DEADLINE))??;
@@ -344,7 +362,11 @@ async fn find_workload(plan: &Plan, vm: &Vm) -> Result<(Running, crate::guest::S
         stages: Vec::new(),
         ports: Vec::new(),
     };
-    Ok((running, session))
+    Ok(Workload {
+        running,
+        session,
+        log,
+    })
 }
 
 /// Runs a step of the start, unless an order to end comes first: then the step is dropped, and with it what it held.
@@ -499,11 +521,13 @@ fn make_directories(dirs: &MachineDirs) -> Result<(), StartError> {
     Ok(())
 }
 
-async fn bring_up(
-    plan: &mut Plan,
-    vm: &Vm,
-    stages: &mut Stages,
-) -> Result<(Running, crate::guest::Session), StartError> {
+async fn bring_up(plan: &mut Plan, vm: &Vm, stages: &mut Stages) -> Result<Workload, StartError> {
+    // While the guest boots. A log that cannot be begun is a full disk, most often: better said now than later.
+    let directory = plan.parts.layout.machine_data(plan.id);
+    let log = LogWriter::begin(&directory, now_unix_ns()).map_err(|source| StartError::Directory {
+        path: super::log::path(&directory),
+        source,
+    })?;
     let guest = greet(plan, vm).await?;
     failpoint::pass("start-greeted");
     stages.end("kernel");
@@ -534,7 +558,11 @@ async fn bring_up(
         stages,
         ports: Vec::new(),
     };
-    Ok((running, workload))
+    Ok(Workload {
+        running,
+        session: workload,
+        log: Some(log),
+    })
 }
 
 /// Puts the quota in force once the guest is up: what was asked for is the workload's share, and booting with it would

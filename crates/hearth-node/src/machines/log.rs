@@ -2,10 +2,12 @@
 //!
 //! ```text
 //! output.log, output.log.1 (the older half):   piece*
-//! piece:  0 time u64 (nanoseconds since 1970)   8 stream u8 (1 out, 2 err)   9 zero   12 length u32   16 bytes
+//! piece:  0 time u64 (nanoseconds since 1970)   8 stream u8 (1 out, 2 err, 3 mark)   9 zero   12 length u32   16 bytes
+//! mark:   its bytes are a u64: how much this life of the workload has printed before
 //! ```
-//! All little endian. A piece that a crash cut off ends the log. The two files together are bounded: a workload that
-//! prints for ever costs [`LOG_LIMIT`], not the disk.
+//! All little endian. A life begins with a mark of zero, and so does each file; so the log itself tells how much of a life's output
+//! it has, which is what the next node asks the guest for the rest by. A piece that a crash cut off ends the log, and is cut off by
+//! the next writer. The two files together are bounded: a workload that prints for ever costs [`LOG_LIMIT`], not the disk.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufReader, Write as _};
@@ -22,6 +24,9 @@ const HEADER: usize = 16;
 /// The longest piece: longer ones are not written, so a longer length is no piece.
 const PIECE_MAX: usize = 1 << 20;
 
+/// The kind of piece that is a mark.
+const MARK: u8 = 3;
+
 /// The file that is written.
 pub(super) fn path(directory: &Path) -> PathBuf {
     directory.join("output.log")
@@ -37,34 +42,89 @@ pub(super) struct LogWriter {
     path: PathBuf,
     file: File,
     length: u64,
+    /// Bytes that this life of the workload has printed.
+    printed: u64,
+    /// Whether what was printed before is not what stands in the file: a mark must come first.
+    mark_due: bool,
 }
 
 impl LogWriter {
-    /// Opens the log of the machine whose data is in `directory`; goes on behind what is there.
+    /// Opens the log of the machine whose data is in `directory`; goes on behind what is there, which is the output of this life.
     pub(super) fn open(directory: &Path) -> io::Result<Self> {
         let path = path(directory);
         let file = OpenOptions::new()
+            .read(true)
             .append(true)
             .create(true)
             .mode(PRIVATE)
             .open(&path)?;
-        let length = file.metadata()?.len();
-        Ok(Self { path, file, length })
+        let (length, printed) = survey(&file)?;
+        if file.metadata()?.len() > length {
+            file.set_len(length)?;
+        }
+        Ok(Self {
+            path,
+            file,
+            length,
+            printed,
+            mark_due: false,
+        })
     }
 
-    /// Appends a piece.
+    /// Opens the log for a new life of the workload.
+    pub(super) fn begin(directory: &Path, time_unix_ns: u64) -> io::Result<Self> {
+        let mut log = Self::open(directory)?;
+        log.printed = 0;
+        log.mark(time_unix_ns)?;
+        Ok(log)
+    }
+
+    /// Returns how many bytes this life of the workload has printed, as far as they came here.
+    pub(super) const fn printed(&self) -> u64 {
+        self.printed
+    }
+
+    /// Appends a piece. Where that fails the log is as it was, and the piece counts as printed.
     pub(super) fn write(&mut self, time_unix_ns: u64, stream: Stream, bytes: &[u8]) -> io::Result<()> {
+        let kind = if stream == Stream::Stdout { 1 } else { 2 };
+        let mut written = Ok(());
         for part in bytes.chunks(PIECE_MAX) {
-            self.rotate_if_full()?;
-            let mut piece = Vec::with_capacity(HEADER + part.len());
-            piece.extend_from_slice(&time_unix_ns.to_le_bytes());
-            piece.extend_from_slice(&[if stream == Stream::Stdout { 1 } else { 2 }, 0, 0, 0]);
-            piece.extend_from_slice(&(part.len() as u32).to_le_bytes());
-            piece.extend_from_slice(part);
-            // One write, so that a reader never sees half a piece unless the disk is full.
-            self.file.write_all(&piece)?;
-            self.length += piece.len() as u64;
+            if written.is_ok() {
+                written = self.write_part(time_unix_ns, kind, part);
+            }
+            self.mark_due |= written.is_err();
+            self.printed += part.len() as u64;
         }
+        written
+    }
+
+    fn write_part(&mut self, time_unix_ns: u64, kind: u8, part: &[u8]) -> io::Result<()> {
+        self.rotate_if_full()?;
+        if self.mark_due {
+            self.mark(time_unix_ns)?;
+        }
+        self.append(time_unix_ns, kind, part)
+    }
+
+    fn mark(&mut self, time_unix_ns: u64) -> io::Result<()> {
+        self.append(time_unix_ns, MARK, &self.printed.to_le_bytes())?;
+        self.mark_due = false;
+        Ok(())
+    }
+
+    fn append(&mut self, time_unix_ns: u64, kind: u8, bytes: &[u8]) -> io::Result<()> {
+        let mut piece = Vec::with_capacity(HEADER + bytes.len());
+        piece.extend_from_slice(&time_unix_ns.to_le_bytes());
+        piece.extend_from_slice(&[kind, 0, 0, 0]);
+        piece.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
+        piece.extend_from_slice(bytes);
+        // One write, so that a reader never sees half a piece unless the disk is full.
+        if let Err(error) = self.file.write_all(&piece) {
+            // What follows must begin where a piece can be read.
+            self.file.set_len(self.length)?;
+            return Err(error);
+        }
+        self.length += piece.len() as u64;
         Ok(())
     }
 
@@ -78,9 +138,23 @@ impl LogWriter {
             .create_new(true)
             .mode(PRIVATE)
             .open(&self.path)?;
-        self.length = 0;
+        (self.length, self.mark_due) = (0, true);
         Ok(())
     }
+}
+
+/// Reads through a log; returns where its whole pieces end, and how much was printed in the life it ends with.
+fn survey(file: &File) -> io::Result<(u64, u64)> {
+    let mut reader = BufReader::with_capacity(1 << 16, file);
+    let (mut end, mut printed) = (0, 0);
+    while let Some(piece) = read_whole(&mut reader)? {
+        end += (HEADER + piece.bytes.len()) as u64;
+        printed = match <[u8; 8]>::try_from(&piece.bytes[..]) {
+            Ok(mark) if piece.kind == MARK => u64::from_le_bytes(mark),
+            _ => printed + piece.bytes.len() as u64,
+        };
+    }
+    Ok((end, printed))
 }
 
 /// One piece of output.
@@ -166,35 +240,56 @@ impl LogReader {
         let start = self.file.stream_position()?;
         let piece = self.read_whole_piece()?;
         if piece.is_none() {
+            // Marks that were passed over are passed over again.
             self.file.seek(io::SeekFrom::Start(start))?;
         }
         Ok(piece)
     }
 
     fn read_whole_piece(&mut self) -> io::Result<Option<Piece>> {
-        let mut header = [0; HEADER];
-        if !read_full(&mut self.file, &mut header)? {
-            return Ok(None);
+        while let Some(raw) = read_whole(&mut self.file)? {
+            let stream = match raw.kind {
+                MARK => continue,
+                1 => Stream::Stdout,
+                _ => Stream::Stderr,
+            };
+            return Ok(Some(Piece {
+                time_unix_ns: raw.time_unix_ns,
+                stream,
+                bytes: raw.bytes,
+            }));
         }
-        let (time, rest) = header.split_at(8);
-        let time_unix_ns = u64::from_le_bytes(time.try_into().unwrap_or_default());
-        let length = u32::from_le_bytes(rest[4..].try_into().unwrap_or_default()) as usize;
-        let stream = match rest[0] {
-            1 => Stream::Stdout,
-            2 => Stream::Stderr,
-            _ => return Ok(None),
-        };
-        if length > PIECE_MAX {
-            return Ok(None);
-        }
-        let mut bytes = vec![0; length];
-        let whole = read_full(&mut self.file, &mut bytes)?;
-        Ok(whole.then_some(Piece {
-            time_unix_ns,
-            stream,
-            bytes,
-        }))
+        Ok(None)
     }
+}
+
+/// A piece of whatever kind.
+struct RawPiece {
+    time_unix_ns: u64,
+    kind: u8,
+    bytes: Vec<u8>,
+}
+
+/// Reads a piece; `None` where no whole one follows.
+fn read_whole(reader: &mut impl io::Read) -> io::Result<Option<RawPiece>> {
+    let mut header = [0; HEADER];
+    if !read_full(reader, &mut header)? {
+        return Ok(None);
+    }
+    let (time, rest) = header.split_at(8);
+    let time_unix_ns = u64::from_le_bytes(time.try_into().unwrap_or_default());
+    let length = u32::from_le_bytes(rest[4..].try_into().unwrap_or_default()) as usize;
+    let kind = rest[0];
+    if !(1..=MARK).contains(&kind) || length > PIECE_MAX {
+        return Ok(None);
+    }
+    let mut bytes = vec![0; length];
+    let whole = read_full(reader, &mut bytes)?;
+    Ok(whole.then_some(RawPiece {
+        time_unix_ns,
+        kind,
+        bytes,
+    }))
 }
 
 fn read_full(reader: &mut impl io::Read, buffer: &mut [u8]) -> io::Result<bool> {
@@ -236,6 +331,59 @@ mod tests {
         assert_eq!(all(&mut reader), expected);
         writer.file.write_all(&[1, 2, 3]).unwrap();
         assert_eq!(all(&mut reader), []);
+    }
+
+    #[test]
+    fn the_log_tells_how_much_of_a_life_it_has_and_a_torn_piece_is_cut_off() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut former = LogWriter::begin(directory.path(), 1).unwrap();
+        former.write(2, Stream::Stdout, b"of another life").unwrap();
+        let mut writer = LogWriter::begin(directory.path(), 3).unwrap();
+        writer.write(4, Stream::Stdout, b"12345").unwrap();
+        writer.write(5, Stream::Stderr, b"678").unwrap();
+        let torn = std::fs::read(path(directory.path())).unwrap();
+        writer
+            .file
+            .write_all(&torn[torn.len() - 19..torn.len() - 1])
+            .unwrap();
+
+        let mut next = LogWriter::open(directory.path()).unwrap();
+        assert_eq!(next.printed(), 8);
+        next.write(6, Stream::Stdout, b"9").unwrap();
+        assert_eq!(LogWriter::open(directory.path()).unwrap().printed(), 9);
+        let mut reader = LogReader::open(directory.path()).unwrap().unwrap();
+        let printed: Vec<_> = all(&mut reader).into_iter().map(|piece| piece.bytes).collect();
+        let expected: [&[u8]; 4] = [b"of another life", b"12345", b"678", b"9"];
+        assert_eq!(printed, expected);
+    }
+
+    #[test]
+    fn a_log_that_could_not_be_written_counts_what_it_lost_and_goes_on() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut writer = LogWriter::begin(directory.path(), 1).unwrap();
+        writer.write(2, Stream::Stdout, b"first").unwrap();
+        let good = std::mem::replace(
+            &mut writer.file,
+            File::options().read(true).open("/dev/null").unwrap(),
+        );
+        assert!(writer.write(3, Stream::Stdout, b"lost").is_err());
+        writer.file = good;
+        writer.write(4, Stream::Stdout, b"third").unwrap();
+        assert_eq!(writer.printed(), 14);
+        assert_eq!(LogWriter::open(directory.path()).unwrap().printed(), 14);
+        let mut reader = LogReader::open(directory.path()).unwrap().unwrap();
+        let times: Vec<_> = all(&mut reader).iter().map(|piece| piece.time_unix_ns).collect();
+        assert_eq!(times, [2, 4]);
+    }
+
+    #[test]
+    fn a_rotated_log_tells_how_much_of_a_life_it_has() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut writer = LogWriter::begin(directory.path(), 1).unwrap();
+        writer.write(2, Stream::Stdout, b"before").unwrap();
+        writer.length = LOG_LIMIT;
+        writer.write(3, Stream::Stdout, b"after").unwrap();
+        assert_eq!(LogWriter::open(directory.path()).unwrap().printed(), 11);
     }
 
     #[test]

@@ -37,22 +37,25 @@ pub(super) enum SessionEnd {
 /// Carries a workload's output until it ends.
 pub(super) struct Pump {
     pub(super) session: Session,
+    /// Its log, open; `None` where none could be opened.
+    pub(super) log: Option<LogWriter>,
     pub(super) directory: PathBuf,
     pub(super) subscribers: Vec<Subscriber>,
     pub(super) joining: mpsc::Receiver<Subscriber>,
 }
 
 impl Pump {
-    /// Runs until the session ends. A log that cannot be written is reported once and given up; the workload goes on.
+    /// Runs until the session ends. A log that cannot be written is reported once, and tried again with all that follows: the
+    /// workload goes on.
     pub(super) async fn run(mut self) -> SessionEnd {
-        let mut log = self.open_log();
+        let mut lost = 0;
         loop {
             tokio::select! {
                 event = self.session.next() => match event {
                     SessionEvent::Started { .. } | SessionEvent::OutputEnded(_) => {}
                     SessionEvent::Output(stream, bytes) => {
                         failpoint::pass("output-taken");
-                        log = log.and_then(|log| self.record(log, stream, &bytes));
+                        self.record(stream, &bytes, &mut lost);
                         failpoint::pass("output-logged");
                         self.deliver(stream, &bytes).await;
                     }
@@ -65,20 +68,21 @@ impl Pump {
         }
     }
 
-    fn open_log(&self) -> Option<LogWriter> {
-        LogWriter::open(&self.directory)
-            .inspect_err(
-                |error| tracing::error!(directory = %self.directory.display(), %error, "no output log"),
-            )
-            .ok()
-    }
-
-    fn record(&self, mut log: LogWriter, stream: Stream, bytes: &[u8]) -> Option<LogWriter> {
+    /// Logs a piece; `lost` counts the bytes that could not be since the last that could.
+    fn record(&mut self, stream: Stream, bytes: &[u8], lost: &mut usize) {
+        let Some(log) = &mut self.log else { return };
+        let directory = self.directory.display();
         match log.write(now_unix_ns(), stream, bytes) {
-            Ok(()) => Some(log),
+            Ok(()) if *lost > 0 => {
+                tracing::warn!(%directory, lost, "output is logged again");
+                *lost = 0;
+            }
+            Ok(()) => {}
             Err(error) => {
-                tracing::error!(directory = %self.directory.display(), %error, "output is no longer logged");
-                None
+                if *lost == 0 {
+                    tracing::error!(%directory, %error, "output is not logged as long as this lasts");
+                }
+                *lost += bytes.len();
             }
         }
     }
