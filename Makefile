@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test build release install setup-host fmt lint tidy soak fuzz clean
+.PHONY: help demo test test-user build release install setup-host fmt lint tidy soak fuzz clean
 
 PREFIX ?= /usr/local
 SECONDS_EACH ?= 600
@@ -19,6 +19,10 @@ demo: setup-host release ## Installs what is missing, builds, and runs a microVM
 test: ## Installs what is missing; formatting, lints, structure, unit and end-to-end tests
 	@scripts/prerequisites.sh test
 	@scripts/test.sh
+
+test-user: ## The end-to-end tests as an ordinary user, also when root calls
+	@scripts/prerequisites.sh test
+	@scripts/test-user.sh
 
 build: ## Builds hearth and its guest agent, quickly, into target/debug
 	@scripts/prerequisites.sh build

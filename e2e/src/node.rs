@@ -1,6 +1,7 @@
 //! A node with a home of its own, and the end of it.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::{CString, OsStr, OsString};
+use std::os::unix::fs::MetadataExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -8,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use hearth_api::location::{HOME_VARIABLE, Location};
 use hearth_api::v1::{Machine, NodeStatus};
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 use serde::de::DeserializeOwned;
 use tempfile::TempDir;
 use walkdir::WalkDir;
@@ -49,6 +51,8 @@ pub struct TestNode {
     hearth: PathBuf,
     driver: Driver,
     environment: Vec<(OsString, OsString)>,
+    /// Whether the home is a file system of its own.
+    mounted: bool,
     /// Absent while homes are made ready: that happens once, under a permit of the test that needs it.
     _permit: Option<Permit>,
     closed: bool,
@@ -84,6 +88,36 @@ impl TestNode {
         Ok(node)
     }
 
+    /// Makes a home as [`TestNode::ready`] does, on a file system of its own that has so much room left. Takes root's privileges.
+    ///
+    /// # Errors
+    /// As for that, or the file system cannot be mounted.
+    pub fn ready_on_small_disk(driver: Driver, spare_mib: u64) -> Result<Self> {
+        let permit = Permit::acquire();
+        let mut node = Self::unfilled(driver)?;
+        node._permit = Some(permit);
+        let size = |bytes: u64| CString::new(format!("size={bytes},mode=711"));
+        let home = node.home.path();
+        mount(
+            "hearth-e2e",
+            home,
+            "tmpfs",
+            MountFlags::empty(),
+            size(1 << 30)?.as_c_str(),
+        )
+        .context("cannot mount a small file system")?;
+        node.mounted = true;
+        std::fs::create_dir(home.join("user"))?;
+        setup::fill(home)?;
+        let files = WalkDir::new(home).into_iter().flatten();
+        let used: u64 = files
+            .filter_map(|entry| Some(entry.metadata().ok()?.blocks() * 512))
+            .sum();
+        let size = size(used + (spare_mib << 20))?;
+        mount_remount(home, MountFlags::empty(), size.as_c_str())?;
+        Ok(node)
+    }
+
     /// Makes an empty home, where nothing is set up.
     ///
     /// # Errors
@@ -111,6 +145,7 @@ impl TestNode {
             hearth,
             driver,
             environment: Vec::new(),
+            mounted: false,
             _permit: None,
             closed: false,
         })
@@ -130,6 +165,20 @@ impl TestNode {
     /// Returns where the node's socket, data and memory lie.
     pub fn location(&self) -> &Location {
         &self.location
+    }
+
+    /// Returns the `hearth` that is tested.
+    pub fn program(&self) -> &Path {
+        &self.hearth
+    }
+
+    /// Names a call of another `hearth` with this node's home.
+    pub fn call<A: AsRef<OsStr>>(
+        &self,
+        program: impl AsRef<OsStr>,
+        arguments: impl IntoIterator<Item = A>,
+    ) -> Invocation {
+        self.prepared(Invocation::new(program, arguments))
     }
 
     /// Names a call of the command line. Only `PATH` and the like reach it from the caller's environment.
@@ -257,6 +306,10 @@ impl TestNode {
         } else {
             Ok(())
         };
+        if std::mem::take(&mut self.mounted) {
+            // Lazily: monitors may take a moment to end, and are looked for below.
+            unmount(self.home.path(), UnmountFlags::DETACH).context("cannot unmount the home")?;
+        }
         let traces = Traces {
             home: self.home.path(),
             memory: &self.location.memory,

@@ -22,7 +22,7 @@ use tokio::net::unix::pipe;
 use crate::error::CliError;
 
 /// How long a node may take to answer; one that follows another first finds its machines.
-const START_DEADLINE: Duration = Duration::from_secs(10);
+const START_DEADLINE: Duration = Duration::from_secs(40);
 
 /// The longest word of a node that starts, in bytes.
 const WORD_LIMIT: u64 = 64 * 1024;

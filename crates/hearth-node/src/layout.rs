@@ -94,9 +94,14 @@ impl Layout {
         self.machine_data(id).join("disk.img")
     }
 
+    /// Returns the directory of all machines' sockets.
+    pub fn machines_run(&self) -> PathBuf {
+        self.run.join("m")
+    }
+
     /// Returns the directory of a machine's sockets.
     pub fn machine_run(&self, id: MachineId) -> PathBuf {
-        self.run.join("m").join(id.to_string())
+        self.machines_run().join(id.to_string())
     }
 
     /// Returns the file that backs a machine's memory.

@@ -129,8 +129,8 @@ async fn serve(starter: &mut Starter) -> Result<(), NodeError> {
     let layout = Layout::new(&location.data, &location.run, &location.memory)
         .with_configuration(location.configuration.clone());
     for path in [layout.data(), layout.run(), layout.memory()] {
-        // Open to pass through: monitors of machines run as users of their own. What is private has its own mode.
-        files::make_directory(path, 0o711).map_err(NodeError::at(path))?;
+        // What is private has its own mode, too.
+        files::make_directory(path, own::passage_mode()).map_err(NodeError::at(path))?;
     }
     // Root file systems in it are readable for monitors, by their links in the directories of machines.
     files::make_directory(&layout.images(), 0o700).map_err(NodeError::at(&layout.images()))?;
@@ -207,6 +207,7 @@ async fn build(layout: &Layout) -> Result<Machines, NodeError> {
         drivers: Drivers::default(),
         tasks: TaskTracker::new(),
         pace: Pace::default(),
+        host_boot: own::host_boot(),
         processors: Processors::find(),
     };
     let memory = ByteSize::from_bytes(own::memory_bytes());

@@ -25,6 +25,9 @@ const SEED: &str = "HEARTH_E2E_SEED";
 /// How long a node may live on after it came to an armed failpoint.
 const LAST_BREATH: Duration = Duration::from_secs(60);
 
+/// How long what the death of a node interrupted may take to come to its end.
+const SETTLING: Duration = Duration::from_secs(60);
+
 /// Machines that must not notice.
 struct Herd<'a> {
     node: &'a TestNode,
@@ -62,8 +65,8 @@ impl<'a> Herd<'a> {
         handle(self.node)
     }
 
-    /// Has the next verb start a node, and looks whether everything is as it was: each machine is the one it was and answers, and the
-    /// node has a monitor, a memory file, a directory of sockets and a record for each machine, and none beside.
+    /// Has the next verb start a node, and looks whether everything is as it was: each machine is the one it was and answers, and
+    /// nothing is left of others.
     fn verify(&mut self) -> Result<()> {
         let begun = Instant::now();
         let machines = self.node.machines()?;
@@ -80,36 +83,53 @@ impl<'a> Herd<'a> {
             ensure!(self.node.exec([name, "echo", name]).ok()? == *name);
         }
         self.returns.push(begun.elapsed());
-        let names: BTreeSet<_> = machines.iter().map(|machine| &machine.name).collect();
-        ensure!(names.len() == machines.len(), "a name twice: {machines:?}");
-        let is_alive = |status| {
-            matches!(
-                status,
-                MachineStatus::Starting | MachineStatus::Running | MachineStatus::Stopping
-            )
-        };
-        let all: BTreeSet<_> = machines.iter().map(|machine| machine.id.clone()).collect();
-        let alive: BTreeSet<_> = machines
-            .iter()
-            .filter(|machine| is_alive(machine.state.status))
-            .map(|machine| machine.id.clone())
-            .collect();
-        let location = self.node.location();
-        ensure!(
-            listed(&location.data.join("machines")) == all,
-            "records and directories"
-        );
-        ensure!(listed(&location.run.join("m")) == alive, "directories of sockets");
-        ensure!(listed(&location.memory) == alive, "memory");
-        ensure!(monitors(self.node)? == alive, "monitors");
-        ensure!(
-            listed(&location.data.join("images/tmp")).is_empty(),
-            "half-written images"
-        );
-        let disks = listed(&location.data.join("disks"));
-        ensure!(disks.iter().all(|name| name.ends_with(".img")), "{disks:?}");
-        Ok(())
+        // A machine that was told to end before may still be about it.
+        let end = Instant::now() + SETTLING;
+        loop {
+            match nothing_beside(self.node) {
+                Err(error) if Instant::now() > end => return Err(error),
+                Err(_) => std::thread::sleep(Duration::from_millis(50)),
+                Ok(()) => return Ok(()),
+            }
+        }
     }
+}
+
+/// Checks that the node has a monitor, a memory file, a directory of sockets and a record for each machine, and none beside.
+fn nothing_beside(node: &TestNode) -> Result<()> {
+    let machines = node.machines()?;
+    let names: BTreeSet<_> = machines.iter().map(|machine| &machine.name).collect();
+    ensure!(names.len() == machines.len(), "a name twice: {machines:?}");
+    let is_alive = |status| {
+        matches!(
+            status,
+            MachineStatus::Starting | MachineStatus::Running | MachineStatus::Stopping
+        )
+    };
+    let all: BTreeSet<_> = machines.iter().map(|machine| machine.id.clone()).collect();
+    let alive: BTreeSet<_> = machines
+        .iter()
+        .filter(|machine| is_alive(machine.state.status))
+        .map(|machine| machine.id.clone())
+        .collect();
+    let location = node.location();
+    let same = |what: &str, found: BTreeSet<String>, expected: &BTreeSet<String>| {
+        ensure!(found == *expected, "{what}: {found:?} instead of {expected:?}");
+        Ok(())
+    };
+    same(
+        "directories of machines",
+        listed(&location.data.join("machines")),
+        &all,
+    )?;
+    same("directories of sockets", listed(&location.run.join("m")), &alive)?;
+    same("memory", listed(&location.memory), &alive)?;
+    same("monitors", monitors(node)?, &alive)?;
+    let half_written = listed(&location.data.join("images/tmp"));
+    ensure!(half_written.is_empty(), "half-written images: {half_written:?}");
+    let disks = listed(&location.data.join("disks"));
+    ensure!(disks.iter().all(|name| name.ends_with(".img")), "{disks:?}");
+    Ok(())
 }
 
 /// Returns the names in a directory.

@@ -16,11 +16,13 @@ mod pause;
 mod ports;
 mod process;
 mod pull;
+mod recovery;
 mod secret;
 mod setup;
 mod streams;
 mod support;
 mod terminal;
+mod users;
 
 /// Makes each function a test of a driver: on a ready node of that driver, which must leave nothing.
 macro_rules! on_driver {

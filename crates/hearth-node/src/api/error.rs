@@ -185,7 +185,10 @@ impl From<StartError> for ApiError {
             ),
             StartError::Agent(_) => (ErrorCode::NotSetUp, Some("run `hearth setup`")),
             StartError::Driver(_) => (ErrorCode::HostUnfit, Some("`hearth doctor` says what is missing")),
-            StartError::Disk(_) | StartError::Directory { .. } => (
+            StartError::Disk(_)
+            | StartError::Directory { .. }
+            | StartError::Record(_)
+            | StartError::Write { .. } => (
                 ErrorCode::Internal,
                 Some("check the data directory and its disk; `hearth node status` names it"),
             ),

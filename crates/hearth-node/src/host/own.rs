@@ -16,6 +16,19 @@ pub fn rss_bytes() -> io::Result<u64> {
     Ok(pages * rustix::param::page_size() as u64)
 }
 
+/// Returns the mode of directories on the way to what monitors must reach. Those of root run as users of their own, which may
+/// pass through and not look around; anybody else's run as their user, and nobody else has any business there.
+pub fn passage_mode() -> u32 {
+    if uid() == 0 { 0o711 } else { 0o700 }
+}
+
+/// Returns the name of the host's present boot, random(4): another one says that every process of before is gone. Empty where
+/// the kernel does not tell, which then never differs.
+pub fn host_boot() -> String {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    id.trim().to_owned()
+}
+
 /// Returns the host's memory in bytes.
 pub fn memory_bytes() -> u64 {
     let info = rustix::system::sysinfo();

@@ -74,6 +74,8 @@ pub(super) type Reply<T> = oneshot::Sender<Result<T, MachineError>>;
 /// Commands that wait for the actor.
 pub(super) const MAILBOX: usize = 32;
 const EVENTS: usize = 8;
+/// How long the disk has to make room before a record is tried again.
+const RETRY: Duration = Duration::from_secs(1);
 
 pub(super) struct Actor {
     pub(super) id: MachineId,
@@ -97,6 +99,8 @@ struct Work {
     running: Option<Arc<Running>>,
     /// The state in which the last start ended.
     end: Option<State>,
+    /// Whether the record on the disk is not the one here.
+    unwritten: bool,
     /// Attached before the start.
     early: Vec<Subscriber>,
     starters: Vec<Reply<()>>,
@@ -116,6 +120,7 @@ impl Actor {
             send_events,
             running: None,
             end: None,
+            unwritten: false,
             early: Vec::new(),
             starters: Vec::new(),
             pauser: None,
@@ -130,6 +135,7 @@ impl Actor {
                     None => return,
                 },
                 Some(event) = work.events.recv() => self.take_event(&mut work, event),
+                () = tokio::time::sleep(RETRY), if work.unwritten => self.write(&mut work),
             }
             if self.state == State::Removing {
                 failpoint::pass("remove-recorded");
@@ -195,10 +201,8 @@ impl Actor {
             subscribers: std::mem::take(&mut work.early),
             ..self.plan()
         };
-        self.record.started_at = Some(jiff::Timestamp::now().to_string());
-        self.record.finished_at = None;
         work.end = None;
-        self.enter(work, state);
+        self.enter_start(work, state)?;
         failpoint::pass("start-recorded");
         work.life = Some(life::begin(plan, Origin::Boot, work.send_events.clone()));
         Ok(())
@@ -359,18 +363,51 @@ impl Actor {
         work.stoppers.drain(..).for_each(|reply| answer(reply, Ok(())));
     }
 
+    /// Enters the state of a start, which must be written down first: a virtual machine that nothing on the disk tells of
+    /// would be lost with this node.
+    fn enter_start(&mut self, work: &Work, state: State) -> Result<(), StartError> {
+        let before = (self.state.clone(), self.record.clone());
+        self.record.started_at = Some(jiff::Timestamp::now().to_string());
+        self.record.finished_at = None;
+        self.record.host_boot = Some(self.parts.host_boot.clone());
+        self.take_on(state);
+        if let Err(error) = self.records.write(self.id, &self.record) {
+            (self.state, self.record) = before;
+            return Err(error.into());
+        }
+        self.show(work);
+        Ok(())
+    }
+
     /// Enters a state: writes it down, then shows it.
-    fn enter(&mut self, work: &Work, state: State) {
+    fn enter(&mut self, work: &mut Work, state: State) {
+        self.take_on(state);
+        self.write(work);
+        self.show(work);
+    }
+
+    fn take_on(&mut self, state: State) {
         self.state = state;
         self.record.state = recorded(&self.state);
         // One that is being found again is what it was until that is done.
         self.record.paused &= self.state == State::Starting;
         self.record.paused |= self.state == State::Paused;
+        self.record.stopping = self.state == State::Stopping;
         self.record.generation += 1;
-        if let Err(error) = self.records.write(self.id, &self.record) {
-            // The machine goes on: what is shown is true, and the next change is written again.
-            tracing::error!(machine = %self.id, error = %life::chain(&error), "record not written");
+    }
+
+    fn write(&mut self, work: &mut Work) {
+        let written = self.records.write(self.id, &self.record);
+        if let Err(error) = &written
+            && !work.unwritten
+        {
+            // The machine goes on: what is shown is true, and the disk will hear of it once it has room.
+            tracing::error!(machine = %self.id, error = %life::chain(error), "record not written; it is tried again");
         }
+        work.unwritten = written.is_err();
+    }
+
+    fn show(&self, work: &Work) {
         self.view.send_replace(View {
             state: self.state.clone(),
             end: work.end.clone(),

@@ -95,6 +95,18 @@ pub enum StartError {
         #[source]
         source: std::io::Error,
     },
+    /// Its record could not be written: without one, a later node would not know of it.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// A file of its own could not be written.
+    #[error("cannot write {}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// Its virtual machine did not come up.
     #[error("the virtual machine did not come up")]
     Boot(#[source] vmm::BootError),

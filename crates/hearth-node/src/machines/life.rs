@@ -25,12 +25,13 @@ use tokio_util::task::TaskTracker;
 use super::attend;
 use super::drivers::Drivers;
 use super::error::StartError;
+use super::full_disk;
 use super::log::LogWriter;
 use super::output::{Pump, SessionEnd, Subscriber, now_unix_ns};
 use super::pace::Pace;
 use super::paused;
 use super::ports::Listeners;
-use super::registry::end_process;
+use super::recovery::end_process;
 use super::session::{self, WorkloadIo};
 use crate::guest::{Guest, Input, RequestError, SessionEvent};
 use crate::host::cgroup::Processors;
@@ -62,6 +63,8 @@ pub struct Parts {
     pub tasks: TaskTracker,
     /// How long boots take here.
     pub pace: Pace,
+    /// The host's present boot, as its kernel names it.
+    pub host_boot: String,
     /// Who enforces processor quotas; `None` where this node may not.
     pub processors: Option<Processors>,
 }
@@ -317,7 +320,11 @@ async fn run_on(
     let _published = listeners.serve(&guest, &plan.parts.tasks);
     // Fails only when the actor is gone; the life goes on and ends by itself.
     let _ = events.send(LifeEvent::Running(Box::new(running))).await;
-    attend::attend(plan, vm, &guest, pump, &mut orders, events).await
+    let directory = plan.parts.layout.machine_data(plan.id);
+    tokio::select! {
+        over = attend::attend(plan, vm, &guest, pump, &mut orders, events) => over,
+        never = full_disk::hold_out(vm, plan.id, &directory) => match never {},
+    }
 }
 
 /// Returns what a record says of a process as the host takes it.
@@ -479,7 +486,7 @@ async fn power_on(plan: &Plan, stages: &mut Stages) -> Result<Vm, StartError> {
     make_directories(&dirs)?;
     let disk = parts.layout.machine_disk(id);
     parts.disks.prepare(plan.spec.disk, &disk, user).await?;
-    failpoint::reach("start-disk-made").map_err(|source| StartError::Directory {
+    failpoint::reach("start-disk-made").map_err(|source| StartError::Write {
         path: dirs.data.clone(),
         source,
     })?;
@@ -511,9 +518,8 @@ async fn power_on(plan: &Plan, stages: &mut Stages) -> Result<Vm, StartError> {
 
 fn make_directories(dirs: &MachineDirs) -> Result<(), StartError> {
     let memory = dirs.memory.parent().unwrap_or(&dirs.memory);
-    // Open to pass through, not to list: monitors run as users of their own.
     for path in [dirs.run.as_path(), memory] {
-        files::make_directory(path, 0o711).map_err(|source| StartError::Directory {
+        files::make_directory(path, own::passage_mode()).map_err(|source| StartError::Directory {
             path: path.to_owned(),
             source,
         })?;
@@ -524,7 +530,7 @@ fn make_directories(dirs: &MachineDirs) -> Result<(), StartError> {
 async fn bring_up(plan: &mut Plan, vm: &Vm, stages: &mut Stages) -> Result<Workload, StartError> {
     // While the guest boots. A log that cannot be begun is a full disk, most often: better said now than later.
     let directory = plan.parts.layout.machine_data(plan.id);
-    let log = LogWriter::begin(&directory, now_unix_ns()).map_err(|source| StartError::Directory {
+    let log = LogWriter::begin(&directory, now_unix_ns()).map_err(|source| StartError::Write {
         path: super::log::path(&directory),
         source,
     })?;

@@ -13,6 +13,7 @@ mod actor;
 mod attend;
 mod drivers;
 mod error;
+mod full_disk;
 mod handle;
 mod life;
 mod log;
@@ -21,6 +22,7 @@ mod output;
 mod pace;
 mod paused;
 mod ports;
+mod recovery;
 mod registry;
 mod session;
 

@@ -1,4 +1,4 @@
-//! All machines of the node: created, found by name or id, brought back after a restart of the node.
+//! All machines of the node: created, found by name or id.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use hearth_api::v1::{Border, MachineSpec};
 use hearth_machine::spec::check_environment;
-use hearth_machine::{ByteSize, HostLimits, MachineId, MachineName, Process, Spec, State};
+use hearth_machine::{HostLimits, MachineId, MachineName, Process, Spec, State};
 use tokio::sync::{mpsc, watch};
 
 use super::actor::{self, Actor, MAILBOX, View};
@@ -15,16 +15,13 @@ use super::error::{CreateError, MachineError};
 use super::handle::Machine;
 use super::life::{self, Parts};
 use crate::host::facts::{self, Place};
-use crate::host::process::{Process as HostProcess, ProcessId, with_arguments};
 use crate::host::{failpoint, files};
 use crate::images::ResolvedImage;
-use crate::records::{ImageFact, MachineRecord, ProcessFact, RecordError, RecordedState, Records, spec};
+use crate::records::{ImageFact, MachineRecord, ProcessFact, RecordedState, Records, spec};
 use crate::vmm::{self, Vmm as _};
 
-/// How long a killed process may take to be gone.
+/// How long tasks of machines may take to end with the node.
 const LEFTOVER_DEADLINE: Duration = Duration::from_secs(10);
-/// How long the node waits for guests of an earlier one before it serves; they go on answering after that.
-const ADOPTION_DEADLINE: Duration = Duration::from_secs(8);
 
 /// What a new machine is to be.
 #[derive(Debug, Clone)]
@@ -40,9 +37,9 @@ pub struct NewMachine {
 /// The registry.
 #[derive(Debug, Clone)]
 pub struct Machines {
-    parts: Arc<Parts>,
+    pub(super) parts: Arc<Parts>,
     table: Arc<Table>,
-    records: Records,
+    pub(super) records: Records,
     host: HostLimits,
 }
 
@@ -54,13 +51,6 @@ pub struct Machines {
 pub(super) struct Table {
     machines: Mutex<BTreeMap<MachineId, Machine>>,
 }
-
-/// What a machine of any host may have had: records are checked against this, so that none is lost on a smaller host.
-const ANY_HOST: HostLimits = HostLimits {
-    memory: ByteSize::from_bytes(u64::MAX),
-    guest_memory: ByteSize::from_bytes(u64::MAX),
-    processors: u32::MAX,
-};
 
 /// Returns what the host has now. A tmpfs has half of the host's memory unless somebody says otherwise, and can be mounted anew
 /// with another size at any time.
@@ -97,7 +87,7 @@ impl Table {
 }
 
 impl Machines {
-    /// Makes an empty registry; [`Machines::recover`] fills it.
+    /// Makes an empty registry; [`Machines::recover`] (`recovery.rs`) fills it.
     pub fn new(parts: Arc<Parts>, host: HostLimits) -> Self {
         let records = Records::new(parts.layout.clone());
         Self {
@@ -155,6 +145,8 @@ impl Machines {
             stages: Vec::new(),
             ports: Vec::new(),
             paused: false,
+            stopping: false,
+            host_boot: None,
         };
         self.write_first(id, &record, &image)?;
         failpoint::pass("create-recorded");
@@ -220,7 +212,7 @@ impl Machines {
         if taken { format!("{name}-{id}") } else { name }
     }
 
-    fn adopt(&self, known: Known) -> Result<Machine, CreateError> {
+    pub(super) fn adopt(&self, known: Known) -> Result<Machine, CreateError> {
         let (mailbox, receive) = mpsc::channel(MAILBOX);
         let view = View {
             state: known.state.clone(),
@@ -254,119 +246,6 @@ impl Machines {
         };
         self.parts.tasks.spawn(actor.run(receive));
         Ok(machine)
-    }
-
-    /// Brings back what an earlier node has written down, finds the virtual machines that it left running, and sweeps what
-    /// it left half done.
-    ///
-    /// # Errors
-    /// Returns [`RecordError`] when the records cannot be read at all.
-    pub async fn recover(&self) -> Result<(), RecordError> {
-        let loaded = self.records.load()?;
-        failpoint::pass("adopt-read");
-        for error in &loaded.unreadable {
-            tracing::error!(error = %life::chain(error), "a machine's record is left alone");
-        }
-        for id in loaded.orphans {
-            self.end_unrecorded(id).await;
-            self.sweep(id);
-        }
-        let mut carried_on = Vec::new();
-        for (id, record) in loaded.records {
-            if record.state == RecordedState::Removing {
-                self.end_vmm(id, &record).await;
-                self.sweep(id);
-            } else {
-                carried_on.extend(self.bring_back(id, record).await);
-            }
-        }
-        let found = carried_on.iter().map(Machine::started);
-        if tokio::time::timeout(ADOPTION_DEADLINE, futures_util::future::join_all(found))
-            .await
-            .is_err()
-        {
-            tracing::warn!("not every machine of the earlier node has answered yet");
-        }
-        Ok(())
-    }
-
-    fn sweep(&self, id: MachineId) {
-        tracing::info!(machine = %id, "swept what an earlier node left of it");
-        if let Err(error) = actor::remove_all(&self.parts, id) {
-            tracing::error!(machine = %id, error = %life::chain(&error), "left behind");
-        }
-        failpoint::pass("adopt-swept");
-    }
-
-    /// Makes the actor of a recorded machine. Returns the machine when its virtual machine may still run.
-    async fn bring_back(&self, id: MachineId, mut record: MachineRecord) -> Option<Machine> {
-        let runs = record.vmm.is_some() && was_alive(&record);
-        if !runs && was_alive(&record) {
-            self.end_unrecorded(id).await;
-            life::release(&self.parts, id);
-            record.state = RecordedState::Failed {
-                reason: "the node ended while the machine was starting".to_owned(),
-            };
-        }
-        let machine = self.known(id, record).and_then(|known| self.adopt(known));
-        machine
-            .inspect_err(
-                |error| tracing::error!(machine = %id, error = %life::chain(error), "not brought back"),
-            )
-            .ok()
-            .filter(|_| runs)
-    }
-
-    /// Ends a virtual machine that an earlier node left running.
-    async fn end_vmm(&self, id: MachineId, record: &MachineRecord) {
-        let Some(vmm) = record.vmm else {
-            return self.end_unrecorded(id).await;
-        };
-        self.end(id, life::process_id(vmm)).await;
-    }
-
-    /// Ends a virtual machine that was started and not written down any more.
-    async fn end_unrecorded(&self, id: MachineId) {
-        for process in with_arguments(&["-name", &format!("hearth-{id}")]) {
-            self.end(id, process).await;
-        }
-    }
-
-    async fn end(&self, id: MachineId, process: ProcessId) {
-        if let Err(error) = end_process(process).await {
-            tracing::error!(machine = %id, %error, "a virtual machine of an earlier node does not end");
-        }
-    }
-
-    fn known(&self, id: MachineId, record: MachineRecord) -> Result<Known, CreateError> {
-        // The host may have shrunk since; that is said when the machine is started.
-        let spec = spec::check(&record.spec, ANY_HOST)?;
-        let process = Process::from(&record.process);
-        let secrets = record.secrets.is_empty().then(Arc::default);
-        let state = match &record.state {
-            RecordedState::Exited { exit_code, reason } => State::Exited(hearth_machine::Ended {
-                exit_code: *exit_code,
-                reason: reason.clone(),
-            }),
-            RecordedState::Failed { reason } => State::Failed {
-                reason: reason.clone(),
-            },
-            // Whether it still is will be found out by its actor.
-            RecordedState::Alive => State::Starting,
-            RecordedState::Restarting { exit_code, reason } => State::Restarting(hearth_machine::Ended {
-                exit_code: *exit_code,
-                reason: reason.clone(),
-            }),
-            RecordedState::Created | RecordedState::Removing => State::Created,
-        };
-        Ok(Known {
-            id,
-            spec,
-            process,
-            secrets,
-            state,
-            record,
-        })
     }
 
     /// Returns all machines, oldest first.
@@ -438,26 +317,11 @@ impl Machines {
 }
 
 /// A machine about which everything is known.
-struct Known {
-    id: MachineId,
-    spec: Spec,
-    process: Process,
-    secrets: Option<Arc<BTreeMap<String, String>>>,
-    state: State,
-    record: MachineRecord,
-}
-
-/// Kills a process that an earlier node has started, and waits for its end.
-pub(super) async fn end_process(id: ProcessId) -> std::io::Result<()> {
-    let Some(process) = HostProcess::find(id)? else {
-        return Ok(());
-    };
-    process.kill()?;
-    let gone = tokio::time::timeout(LEFTOVER_DEADLINE, process.wait()).await;
-    gone.map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))?
-        .map(drop)
-}
-
-fn was_alive(record: &MachineRecord) -> bool {
-    record.state == RecordedState::Alive
+pub(super) struct Known {
+    pub(super) id: MachineId,
+    pub(super) spec: Spec,
+    pub(super) process: Process,
+    pub(super) secrets: Option<Arc<BTreeMap<String, String>>>,
+    pub(super) state: State,
+    pub(super) record: MachineRecord,
 }

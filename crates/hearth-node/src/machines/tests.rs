@@ -76,6 +76,11 @@ impl Bench {
 
     /// Starts a node on what is there.
     async fn node(root: &Path, pace: Pace, processors: u32) -> Self {
+        Self::node_in_boot(root, pace, processors, "this boot").await
+    }
+
+    /// Starts a node on what is there, in a named boot of the host.
+    async fn node_in_boot(root: &Path, pace: Pace, processors: u32, host_boot: &str) -> Self {
         let layout = layout(root);
         let (fake, guests) = Fake::new();
         let (stops, told) = mpsc::unbounded_channel();
@@ -88,6 +93,7 @@ impl Bench {
             drivers: Drivers::only(Driver::Fake(fake)),
             tasks: TaskTracker::new(),
             pace,
+            host_boot: host_boot.to_owned(),
             processors: None,
         };
         let memory = ByteSize::from_mib(1024);
@@ -394,4 +400,73 @@ fn a_new_node_brings_machines_back_and_releases_what_the_dead_had() {
         find("alive").start(None).await.unwrap();
         assert_eq!(find("alive").view().state, State::Running);
     });
+}
+
+#[test]
+fn machines_of_an_earlier_boot_of_the_host_are_not_looked_for() {
+    let root = tempfile::tempdir().unwrap();
+    let brief = killed_after(async {
+        let bench = Bench::new(&root).await;
+        bench.running("alive").await;
+        let brief = bench
+            .try_create("brief", "run", |spec| spec.auto_remove = true)
+            .await
+            .unwrap();
+        brief.start(None).await.unwrap();
+        bench.directory(&brief)
+    });
+    killed_after(async {
+        let bench = Bench::node_in_boot(root.path(), Pace::default(), 4, "the next boot").await;
+        bench.machines.recover().await.unwrap();
+        let alive = bench.machines.find("alive").unwrap();
+        assert_eq!(failure(&alive), "the host was restarted");
+        bench.assert_released(&alive);
+        assert!(bench.machines.find("brief").is_err() && !brief.exists());
+        alive.start(None).await.unwrap();
+        assert_eq!(alive.view().state, State::Running);
+    });
+    killed_after(async {
+        // Started in that boot, it is looked for again.
+        let bench = Bench::node_in_boot(root.path(), Pace::default(), 4, "the next boot").await;
+        bench.machines.recover().await.unwrap();
+        assert!(failure(&bench.machines.find("alive").unwrap()).contains("is gone"));
+    });
+}
+
+#[tokio::test]
+async fn a_start_that_cannot_be_written_down_is_refused() {
+    let root = tempfile::tempdir().unwrap();
+    let bench = Bench::new(&root).await;
+    let machine = bench.create("m", "run").await;
+    let in_the_way = bench.directory(&machine).join("record.new");
+    std::fs::create_dir(&in_the_way).unwrap();
+    let refused = machine.start(None).await.unwrap_err();
+    assert!(
+        matches!(refused, MachineError::Start(StartError::Record(_))),
+        "{refused}"
+    );
+    assert_eq!(machine.view().state, State::Created);
+    std::fs::remove_dir(&in_the_way).unwrap();
+    machine.start(None).await.unwrap();
+    assert_eq!(machine.view().state, State::Running);
+}
+
+#[tokio::test]
+async fn a_record_that_could_not_be_written_is_written_once_it_can_be() {
+    let root = tempfile::tempdir().unwrap();
+    let bench = Bench::new(&root).await;
+    let machine = bench.running("m").await;
+    let directory = bench.directory(&machine);
+    std::fs::create_dir(directory.join("record.new")).unwrap();
+    machine.stop(GRACE).await.unwrap();
+    let written = || std::fs::read_to_string(directory.join("record.json")).unwrap();
+    assert!(written().contains("alive"), "{}", written());
+    std::fs::remove_dir(directory.join("record.new")).unwrap();
+    let told = async {
+        while written().contains("alive") {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), told).await.unwrap();
+    assert!(written().contains("exited"), "{}", written());
 }

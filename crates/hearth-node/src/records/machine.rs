@@ -57,6 +57,12 @@ pub struct MachineRecord {
     /// Its virtual processors stand still.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub paused: bool,
+    /// It was told to end: if its monitor is gone, that is why.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stopping: bool,
+    /// The boot of the host in which it was started last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_boot: Option<String>,
 }
 
 /// What runs in a machine: image and spec put together once, when it was created.
@@ -321,6 +327,8 @@ mod tests {
             ports: vec![],
             paused: false,
             stages: vec![],
+            stopping: false,
+            host_boot: None,
         }
     }
 
@@ -346,5 +354,29 @@ mod tests {
             loaded.unreadable[..],
             [RecordError::Format { found: 99, .. }]
         ));
+    }
+
+    #[test]
+    fn a_record_of_the_first_version_still_loads() {
+        let root = tempfile::tempdir().unwrap();
+        let directory = root.path().join("machines/0123456789ab");
+        std::fs::create_dir_all(&directory).unwrap();
+        let text = r#"{
+            "format": 1, "generation": 4, "id": "0123456789ab", "name": "old",
+            "spec": {"image": "busybox"}, "secrets": [],
+            "image": {"reference": "docker.io/library/busybox:latest", "digest": "sha256:0"},
+            "process": {"arguments": ["sh"], "environment": [], "working_directory": "/", "user": "", "stop_signal": "SIGTERM"},
+            "created_at": "2026-01-01T00:00:00Z", "started_at": "2026-01-01T00:00:01Z", "finished_at": null,
+            "state": "alive", "driver": "qemu", "border": "kvm", "vmm": {"pid": 7, "start_time": 99}, "stages": []
+        }"#;
+        std::fs::write(directory.join(FILE), text).unwrap();
+        let layout = Layout::new(root.path(), root.path().join("run"), root.path().join("memory"));
+        let loaded = Records::new(layout).load().unwrap();
+        assert_eq!(loaded.records.len(), 1, "{:?}", loaded.unreadable);
+        let record = &loaded.records[0].1;
+        assert_eq!(
+            (record.state.clone(), record.host_boot.clone()),
+            (RecordedState::Alive, None)
+        );
     }
 }

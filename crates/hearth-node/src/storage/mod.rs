@@ -57,8 +57,19 @@ impl DiskError {
 }
 
 impl Disks {
-    /// Keeps empty disks in `directory`, which is made when needed.
+    /// Keeps empty disks in `directory`, which is made when needed. What an earlier node had begun to make there is removed.
     pub fn new(directory: PathBuf) -> Self {
+        for entry in std::fs::read_dir(&directory).into_iter().flatten().flatten() {
+            let path = entry.path();
+            let removed = match path.extension() {
+                Some(extension) if extension == "img" => Ok(()),
+                _ if path.is_dir() => files::remove_tree(&path),
+                _ => files::remove_file(&path),
+            };
+            if let Err(error) = removed {
+                tracing::warn!(path = %path.display(), %error, "left behind");
+            }
+        }
         Self {
             directory,
             making: Mutex::new(()),

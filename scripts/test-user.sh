@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Runs the end-to-end tests as an ordinary user, whatever user calls it. Root becomes user HEARTH_TEST_UID (64100), who needs no
+# entry in /etc/passwd. Arguments go to the tests: `scripts/test-user.sh lifecycle`.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+cargo xtask build
+if [ "$(id -u)" != 0 ]; then
+    exec cargo test --package e2e -- "$@"
+fi
+
+uid=${HEARTH_TEST_UID:-64100}
+target=${CARGO_TARGET_DIR:-target}
+tests=$(cargo test --package e2e --test all --no-run 2>&1 | sed -n 's/^ *Executable .*(\(.*\))$/\1/p')
+[ -x "$tests" ] || { echo "the tests are not built" >&2; exit 1; }
+
+# The tests find `hearth` above themselves, and keep what they make beside it: all of that in a place of the user's own.
+place=$(mktemp -d /tmp/hearth-as-user-XXXXXX)
+trap 'rm -rf "$place"' EXIT
+mkdir -p "$place/debug/deps" "$place/e2e" "$place/tmp" "$place/home"
+cp "$target/debug/hearth" "$target/debug/hearth-guest" "$place/debug/"
+cp "$tests" "$place/debug/deps/all"
+# The kernel of an earlier run of the tests spares a download.
+[ ! -d "$target/e2e/artefacts" ] || cp -r "$target/e2e/artefacts" "$place/e2e/"
+chown -R "$uid:$uid" "$place"
+chmod 711 "$place" "$place/tmp"
+
+cd "$place"
+setpriv --reuid "$uid" --regid "$uid" --clear-groups \
+    env -u XDG_RUNTIME_DIR -u XDG_DATA_HOME \
+    HOME="$place/home" TMPDIR="$place/tmp" "$place/debug/deps/all" "$@"
