@@ -320,10 +320,10 @@ async fn run_on(
     let _published = listeners.serve(&guest, &plan.parts.tasks);
     // Fails only when the actor is gone; the life goes on and ends by itself.
     let _ = events.send(LifeEvent::Running(Box::new(running))).await;
-    let directory = plan.parts.layout.machine_data(plan.id);
+    let (id, directory) = (plan.id, plan.parts.layout.machine_data(plan.id));
     tokio::select! {
         over = attend::attend(plan, vm, &guest, pump, &mut orders, events) => over,
-        never = full_disk::hold_out(vm, plan.id, &directory) => match never {},
+        never = full_disk::hold_out(vm, id, &directory) => match never {},
     }
 }
 

@@ -22,8 +22,9 @@ use hearth_machine::{ByteSize, Ended, HostLimits, MachineId, Process, State};
 
 use super::actor;
 use super::error::CreateError;
+use super::handle::Machine;
 use super::life;
-use super::registry::{Known, Machine, Machines};
+use super::registry::{Known, Machines};
 use crate::host::failpoint;
 use crate::host::process::{Process as HostProcess, ProcessId, with_arguments};
 use crate::records::{MachineRecord, RecordError, RecordedState, spec};
