@@ -95,6 +95,14 @@ fn json(body: &impl Serialize) -> Result<Body, ClientError> {
     Ok(Either::Left(Full::new(Bytes::from(serde_json::to_vec(body)?))))
 }
 
+/// Filters as a query has them: one JSON array, since a query has a name once.
+fn filter(filters: &[String]) -> Result<Option<(&'static str, String)>, ClientError> {
+    if filters.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(("filter", serde_json::to_string(filters)?)))
+}
+
 fn empty() -> Body {
     Either::Left(Full::new(Bytes::new()))
 }
@@ -234,14 +242,60 @@ impl Client {
         self.lines(path::SETUP, json(request)?, progress).await
     }
 
-    /// Lists machines; `all` includes those that do not run.
-    pub async fn machines(&self, all: bool) -> Result<Vec<v1::Machine>, ClientError> {
-        self.call(
-            Method::GET,
-            &uri(path::MACHINES, &[], &[("all", all.to_string())]),
-            empty(),
-        )
-        .await
+    /// Lists machines; `all` includes those that do not run, `filters` are `KEY=VALUE`.
+    pub async fn machines(&self, all: bool, filters: &[String]) -> Result<Vec<v1::Machine>, ClientError> {
+        let mut query = vec![("all", all.to_string())];
+        query.extend(filter(filters)?);
+        self.call(Method::GET, &uri(path::MACHINES, &[], &query), empty())
+            .await
+    }
+
+    /// Removes machines that have ended, or were never started.
+    pub async fn prune(&self, request: &v1::PruneMachines) -> Result<v1::Pruned, ClientError> {
+        self.call(Method::POST, path::MACHINES_PRUNE, json(request)?)
+            .await
+    }
+
+    /// Tells what happens to machines, as it happens.
+    pub async fn events(&self, options: &EventOptions) -> Result<Events, ClientError> {
+        let mut query = Vec::new();
+        query.extend(options.since.clone().map(|time| ("since", time)));
+        query.extend(options.until.clone().map(|time| ("until", time)));
+        query.extend(filter(&options.filters)?);
+        Ok(Events {
+            body: self.bytes(&uri(path::EVENTS, &[], &query)).await?,
+            rest: Vec::new(),
+        })
+    }
+
+    /// Stops a machine and starts it again.
+    pub async fn restart(
+        &self,
+        machine: &str,
+        request: &v1::StopMachine,
+    ) -> Result<v1::Machine, ClientError> {
+        let uri = uri(path::MACHINE_RESTART, &[machine], &[]);
+        self.call(Method::POST, &uri, json(request)?).await
+    }
+
+    /// Gives a machine another name.
+    pub async fn rename(
+        &self,
+        machine: &str,
+        request: &v1::RenameMachine,
+    ) -> Result<v1::Machine, ClientError> {
+        let uri = uri(path::MACHINE_RENAME, &[machine], &[]);
+        self.call(Method::POST, &uri, json(request)?).await
+    }
+
+    /// Changes a machine.
+    pub async fn update(
+        &self,
+        machine: &str,
+        request: &v1::UpdateMachine,
+    ) -> Result<v1::Machine, ClientError> {
+        let uri = uri(path::MACHINE, &[machine], &[]);
+        self.call(Method::PATCH, &uri, json(request)?).await
     }
 
     /// Creates a machine.
@@ -422,6 +476,48 @@ impl Client {
         progress: &mut (dyn FnMut(v1::Progress) + Send),
     ) -> Result<v1::Image, ClientError> {
         self.lines(path::IMAGES_BUILD, json(request)?, progress).await
+    }
+}
+
+/// Which events.
+#[derive(Debug, Clone, Default)]
+pub struct EventOptions {
+    /// RFC 3339: begins with what has happened since.
+    pub since: Option<String>,
+    /// RFC 3339: ends there.
+    pub until: Option<String>,
+    /// `KEY=VALUE`.
+    pub filters: Vec<String>,
+}
+
+/// Events on their way from the node.
+#[derive(Debug)]
+pub struct Events {
+    body: Incoming,
+    rest: Vec<u8>,
+}
+
+impl Events {
+    /// Waits for the next line; `None` at the end.
+    ///
+    /// # Errors
+    /// Returns [`ClientError`] when the connection breaks, or what comes is no event.
+    pub async fn next(&mut self) -> Result<Option<v1::EventLine>, ClientError> {
+        loop {
+            if let Some(end) = self.rest.iter().position(|&byte| byte == b'\n') {
+                let line = serde_json::from_slice(&self.rest[..end])?;
+                self.rest.drain(..=end);
+                return Ok(Some(line));
+            }
+            match self.body.frame().await {
+                Some(frame) => {
+                    if let Ok(data) = frame?.into_data() {
+                        self.rest.extend_from_slice(&data);
+                    }
+                }
+                None => return Ok(None),
+            }
+        }
     }
 }
 

@@ -27,6 +27,14 @@ pub mod path {
     pub const MACHINE_START: &str = "/v1/machines/{machine}/start";
     /// Stops it.
     pub const MACHINE_STOP: &str = "/v1/machines/{machine}/stop";
+    /// Stops it and starts it again.
+    pub const MACHINE_RESTART: &str = "/v1/machines/{machine}/restart";
+    /// Gives it another name.
+    pub const MACHINE_RENAME: &str = "/v1/machines/{machine}/rename";
+    /// Removes those that have ended.
+    pub const MACHINES_PRUNE: &str = "/v1/machines/prune";
+    /// What happens to machines.
+    pub const EVENTS: &str = "/v1/events";
     /// Stops its virtual processors.
     pub const MACHINE_PAUSE: &str = "/v1/machines/{machine}/pause";
     /// Lets its virtual processors go on.
@@ -62,7 +70,7 @@ pub mod path {
 pub enum Answer {
     /// One JSON document.
     Json,
-    /// JSON, a line each: [`v1::ProgressLine`].
+    /// JSON, a line each: [`v1::ProgressLine`], [`v1::EventLine`].
     Lines,
     /// Frames of [`crate::stream`] on the upgraded connection.
     Upgrade,
@@ -73,6 +81,9 @@ pub enum Answer {
     /// Nothing.
     Empty,
 }
+
+const FILTER_MACHINES: &str = "a JSON array of KEY=VALUE: id, name, label, status, exited, ancestor";
+const FILTER_EVENTS: &str = "a JSON array of KEY=VALUE: event, machine, label, image";
 
 type SchemaOf = fn(&mut SchemaGenerator) -> Schema;
 
@@ -197,7 +208,10 @@ pub const ALL: &[Endpoint] = &[
         "Lists machines.",
         Answer::Json,
     )
-    .query(&[("all", "true: those that do not run, too")])
+    .query(&[
+        ("all", "true: those that do not run, too"),
+        ("filter", FILTER_MACHINES),
+    ])
     .gives(schema::<Vec<v1::Machine>>),
     endpoint(
         "post",
@@ -241,6 +255,58 @@ pub const ALL: &[Endpoint] = &[
     )
     .takes(schema::<v1::StopMachine>)
     .gives(schema::<v1::Machine>),
+    endpoint(
+        "post",
+        path::MACHINE_RESTART,
+        "machine_restart",
+        "Stops a machine and starts it again.",
+        Answer::Json,
+    )
+    .takes(schema::<v1::StopMachine>)
+    .gives(schema::<v1::Machine>),
+    endpoint(
+        "post",
+        path::MACHINE_RENAME,
+        "machine_rename",
+        "Gives a machine another name.",
+        Answer::Json,
+    )
+    .takes(schema::<v1::RenameMachine>)
+    .gives(schema::<v1::Machine>),
+    endpoint(
+        "patch",
+        path::MACHINE,
+        "machine_update",
+        "Changes labels, restart policy and time limits of a machine.",
+        Answer::Json,
+    )
+    .takes(schema::<v1::UpdateMachine>)
+    .gives(schema::<v1::Machine>),
+    endpoint(
+        "post",
+        path::MACHINES_PRUNE,
+        "machine_prune",
+        "Removes machines that have ended, or were never started.",
+        Answer::Json,
+    )
+    .takes(schema::<v1::PruneMachines>)
+    .gives(schema::<v1::Pruned>),
+    endpoint(
+        "get",
+        path::EVENTS,
+        "events",
+        "Tells what happens to machines.",
+        Answer::Lines,
+    )
+    .query(&[
+        (
+            "since",
+            "RFC 3339: begins with what has happened since; otherwise with what happens next",
+        ),
+        ("until", "RFC 3339: ends there"),
+        ("filter", FILTER_EVENTS),
+    ])
+    .gives(schema::<v1::EventLine>),
     endpoint(
         "post",
         path::MACHINE_PAUSE,

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod container;
+pub mod filter;
 pub mod id;
 pub mod process;
 pub mod restart;
@@ -15,6 +16,7 @@ pub mod spec;
 pub mod state;
 
 pub use container::{Container, ContainerError, ExtraHost, Limit, Tmpfs};
+pub use filter::{Filters, InvalidFilter};
 pub use id::{MachineId, MachineName};
 pub use process::{ImageDefaults, ImageHealthCheck, Process};
 pub use restart::{History, InvalidRestartPolicy, RestartPolicy};

@@ -123,6 +123,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
+    use crate::RestartPolicy;
     use crate::spec::{DISK_DEFAULT, MEMORY_DEFAULT};
     use crate::{CpuMilli, DriverChoice};
 
@@ -143,6 +144,8 @@ mod tests {
             memory: MEMORY_DEFAULT,
             disk: DISK_DEFAULT,
             timeout: None,
+            idle_timeout: None,
+            restart: RestartPolicy::No,
             driver: DriverChoice::Auto,
             stop_signal: None,
             ports: Vec::new(),

@@ -25,7 +25,7 @@ pub enum RestartPolicy {
     No,
     /// When its workload failed; so many times at most, where that is said.
     OnFailure {
-        /// Restarts in a row, at most.
+        /// Restarts since the last start by hand, at most.
         at_most: Option<NonZeroU32>,
     },
     /// Whenever it has ended otherwise than by hand; after a reboot of the host even then.
@@ -79,7 +79,9 @@ impl fmt::Display for RestartPolicy {
 pub struct History {
     /// Somebody stopped it, and nobody has started it since.
     pub stopped_by_hand: bool,
-    /// Restarts by the policy in a row, since the last start by hand or the last good run.
+    /// Restarts by the policy since the last start by hand.
+    pub restarts: u32,
+    /// Those of them since the last good run.
     pub in_a_row: u32,
 }
 
@@ -89,6 +91,16 @@ impl History {
     pub fn after_run(self, ran: Duration) -> Self {
         Self {
             in_a_row: if ran >= GOOD_RUN { 0 } else { self.in_a_row },
+            ..self
+        }
+    }
+
+    /// Returns the history after a restart by the policy.
+    #[must_use]
+    pub const fn after_restart(self) -> Self {
+        Self {
+            restarts: self.restarts.saturating_add(1),
+            in_a_row: self.in_a_row.saturating_add(1),
             ..self
         }
     }
@@ -111,7 +123,7 @@ impl RestartPolicy {
         let wanted = match self {
             Self::No => false,
             Self::OnFailure { at_most } => {
-                failed && at_most.is_none_or(|count| history.in_a_row < count.get())
+                failed && at_most.is_none_or(|count| history.restarts < count.get())
             }
             Self::Always | Self::UnlessStopped => true,
         };
@@ -150,12 +162,14 @@ mod tests {
     fn row(in_a_row: u32) -> History {
         History {
             stopped_by_hand: false,
+            restarts: in_a_row,
             in_a_row,
         }
     }
 
     const BY_HAND: History = History {
         stopped_by_hand: true,
+        restarts: 0,
         in_a_row: 0,
     };
 
@@ -198,7 +212,9 @@ mod tests {
         );
         assert_eq!(after(u32::MAX), DELAY_MAX);
         assert_eq!(row(7).after_run(Duration::from_millis(9_999)).in_a_row, 7);
-        assert_eq!(row(7).after_run(GOOD_RUN).in_a_row, 0);
+        let good = row(7).after_run(GOOD_RUN);
+        assert_eq!((good.in_a_row, good.restarts), (0, 7));
+        assert_eq!(good.after_restart().restarts, 8);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use core::net::IpAddr;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::{ByteSize, Container, ContainerError, CpuMilli, Shape, Signal};
+use crate::{ByteSize, Container, ContainerError, CpuMilli, RestartPolicy, Shape, Signal};
 
 /// The least memory a machine can have: below, the kernel and the agent leave nothing for a workload.
 pub const MEMORY_MIN: ByteSize = ByteSize::from_mib(64);
@@ -73,6 +73,10 @@ pub struct Spec {
     pub disk: ByteSize,
     /// Life time.
     pub timeout: Option<Duration>,
+    /// How long it may do nothing.
+    pub idle_timeout: Option<Duration>,
+    /// What happens when its workload has ended.
+    pub restart: RestartPolicy,
     /// Driver.
     pub driver: DriverChoice,
     /// Replaces the image's STOPSIGNAL.
@@ -201,7 +205,8 @@ impl Spec {
         if self.disk < DISK_MIN || self.disk > DISK_MAX {
             return Err(SpecError::Disk(self.disk));
         }
-        if self.timeout.is_some_and(|limit| limit.is_zero()) {
+        let limits = [self.timeout, self.idle_timeout];
+        if limits.into_iter().flatten().any(|limit| limit.is_zero()) {
             return Err(SpecError::Timeout);
         }
         Ok(())
@@ -277,6 +282,8 @@ mod tests {
             memory: MEMORY_DEFAULT,
             disk: DISK_DEFAULT,
             timeout: None,
+            idle_timeout: None,
+            restart: RestartPolicy::No,
             driver: DriverChoice::Auto,
             stop_signal: None,
             ports: vec![port(8080), port(0), port(0)],

@@ -74,6 +74,11 @@ impl Layout {
         self.data.join("disks")
     }
 
+    /// Returns the log of what happened to machines.
+    pub fn events(&self) -> PathBuf {
+        self.data.join("events.jsonl")
+    }
+
     /// Returns the directory of all machines' directories.
     pub fn machines_data(&self) -> PathBuf {
         self.data.join("machines")

@@ -20,7 +20,7 @@ use crate::host::failpoint::{self, BadFailpoint};
 use crate::host::{files, lock, own};
 use crate::images::{ImageError, Images};
 use crate::layout::Layout;
-use crate::machines::{Drivers, Machines, Pace, Parts};
+use crate::machines::{Drivers, EventLog, Machines, Pace, Parts};
 use crate::records::RecordError;
 use crate::setup::Artefacts;
 use crate::storage::Disks;
@@ -206,6 +206,7 @@ async fn build(layout: &Layout) -> Result<Machines, NodeError> {
         disks: Disks::new(layout.empty_disks()),
         drivers: Drivers::default(),
         tasks: TaskTracker::new(),
+        events: EventLog::open(layout.events()),
         pace: Pace::default(),
         host_boot: own::host_boot(),
         processors: Processors::find(),

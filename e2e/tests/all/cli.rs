@@ -11,7 +11,15 @@ fn cli_tells_its_version_and_its_verbs() -> Result<()> {
         let help = node.hearth(["--help"]).ok()?;
         for verb in [
             "run",
+            "create",
             "exec",
+            "prune",
+            "rename",
+            "update",
+            "events",
+            "restart",
+            "attach",
+            "port",
             "ps",
             "start",
             "stop",

@@ -23,6 +23,7 @@ mod streams;
 mod support;
 mod terminal;
 mod users;
+mod verbs;
 
 /// Makes each function a test of a driver: on a ready node of that driver, which must leave nothing.
 macro_rules! on_driver {
@@ -83,6 +84,10 @@ on_driver!(
         ports::published_ports_outlive_the_node_and_end_with_the_machine,
         pause::a_paused_machine_stands_still_and_goes_on,
         pause::a_paused_machine_goes_on_to_be_stopped,
+        verbs::restart_policies_restart_what_they_say,
+        verbs::a_machine_that_always_runs_outlives_its_monitor_and_its_node,
+        verbs::machines_are_created_renamed_updated_and_pruned,
+        verbs::events_tell_what_happens_in_order,
         secret::a_secret_is_in_the_environment_and_nowhere_else,
         many::boots_one_after_the_other,
         many::fifty_machines_leave_nothing,

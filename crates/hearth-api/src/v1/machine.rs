@@ -70,6 +70,13 @@ pub struct MachineSpec {
     /// The machine is stopped when it has run so long, in seconds.
     #[serde(default)]
     pub timeout_seconds: Option<u64>,
+    /// The machine is stopped when it has done nothing for so long, in seconds: no input, no output, no connection's bytes, no
+    /// process beside the workload.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_timeout_seconds: Option<u64>,
+    /// Whether its workload is started again: `no`, `on-failure[:N]`, `always`, `unless-stopped`; `no` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restart: Option<String>,
     /// Which virtual machine monitor runs it.
     #[serde(default)]
     pub driver: DriverChoice,
@@ -224,6 +231,9 @@ pub struct Machine {
     /// The ports that are published now.
     #[serde(default)]
     pub ports: Vec<PortMapping>,
+    /// Restarts by its policy since the last start by hand.
+    #[serde(default)]
+    pub restart_count: u32,
     /// Counts changes of this machine's record.
     pub generation: u64,
     /// Where the time of its last start went, in order.
@@ -329,6 +339,54 @@ pub struct StopMachine {
     /// Seconds before it is killed; 10 when absent.
     #[serde(default)]
     pub grace_seconds: Option<u32>,
+}
+
+/// Gives a machine another name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RenameMachine {
+    /// The new name.
+    pub name: String,
+}
+
+/// Changes a machine, whether it runs or not; what is absent stays as it is.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UpdateMachine {
+    /// Labels to set.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// Names of labels to remove.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub remove_labels: Vec<String>,
+    /// Restart policy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restart: Option<String>,
+    /// Life time in seconds, counted from the start; 0 for none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_seconds: Option<u64>,
+    /// How long it may do nothing, in seconds; 0 for ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_timeout_seconds: Option<u64>,
+}
+
+/// Removes machines that have ended, or were never started.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PruneMachines {
+    /// Which of them, as `KEY=VALUE`: `label=NAME[=VALUE]`, `label!=NAME[=VALUE]`, `until=TIME` for those that were created before (RFC
+    /// 3339, seconds since 1970, or a time span back from now).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub filters: Vec<String>,
+}
+
+/// What was removed.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub struct Pruned {
+    /// Ids of the machines.
+    pub machines: Vec<String>,
+    /// What their disks and logs took.
+    pub reclaimed_bytes: u64,
 }
 
 /// What a path in a machine is.

@@ -5,6 +5,7 @@
 
 pub mod doctor;
 pub mod error;
+pub mod event;
 pub mod image;
 pub mod machine;
 pub mod node;
@@ -13,13 +14,14 @@ pub mod setup;
 
 pub use doctor::{DoctorCheck, DoctorReport, DoctorState};
 pub use error::{ErrorBody, ErrorCode};
+pub use event::{Event, EventAction, EventLine};
 pub use image::{
     BuildImage, Image, ImageConfig, ImageHealthCheck, Login, PullImage, Recipe, RegistryCredentials,
 };
 pub use machine::{
     Border, CreateMachine, DriverChoice, ExecRequest, ExitStatus, ExtraHost, FileKind, FileStat, Machine,
-    MachineSpec, MachineState, MachineStatus, PortMapping, Stage, StopMachine, TmpfsMount, Ulimit,
-    strict_spec,
+    MachineSpec, MachineState, MachineStatus, PortMapping, PruneMachines, Pruned, RenameMachine, Stage,
+    StopMachine, TmpfsMount, Ulimit, UpdateMachine, strict_spec,
 };
 pub use node::{NodeStatus, StopNode};
 pub use progress::{Progress, ProgressLine, Unit};

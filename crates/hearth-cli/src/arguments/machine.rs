@@ -9,11 +9,15 @@ Examples:
   hearth ps
   hearth ps -a
   hearth rm $(hearth ps -aq)
+  hearth ps -f label=team=a -f status=exited
   hearth ps -a --json | jq -r '.[].name'")]
 pub(crate) struct List {
     /// Those that do not run, too
     #[arg(short, long)]
     pub(crate) all: bool,
+    /// Only those that fit: id, name, label, status, exited, ancestor
+    #[arg(short, long, value_name = "KEY=VALUE")]
+    pub(crate) filter: Vec<String>,
     /// Only ids
     #[arg(short, long)]
     pub(crate) quiet: bool,
@@ -75,6 +79,91 @@ pub(crate) struct Restart {
     /// Seconds before each is killed
     #[arg(short, long, value_name = "SECONDS", default_value_t = 10)]
     pub(crate) time: u32,
+}
+
+/// Give a machine another name.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  hearth rename web web-old")]
+pub(crate) struct Rename {
+    /// Machine, by name, id or start of an id
+    #[arg(value_name = "MACHINE")]
+    pub(crate) machine: String,
+    /// Its new name
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+}
+
+/// Change labels, restart policy or time limits of machines, whether they run or not.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  hearth update --restart always web db
+  hearth update -l team=b --remove-label draft web
+  hearth update --timeout 2h --idle-timeout none job")]
+pub(crate) struct Update {
+    /// Machines, by name, id or start of an id
+    #[arg(required = true, value_name = "MACHINE")]
+    pub(crate) machines: Vec<String>,
+    /// Label to set
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    pub(crate) label: Vec<String>,
+    /// Label to remove
+    #[arg(long, value_name = "NAME")]
+    pub(crate) remove_label: Vec<String>,
+    /// no, on-failure[:N], always or unless-stopped
+    #[arg(long, value_name = "POLICY")]
+    pub(crate) restart: Option<String>,
+    /// Stop it so long after its start; 'none' for never
+    #[arg(long, value_name = "DURATION")]
+    pub(crate) timeout: Option<String>,
+    /// Stop it when it has done nothing for so long; 'none' for never
+    #[arg(long, value_name = "DURATION")]
+    pub(crate) idle_timeout: Option<String>,
+}
+
+/// Remove machines that have ended, or were never started.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  hearth prune
+  hearth prune -f --filter until=24h --filter label=team=a")]
+pub(crate) struct Prune {
+    /// Do not ask
+    #[arg(short, long)]
+    pub(crate) force: bool,
+    /// Only those that fit: label=NAME[=VALUE], label!=NAME[=VALUE], until=TIME (created before)
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) filter: Vec<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Tell what happens to machines, as it happens.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  hearth events
+  hearth events --since 10m --until 0s
+  hearth events -f event=die -f label=team=a --json | jq .attributes.exit_code
+
+The node keeps the newest 4096 events, over its restarts. A reader that is slower than that, or asks for what is older, gets
+a line that says how many it has missed.")]
+pub(crate) struct Events {
+    /// Begin with what has happened since: RFC 3339, seconds since 1970, or a time span back from now
+    #[arg(long, value_name = "TIME")]
+    pub(crate) since: Option<String>,
+    /// End there
+    #[arg(long, value_name = "TIME")]
+    pub(crate) until: Option<String>,
+    /// Only those that fit: event, machine, label, image
+    #[arg(short, long, value_name = "KEY=VALUE")]
+    pub(crate) filter: Vec<String>,
+    /// Print JSON, a line each
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// Let machines stand still: their processors stop, and everything else of them is kept.

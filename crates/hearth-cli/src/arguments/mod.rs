@@ -26,9 +26,10 @@ pub(crate) use image::{
     Image, ImageBuild, ImageCommand, ImageInspect, ImageList, ImagePull, ImageRemove, Recipe,
 };
 pub(crate) use machine::{
-    Attach, Inspect, Kill, List, Pause, Port, Remove, Restart, Start, Stop, Unpause, Wait,
+    Attach, Events, Inspect, Kill, List, Pause, Port, Prune, Remove, Rename, Restart, Start, Stop, Unpause,
+    Update, Wait,
 };
-pub(crate) use run::{Driver, Exec, Pull, Run};
+pub(crate) use run::{Create, Driver, Exec, Pull, Run};
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().effects(Effects::BOLD))
@@ -73,6 +74,7 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Run(Box<Run>),
+    Create(Box<Create>),
     Exec(Exec),
     Ps(List),
     Start(Start),
@@ -83,11 +85,15 @@ pub(crate) enum Command {
     Unpause(Unpause),
     Kill(Kill),
     Rm(Remove),
+    Prune(Prune),
+    Rename(Rename),
+    Update(Update),
     Wait(Wait),
     Attach(Attach),
     Logs(Logs),
     Console(Console),
     Inspect(Inspect),
+    Events(Events),
     Port(Port),
     Cp(Copy),
     Image(Image),
@@ -103,7 +109,7 @@ impl Command {
     /// Whether its exit code is its workload's, so that its own failures need another: 125, as in docker.
     pub(crate) fn voice(&self) -> Voice {
         match self {
-            Self::Run(_) | Self::Exec(_) | Self::Attach(_) => Voice::Workload,
+            Self::Run(_) | Self::Create(_) | Self::Exec(_) | Self::Attach(_) => Voice::Workload,
             Self::Start(start) if start.attach || start.interactive => Voice::Workload,
             _ => Voice::Own,
         }

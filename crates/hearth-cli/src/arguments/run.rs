@@ -59,6 +59,12 @@ pub(crate) struct Run {
     /// Stop the machine after so long, as in 30s, 5m or 1h30m
     #[arg(long, value_name = "DURATION", help_heading = "Resources")]
     pub(crate) timeout: Option<String>,
+    /// Stop the machine when it has done nothing for so long: no input or output, no bytes on its ports, no 'exec'
+    #[arg(long, value_name = "DURATION", help_heading = "Resources")]
+    pub(crate) idle_timeout: Option<String>,
+    /// Whether the workload is started again when it has ended: no, on-failure[:N], always, unless-stopped [default: no]
+    #[arg(long, value_name = "POLICY")]
+    pub(crate) restart: Option<String>,
     /// Environment variable; NAME alone takes its value from here
     #[arg(short, long, value_name = "NAME[=VALUE]", help_heading = "Process")]
     pub(crate) env: Vec<String>,
@@ -97,6 +103,21 @@ pub(crate) struct Run {
     /// When to fetch the image
     #[arg(long, value_enum, default_value_t = Pull::Missing)]
     pub(crate) pull: Pull,
+}
+
+/// Create a machine as 'run' does, and do not start it; print its id.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "\
+Examples:
+  hearth start -a $(hearth create busybox echo hello)
+  hearth create --name db -m 1g --restart always localhost:5000/db:latest && hearth start db",
+    override_usage = "hearth create [OPTIONS] IMAGE [--] [COMMAND [ARGUMENT]...]",
+    mut_arg("detach", |detach| detach.hide(true))
+)]
+pub(crate) struct Create {
+    #[command(flatten)]
+    pub(crate) run: Run,
 }
 
 /// A virtual machine monitor.

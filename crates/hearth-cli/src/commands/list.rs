@@ -17,7 +17,7 @@ const COMMAND_WIDTH: usize = 20;
 /// Lists machines.
 pub(super) async fn list(node: &Node, arguments: &List) -> Result<ExitCode, CliError> {
     let machines = node
-        .call(async |client| client.machines(arguments.all).await)
+        .call(async |client| client.machines(arguments.all, &arguments.filter).await)
         .await?;
     if arguments.json {
         print::json(&machines)?;
@@ -154,6 +154,7 @@ mod tests {
                 host: 8080,
                 guest: 80,
             })),
+            restart_count: 0,
             generation: 1,
             stages: Vec::new(),
         }

@@ -8,7 +8,7 @@ use hearth_api::v1::{ErrorCode, Machine, StopMachine};
 
 use super::report;
 use super::run::{Start as Begin, connect, start_attached};
-use crate::arguments::{Attach, Inspect, Kill, Pause, Port, Remove, Restart, Start, Stop, Unpause, Wait};
+use crate::arguments::{Attach, Inspect, Kill, Port, Remove, Restart, Start, Stop, Wait};
 use crate::error::CliError;
 use crate::node::Node;
 use crate::print;
@@ -18,7 +18,7 @@ use crate::resolve::{Attachment, ResolveError, shown_port};
 const AT_ONCE: usize = 16;
 
 /// Acts on each machine, prints what is returned in the order of the arguments, and fails when one failed.
-async fn each(
+pub(super) async fn each(
     machines: &[String],
     act: impl AsyncFn(&str) -> Result<String, CliError>,
 ) -> Result<ExitCode, CliError> {
@@ -58,27 +58,8 @@ pub(super) async fn restart(node: &Node, arguments: &Restart) -> Result<ExitCode
         grace_seconds: Some(arguments.time),
     };
     each(&arguments.machines, async |machine| {
-        node.call(async |client| client.stop(machine, &stop).await)
+        node.call(async |client| client.restart(machine, &stop).await)
             .await?;
-        node.call(async |client| client.start(machine).await).await?;
-        Ok(machine.to_owned())
-    })
-    .await
-}
-
-/// Lets machines stand still.
-pub(super) async fn pause(node: &Node, arguments: &Pause) -> Result<ExitCode, CliError> {
-    each(&arguments.machines, async |machine| {
-        node.call(async |client| client.pause(machine).await).await?;
-        Ok(machine.to_owned())
-    })
-    .await
-}
-
-/// Lets machines go on.
-pub(super) async fn unpause(node: &Node, arguments: &Unpause) -> Result<ExitCode, CliError> {
-    each(&arguments.machines, async |machine| {
-        node.call(async |client| client.resume(machine).await).await?;
         Ok(machine.to_owned())
     })
     .await

@@ -4,9 +4,11 @@
 
 mod bench;
 mod copy;
+mod events;
 mod exec;
 mod host;
 mod image;
+mod life;
 mod list;
 mod machine;
 mod node;
@@ -38,12 +40,19 @@ pub(crate) async fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
     match cli.command {
         Command::Run(arguments) => run::run(&node, crate::resolve::run(*arguments, &System)?).await,
         Command::Exec(arguments) => exec::exec(&node, arguments).await,
+        Command::Create(arguments) => {
+            run::create_only(&node, crate::resolve::create(arguments.run, &System)?).await
+        }
+        Command::Prune(arguments) => life::prune(&node, &arguments).await,
+        Command::Rename(arguments) => life::rename(&node, arguments).await,
+        Command::Update(arguments) => life::update(&node, &arguments).await,
+        Command::Events(arguments) => events::events(&node, arguments).await,
         Command::Ps(arguments) => list::list(&node, &arguments).await,
         Command::Start(arguments) => machine::start(&node, &arguments).await,
         Command::Stop(arguments) => machine::stop(&node, &arguments).await,
         Command::Restart(arguments) => machine::restart(&node, &arguments).await,
-        Command::Pause(arguments) => machine::pause(&node, &arguments).await,
-        Command::Unpause(arguments) => machine::unpause(&node, &arguments).await,
+        Command::Pause(arguments) => life::pause(&node, &arguments).await,
+        Command::Unpause(arguments) => life::unpause(&node, &arguments).await,
         Command::Port(arguments) => machine::port(&node, &arguments).await,
         Command::Kill(arguments) => machine::kill(&node, &arguments).await,
         Command::Rm(arguments) => machine::remove(&node, &arguments).await,

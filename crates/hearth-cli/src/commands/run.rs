@@ -31,6 +31,12 @@ pub(super) async fn run(node: &Node, request: RunRequest) -> Result<ExitCode, Cl
     }
 }
 
+/// Creates a machine and leaves it at that.
+pub(super) async fn create_only(node: &Node, request: RunRequest) -> Result<ExitCode, CliError> {
+    print::line(&create(node, &request).await?.id)?;
+    Ok(ExitCode::SUCCESS)
+}
+
 /// Creates the machine; with its image fetched first, or when it turns out to be missing.
 async fn create(node: &Node, request: &RunRequest) -> Result<Machine, CliError> {
     let create = async || {

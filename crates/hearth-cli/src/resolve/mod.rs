@@ -7,6 +7,7 @@ mod environment;
 mod ports;
 mod reference;
 mod run;
+mod update;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -14,7 +15,8 @@ use std::path::{Path, PathBuf};
 pub(crate) use copy::{CopyPlan, CopyRefused, Place, Side, place_in_machine, plan as plan_copy};
 pub(crate) use ports::shown as shown_port;
 pub(crate) use reference::{absolute, image_reference, registry_and_repository};
-pub(crate) use run::{Attachment, RunRequest, exec, run};
+pub(crate) use run::{Attachment, RunRequest, create, exec, run};
+pub(crate) use update::update;
 
 /// What arguments may refer to on this side.
 pub(crate) trait Host {
@@ -100,6 +102,12 @@ pub(crate) enum ResolveError {
     /// exec without a command.
     #[error("the command is missing: hearth exec MACHINE COMMAND")]
     NoCommand,
+    /// create -d
+    #[error("--detach makes no sense with 'create': nothing is started")]
+    DetachOfCreate,
+    /// update without a change.
+    #[error("nothing is to be changed: 'hearth update --help' tells what can be")]
+    NoChange,
     /// start -a of several machines.
     #[error("only one machine can be attached to")]
     SeveralAttached,

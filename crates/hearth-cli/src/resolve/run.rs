@@ -50,6 +50,12 @@ pub(crate) fn run(arguments: Run, host: &impl Host) -> Result<RunRequest, Resolv
         stdin: arguments.interactive,
         auto_remove: arguments.rm,
         timeout_seconds: arguments.timeout.as_deref().map(duration::seconds).transpose()?,
+        idle_timeout_seconds: arguments
+            .idle_timeout
+            .as_deref()
+            .map(duration::seconds)
+            .transpose()?,
+        restart: arguments.restart,
         driver: match arguments.driver {
             Driver::Auto => v1::DriverChoice::Auto,
             Driver::Qemu => v1::DriverChoice::Qemu,
@@ -115,6 +121,17 @@ fn each<T>(texts: &[String], read: impl Fn(&str) -> Result<T, ResolveError>) -> 
     texts.iter().map(|text| read(text)).collect()
 }
 
+/// Resolves `create`: what `run` would create.
+///
+/// # Errors
+/// Returns [`ResolveError`] for the first argument that makes no sense.
+pub(crate) fn create(arguments: Run, host: &impl Host) -> Result<RunRequest, ResolveError> {
+    if arguments.detach {
+        return Err(ResolveError::DetachOfCreate);
+    }
+    run(arguments, host)
+}
+
 /// Splits `IMAGE [--] COMMAND...`.
 fn split(all: &[String]) -> (String, Vec<String>) {
     let (first, rest) = all
@@ -133,7 +150,7 @@ fn entrypoint(program: String) -> Vec<String> {
     }
 }
 
-fn labels(arguments: &[String]) -> Result<BTreeMap<String, String>, ResolveError> {
+pub(super) fn labels(arguments: &[String]) -> Result<BTreeMap<String, String>, ResolveError> {
     let one = |argument: &String| {
         let (name, value) = argument.split_once('=').unwrap_or((argument, ""));
         if name.is_empty() {
@@ -164,7 +181,7 @@ mod tests {
     #[test]
     fn every_flag_reaches_the_request() {
         let flags = "-it --rm --name web --cpus 1.5 -m 512m --disk 2g -e A=1 -w /srv -u app:app --entrypoint /init \
-                     -l team=x -l bare --timeout 5m --driver qemu --pull never --hostname h --stop-signal INT \
+                     -l team=x -l bare --timeout 5m --idle-timeout 90s --driver qemu --pull never --hostname h --stop-signal INT \
                      --init --read-only --tmpfs /run:size=1m --add-host db:::1 --ulimit nofile=64:128 --group-add wheel \
                      --secret TOKEN=s dir:rootfs -- serve --port 80";
         let request = resolved(flags).unwrap();
@@ -184,6 +201,8 @@ mod tests {
             stdin: true,
             auto_remove: true,
             timeout_seconds: Some(300),
+            idle_timeout_seconds: Some(90),
+            restart: None,
             driver: v1::DriverChoice::Qemu,
             stop_signal: Some("INT".into()),
             ports: Vec::new(),

@@ -65,6 +65,7 @@ pub(super) fn machine(view: &View) -> v1::Machine {
         cpu_quota_us: cpus.and_then(CpuMilli::quota_us_per_100ms),
         memory_mib: memory.mib_rounded_up(),
         ports: record.ports.clone(),
+        restart_count: record.restart.restarts,
         generation: record.generation,
         stages: record.stages.clone(),
     }

@@ -6,7 +6,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use hearth_api::v1::{ErrorBody, ErrorCode};
 use hearth_guest_protocol::message::{Failure, FailureCode};
-use hearth_machine::SpecError;
+use hearth_machine::{InvalidFilter, SpecError};
 
 use crate::guest::RequestError;
 use crate::images::ImageError;
@@ -66,6 +66,12 @@ pub(super) fn in_use(image: &str, machines: &[String]) -> ApiError {
         cause: None,
         remediation: Some("remove those machines first (`hearth rm`)".to_owned()),
     }))
+}
+
+impl From<InvalidFilter> for ApiError {
+    fn from(error: InvalidFilter) -> Self {
+        body(ErrorCode::InvalidRequest, &error, None)
+    }
 }
 
 /// An error of this host that is nobody's fault in particular.
@@ -223,6 +229,11 @@ impl From<MachineError> for ApiError {
             MachineError::NotFound(_) | MachineError::Gone => {
                 (ErrorCode::MachineNotFound, Some("`hearth ps -a` lists machines"))
             }
+            MachineError::NameTaken { .. } => (
+                ErrorCode::NameTaken,
+                Some("choose another name, or remove that machine"),
+            ),
+            MachineError::Change(_) => (ErrorCode::InvalidRequest, None),
             MachineError::Ambiguous(_) => (ErrorCode::InvalidRequest, Some("give more digits of the id")),
             MachineError::Refused(_) => (
                 ErrorCode::WrongState,

@@ -7,13 +7,14 @@ use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use hearth_api::v1;
-use hearth_machine::Signal;
+use hearth_machine::{Filters, Signal};
 use serde::Deserialize;
 
 use super::Service;
 use super::convert;
 use super::error::{ApiError, invalid};
-use crate::machines::NewMachine;
+use super::filter;
+use crate::machines::{Change, Machine, NewMachine};
 
 /// How long a workload has to end before it is killed, unless asked otherwise; docker's.
 const GRACE_DEFAULT: u32 = 10;
@@ -22,6 +23,7 @@ const GRACE_DEFAULT: u32 = 10;
 pub(super) struct ListQuery {
     #[serde(default)]
     all: bool,
+    filter: Option<String>,
 }
 
 pub(super) async fn list(
@@ -29,9 +31,88 @@ pub(super) async fn list(
     query: Result<Query<ListQuery>, QueryRejection>,
 ) -> Result<Json<Vec<v1::Machine>>, ApiError> {
     let Query(query) = query?;
+    let filters = filters(query.filter.as_deref(), filter::MACHINES)?;
+    // docker's rule: who asks for a state sees what is in it.
+    let all = query.all || filter::asks_for_rest(&filters);
     let views = service.machines.list().into_iter().map(|machine| machine.view());
-    let shown = views.filter(|view| query.all || view.state.is_active());
-    Ok(Json(shown.map(|view| convert::machine(&view)).collect()))
+    let shown = views.filter(|view| all || view.state.is_active());
+    let shown = shown.map(|view| convert::machine(&view));
+    Ok(Json(
+        shown.filter(|machine| filter::shows(&filters, machine)).collect(),
+    ))
+}
+
+/// Reads the filters of a query: a JSON array, since a query has a name once.
+pub(super) fn filters(text: Option<&str>, known: &[&str]) -> Result<Filters, ApiError> {
+    let texts: Vec<String> = match text {
+        Some(text) => serde_json::from_str(text).map_err(|error| invalid(format!("filter: {error}")))?,
+        None => Vec::new(),
+    };
+    Ok(Filters::parse(texts.iter().map(String::as_str), known)?)
+}
+
+pub(super) async fn prune(
+    State(service): State<Service>,
+    body: Result<Json<v1::PruneMachines>, JsonRejection>,
+) -> Result<Json<v1::Pruned>, ApiError> {
+    let Json(request) = body?;
+    let filters = Filters::parse(request.filters.iter().map(String::as_str), filter::PRUNE)?;
+    let until = filters.values("until").iter().map(|text| filter::time(text));
+    let until: Vec<_> = until.collect::<Result<_, _>>().map_err(invalid)?;
+    let which = |machine: &Machine| filter::is_pruned(&filters, &until, &machine.view().record);
+    let (machines, reclaimed_bytes) = service.machines.prune(which).await;
+    Ok(Json(v1::Pruned {
+        machines: machines.iter().map(ToString::to_string).collect(),
+        reclaimed_bytes,
+    }))
+}
+
+pub(super) async fn update(
+    State(service): State<Service>,
+    Path(machine): Path<String>,
+    body: Result<Json<v1::UpdateMachine>, JsonRejection>,
+) -> Result<Json<v1::Machine>, ApiError> {
+    let Json(request) = body?;
+    let machine = service.machines.find(&machine)?;
+    let change = Change {
+        labels: request.labels,
+        remove_labels: request.remove_labels,
+        restart: request.restart,
+        timeout: request.timeout_seconds.map(Duration::from_secs),
+        idle_timeout: request.idle_timeout_seconds.map(Duration::from_secs),
+    };
+    machine.update(change).await?;
+    Ok(Json(convert::machine(&machine.view())))
+}
+
+pub(super) async fn rename(
+    State(service): State<Service>,
+    Path(machine): Path<String>,
+    body: Result<Json<v1::RenameMachine>, JsonRejection>,
+) -> Result<Json<v1::Machine>, ApiError> {
+    let Json(request) = body?;
+    let machine = service.machines.find(&machine)?;
+    let name = request
+        .name
+        .parse()
+        .map_err(|error| invalid(format!("{error}")))?;
+    machine.rename(name).await?;
+    Ok(Json(convert::machine(&machine.view())))
+}
+
+pub(super) async fn restart(
+    State(service): State<Service>,
+    Path(machine): Path<String>,
+    body: Result<Json<v1::StopMachine>, JsonRejection>,
+) -> Result<Json<v1::Machine>, ApiError> {
+    let Json(request) = body?;
+    let machine = service.machines.find(&machine)?;
+    machine.restart(grace(&request)).await?;
+    Ok(Json(convert::machine(&machine.view())))
+}
+
+fn grace(request: &v1::StopMachine) -> Duration {
+    Duration::from_secs(request.grace_seconds.unwrap_or(GRACE_DEFAULT).into())
 }
 
 pub(super) async fn create(
@@ -87,8 +168,7 @@ pub(super) async fn stop(
 ) -> Result<Json<v1::Machine>, ApiError> {
     let Json(request) = body?;
     let machine = service.machines.find(&machine)?;
-    let grace = Duration::from_secs(request.grace_seconds.unwrap_or(GRACE_DEFAULT).into());
-    machine.stop(grace).await?;
+    machine.stop(grace(&request)).await?;
     Ok(Json(convert::machine(&machine.view())))
 }
 

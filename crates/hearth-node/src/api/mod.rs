@@ -4,7 +4,9 @@
 
 mod convert;
 mod error;
+mod events;
 mod files;
+mod filter;
 mod images;
 mod logs;
 mod machines;
@@ -21,7 +23,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
-use axum::routing::{MethodRouter, delete, get, post, put};
+use axum::routing::{MethodRouter, delete, get, patch, post, put};
 use hearth_api::endpoint::path;
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
@@ -84,10 +86,15 @@ fn routes() -> Vec<(&'static str, &'static str, MethodRouter<Service>)> {
             path::MACHINES,
             post(machines::create).layer(DefaultBodyLimit::max(CREATE_REQUEST_MAX)),
         ),
+        ("post", path::MACHINES_PRUNE, post(machines::prune)),
+        ("get", path::EVENTS, get(events::events)),
         ("get", path::MACHINE, get(machines::inspect)),
+        ("patch", path::MACHINE, patch(machines::update)),
         ("delete", path::MACHINE, delete(machines::remove)),
         ("post", path::MACHINE_START, post(machines::start)),
         ("post", path::MACHINE_STOP, post(machines::stop)),
+        ("post", path::MACHINE_RESTART, post(machines::restart)),
+        ("post", path::MACHINE_RENAME, post(machines::rename)),
         ("post", path::MACHINE_PAUSE, post(machines::pause)),
         ("post", path::MACHINE_RESUME, post(machines::resume)),
         ("post", path::MACHINE_KILL, post(machines::kill)),

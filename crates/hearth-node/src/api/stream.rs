@@ -131,13 +131,23 @@ async fn show_workload(
     machine: &Machine,
     mut output: Attached,
 ) -> std::io::Result<()> {
-    while let Some((stream, bytes)) = output.recv().await {
-        write_output(writer, stream, &bytes).await?;
-        if output.is_empty() {
-            writer.flush().await?;
+    let view = loop {
+        while let Some((stream, bytes)) = output.recv().await {
+            write_output(writer, stream, &bytes).await?;
+            if output.is_empty() {
+                writer.flush().await?;
+            }
         }
-    }
-    let view = machine.ended().await;
+        let view = machine.rested().await;
+        if !view.state.is_active() {
+            break view;
+        }
+        // Its restart policy starts it again: whoever stays sees what it prints then, too.
+        match machine.attach().await {
+            Ok(attached) => output = attached.output,
+            Err(_) => break machine.ended().await,
+        }
+    };
     wait_for_removal(machine).await;
     finish(writer, convert::exit_status(&view)).await
 }

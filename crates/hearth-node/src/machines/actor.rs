@@ -5,12 +5,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hearth_machine::{Ended, Event, MachineId, Process, Spec, State};
+use hearth_api::v1::{EventAction, MachineSpec};
+use hearth_machine::{Ended, Event, History, MachineId, MachineName, Process, Signal, Spec, State};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
 
 use super::error::{MachineError, StartError};
-use super::life::{self, Life, LifeEvent, Order, Origin, Parts, Plan, Running};
+use super::life::{self, Life, LifeEvent, Limits, Order, Origin, Parts, Plan, Running};
 use super::output::{Attached, Subscriber, subscription};
+use super::recovery::ANY_HOST;
 use super::registry::Table;
 use super::session::WorkloadIo;
 use crate::guest::{Guest, Input};
@@ -40,6 +43,35 @@ pub struct AttachedMachine {
     pub input: Option<Input>,
 }
 
+/// What is to be different; what is absent stays as it is.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Change {
+    /// Labels to set.
+    pub labels: BTreeMap<String, String>,
+    /// Names of labels to remove.
+    pub remove_labels: Vec<String>,
+    /// Restart policy, as the wire has it.
+    pub restart: Option<String>,
+    /// Life time from the start on; zero for none.
+    pub timeout: Option<Duration>,
+    /// How long it may do nothing; zero for ever.
+    pub idle_timeout: Option<Duration>,
+}
+
+impl Change {
+    fn apply(self, spec: &mut MachineSpec) {
+        spec.labels.retain(|name, _| !self.remove_labels.contains(name));
+        spec.labels.extend(self.labels);
+        spec.restart = self.restart.or(spec.restart.take());
+        let changed = |new: Option<Duration>, old| match new {
+            Some(limit) => Some(limit.as_secs()).filter(|&seconds| seconds > 0),
+            None => old,
+        };
+        spec.timeout_seconds = changed(self.timeout, spec.timeout_seconds);
+        spec.idle_timeout_seconds = changed(self.idle_timeout, spec.idle_timeout_seconds);
+    }
+}
+
 /// What a machine's actor can be asked.
 #[derive(Debug)]
 pub(super) enum Command {
@@ -52,6 +84,22 @@ pub(super) enum Command {
         reply: Reply<()>,
     },
     Kill {
+        reply: Reply<()>,
+    },
+    Restart {
+        grace: Duration,
+        reply: Reply<()>,
+    },
+    /// What comes is somebody's wish: the restart policy has no say.
+    EndByHand {
+        reply: Reply<()>,
+    },
+    Rename {
+        name: MachineName,
+        reply: Reply<()>,
+    },
+    Update {
+        change: Change,
         reply: Reply<()>,
     },
     Pause {
@@ -107,6 +155,12 @@ struct Work {
     /// Who waits for a pause or its end.
     pauser: Option<Reply<()>>,
     stoppers: Vec<Reply<()>>,
+    /// Who wants it to be started again once it has ended.
+    restarters: Vec<Reply<()>>,
+    /// When the restart policy starts it again.
+    restart_at: Option<Instant>,
+    /// The life has not been told of new time limits.
+    limits_changed: bool,
     removers: Vec<Reply<()>>,
 }
 
@@ -125,6 +179,9 @@ impl Actor {
             starters: Vec::new(),
             pauser: None,
             stoppers: Vec::new(),
+            restarters: Vec::new(),
+            restart_at: None,
+            limits_changed: false,
             removers: Vec::new(),
         };
         self.carry_on(&mut work);
@@ -134,8 +191,9 @@ impl Actor {
                     Some(command) => self.take_command(&mut work, command).await,
                     None => return,
                 },
-                Some(event) = work.events.recv() => self.take_event(&mut work, event),
+                Some(event) = work.events.recv() => self.take_event(&mut work, event).await,
                 () = tokio::time::sleep(RETRY), if work.unwritten => self.write(&mut work),
+                () = due(work.restart_at) => self.restart_by_policy(&mut work),
             }
             if self.state == State::Removing {
                 failpoint::pass("remove-recorded");
@@ -147,27 +205,46 @@ impl Actor {
 
     async fn take_command(&mut self, work: &mut Work, command: Command) {
         match command {
-            Command::Start { terminal, reply } => match self.start(work, terminal) {
-                Ok(()) => work.starters.push(reply),
-                Err(error) => answer(reply, Err(error.into())),
-            },
-            Command::Stop { grace, reply } => {
+            Command::Start { terminal, reply } => self.start_by_hand(work, terminal, reply),
+            Command::Restart { grace, reply } => {
                 if !self.state.is_alive() {
+                    return self.start_by_hand(work, None, reply);
+                }
+                work.restarters.push(reply);
+                self.stop(work, Order::Stop { grace, reason: None }).await;
+            }
+            Command::EndByHand { reply } => {
+                self.end_by_hand();
+                answer(reply, Ok(()));
+            }
+            Command::Rename { name, reply } => answer(reply, self.rename(work, &name)),
+            Command::Update { change, reply } => answer(reply, self.update(work, change).await),
+            Command::Stop { grace, reply } => {
+                self.end_by_hand();
+                if self.rest(work) || !self.state.is_alive() {
                     return answer(reply, Ok(())); // Docker's rule: stopping what has stopped is no error.
                 }
                 self.stop(work, Order::Stop { grace, reason: None }).await;
                 work.stoppers.push(reply);
             }
             Command::Kill { reply } => {
+                self.end_by_hand();
+                if self.rest(work) {
+                    return answer(reply, Ok(()));
+                }
                 if !self.state.is_alive() {
                     return answer(reply, Err(self.not_running()));
                 }
+                self.tell(EventAction::Kill, [("signal", Signal::KILL.to_string())]);
                 self.stop(work, Order::Kill { reason: None }).await;
                 work.stoppers.push(reply);
             }
             Command::Pause { reply } => self.order_pause(work, Event::Pause, Order::Pause, reply).await,
             Command::Resume { reply } => self.order_pause(work, Event::Resume, Order::Resume, reply).await,
             Command::Remove { force, reply } => {
+                if force {
+                    self.rest(work);
+                }
                 if force && self.state.is_alive() {
                     self.stop(
                         work,
@@ -190,6 +267,106 @@ impl Actor {
         }
     }
 
+    fn start_by_hand(&mut self, work: &mut Work, terminal: Option<(u16, u16)>, reply: Reply<()>) {
+        match self.start(work, terminal) {
+            Ok(()) => {
+                self.record.restart = History::default().into();
+                work.starters.push(reply);
+            }
+            Err(error) => answer(reply, Err(error.into())),
+        }
+    }
+
+    /// The restart policy's time has come.
+    fn restart_by_policy(&mut self, work: &mut Work) {
+        let history = History::from(self.record.restart).after_restart();
+        self.record.restart = history.into();
+        if let Err(error) = self.start(work, None) {
+            // Nothing that time would mend: its secrets are gone, say.
+            work.restart_at = None;
+            let reason = life::chain(&error);
+            tracing::warn!(machine = %self.id, %reason, "not restarted");
+            self.enter(work, State::Failed { reason });
+        }
+    }
+
+    /// Gives up a restart that was planned; tells whether one was.
+    fn rest(&mut self, work: &mut Work) -> bool {
+        let planned = work.restart_at.take().is_some();
+        if planned && let Ok(state) = self.state.after(Event::StopAsked) {
+            // Those that wait for its next run have waited long enough.
+            work.early.clear();
+            self.enter(work, state);
+        }
+        planned
+    }
+
+    fn end_by_hand(&mut self) {
+        self.record.restart.stopped_by_hand = true;
+    }
+
+    fn rename(&mut self, work: &mut Work, name: &MachineName) -> Result<(), MachineError> {
+        self.table.rename(self.id, name)?;
+        let old = std::mem::replace(&mut self.record.name, name.to_string());
+        self.enter(work, self.state.clone());
+        self.tell(EventAction::Rename, [("old_name", old)]);
+        Ok(())
+    }
+
+    async fn update(&mut self, work: &mut Work, change: Change) -> Result<(), MachineError> {
+        let mut wire = self.record.spec.clone();
+        change.apply(&mut wire);
+        self.spec = spec::check(&wire, ANY_HOST)?;
+        self.record.spec = wire;
+        work.limits_changed = true;
+        self.enter(work, self.state.clone());
+        self.tell(EventAction::Update, []);
+        self.pass_limits(work).await;
+        if self.state.is_active() && !self.state.is_alive() {
+            let state = self.planned(work, &self.state.clone(), Duration::ZERO);
+            self.enter(work, state);
+        }
+        Ok(())
+    }
+
+    /// Tells the life of new time limits, once it takes orders that are no end.
+    async fn pass_limits(&mut self, work: &mut Work) {
+        let takes = matches!(self.state, State::Running | State::Paused) && work.pauser.is_none();
+        if let (true, true, Some(life)) = (work.limits_changed, takes, &work.life) {
+            work.limits_changed = false;
+            let order = Order::Limits(self.limits());
+            // Fails only when the life is just over.
+            let _ = life.orders.send(order).await;
+        }
+    }
+
+    fn limits(&self) -> Limits {
+        let began = self.record.started_at.as_ref().and_then(|text| text.parse().ok());
+        let gone = began.map_or(Duration::ZERO, |began| since(began, jiff::Timestamp::now()));
+        Limits {
+            time: self.spec.timeout.map(|limit| limit.saturating_sub(gone)),
+            idle: self.spec.idle_timeout,
+        }
+    }
+
+    /// Asks the policy whether a machine that has ended is to be started again, and when. Returns the state that follows.
+    fn planned(&mut self, work: &mut Work, ended: &State, ran: Duration) -> State {
+        let history = History::from(self.record.restart).after_run(ran);
+        let after = self.spec.restart.restart_after(ended, history);
+        work.restart_at = after.map(|after| Instant::now() + after);
+        self.record.restart = history.into();
+        let event = match after {
+            Some(_) => Event::RestartPlanned,
+            None => Event::StopAsked,
+        };
+        // Refused where nothing is to change: it rests already, or waits already.
+        ended.after(event).unwrap_or_else(|_| ended.clone())
+    }
+
+    fn tell<const N: usize>(&self, action: EventAction, attributes: [(&str, String); N]) {
+        self.parts.events.tell(&self.record, action, attributes);
+    }
+
     fn start(&mut self, work: &mut Work, terminal: Option<(u16, u16)>) -> Result<(), StartError> {
         let state = self.state.after(Event::Start)?;
         let Some(secrets) = self.secrets.clone() else {
@@ -201,6 +378,8 @@ impl Actor {
             subscribers: std::mem::take(&mut work.early),
             ..self.plan()
         };
+        work.restart_at = None;
+        work.limits_changed = false;
         work.end = None;
         self.enter_start(work, state)?;
         failpoint::pass("start-recorded");
@@ -210,13 +389,15 @@ impl Actor {
 
     /// Goes on with what an earlier node has started, where this actor was made for that.
     fn carry_on(&mut self, work: &mut Work) {
+        if let State::Restarting(_) = self.state {
+            let state = self.planned(work, &self.state.clone(), Duration::ZERO);
+            return self.enter(work, state);
+        }
         let Some(vmm) = self.record.vmm.filter(|_| self.state.is_alive()) else {
             return;
         };
-        let began = self.record.started_at.as_ref().and_then(|text| text.parse().ok());
-        let gone = began.map_or(Duration::ZERO, |began| since(began, jiff::Timestamp::now()));
         let mut plan = Plan {
-            time_limit: self.spec.timeout.map(|limit| limit.saturating_sub(gone)),
+            limits: self.limits(),
             ..self.plan()
         };
         // Those that clients know; written by this code, so none is left out.
@@ -240,7 +421,10 @@ impl Actor {
                 stdin: self.record.spec.stdin,
             },
             terminal: None,
-            time_limit: self.spec.timeout,
+            limits: Limits {
+                time: self.spec.timeout,
+                idle: self.spec.idle_timeout,
+            },
             ephemeral: self.record.spec.auto_remove,
             paused: self.record.paused,
             first_order: None,
@@ -279,10 +463,17 @@ impl Actor {
 
     /// An order to pause or to go on was carried out, or could not be.
     fn paused(&mut self, work: &mut Work, event: Event, done: Result<(), ControlError>) {
+        let action = match event {
+            Event::Pause => EventAction::Pause,
+            _ => EventAction::Unpause,
+        };
         let entered = done
             .map_err(MachineError::from)
             .and_then(|()| self.state.after(event).map_err(MachineError::from));
-        let result = entered.map(|state| self.enter(work, state));
+        let result = entered.map(|state| {
+            self.enter(work, state);
+            self.tell(action, []);
+        });
         if let Some(reply) = work.pauser.take() {
             answer(reply, result);
         }
@@ -298,7 +489,12 @@ impl Actor {
         answer(reply, Ok(attached));
     }
 
-    fn take_event(&mut self, work: &mut Work, event: LifeEvent) {
+    async fn take_event(&mut self, work: &mut Work, event: LifeEvent) {
+        self.carry_out(work, event);
+        self.pass_limits(work).await;
+    }
+
+    fn carry_out(&mut self, work: &mut Work, event: LifeEvent) {
         match event {
             LifeEvent::VmmStarted(vmm) => {
                 self.record.vmm = Some(vmm);
@@ -318,6 +514,9 @@ impl Actor {
                     .after(Event::Started)
                     .unwrap_or_else(|_| self.state.clone());
                 self.enter(work, state);
+                if !was_found {
+                    self.tell(EventAction::Start, []);
+                }
                 if was_found {
                     failpoint::pass("adopt-running");
                 } else {
@@ -332,20 +531,41 @@ impl Actor {
             }
             LifeEvent::Paused(done) => self.paused(work, Event::Pause, done),
             LifeEvent::Resumed(done) => self.paused(work, Event::Resume, done),
+            LifeEvent::TimedOut => {
+                self.end_by_hand();
+                if let Ok(state) = self.state.after(Event::StopAsked) {
+                    self.enter(work, state);
+                }
+            }
             LifeEvent::Over { event, error } => self.end(work, event, error),
         }
     }
 
     fn end(&mut self, work: &mut Work, event: Event, error: Option<StartError>) {
+        let ran = work.running.is_some();
         (work.life, work.running, self.record.vmm) = (None, None, None);
         self.record.ports.clear();
         work.early.clear();
-        self.record.finished_at = Some(jiff::Timestamp::now().to_string());
+        let now = jiff::Timestamp::now();
+        self.record.finished_at = Some(now.to_string());
         // Refused only if the life reports an end twice; then the first counts.
         let ended = self.state.after(event).unwrap_or_else(|_| self.state.clone());
         work.end = Some(ended.clone());
-        self.enter(work, ended);
+        // A start that a client waits for and that fails is told to him, and that is all.
+        let asked = [&work.starters, &work.removers, &work.restarters];
+        let rests = self.record.spec.auto_remove || asked.iter().any(|waiting| !waiting.is_empty());
+        let state = if rests {
+            ended.clone()
+        } else {
+            let began = self.record.started_at.as_ref().and_then(|text| text.parse().ok());
+            let took = began
+                .filter(|_| ran)
+                .map_or(Duration::ZERO, |began| since(began, now));
+            self.planned(work, &ended, took)
+        };
+        self.enter(work, state);
         failpoint::pass("stop-recorded");
+        self.tell(EventAction::Die, last_words(&ended));
         let mut error = error;
         for reply in work.starters.drain(..) {
             let reason = error.take().unwrap_or(StartError::Stopped);
@@ -354,13 +574,35 @@ impl Actor {
         if let Some(reply) = work.pauser.take() {
             answer(reply, Err(self.not_running()));
         }
+        if work.removers.is_empty() && !work.restarters.is_empty() {
+            return self.start_again(work);
+        }
         if self.record.spec.auto_remove || !work.removers.is_empty() {
             // Always allowed from a state in which nothing is alive.
             if let Ok(state) = self.state.after(Event::Remove) {
                 self.enter(work, state);
             }
         }
+        if !work.stoppers.is_empty() {
+            self.tell(EventAction::Stop, []);
+        }
+        for reply in work.stoppers.drain(..) {
+            answer(reply, Ok(()));
+        }
+    }
+
+    /// Starts it for those that wanted it to be stopped and started.
+    fn start_again(&mut self, work: &mut Work) {
+        self.tell(EventAction::Stop, []);
         work.stoppers.drain(..).for_each(|reply| answer(reply, Ok(())));
+        for reply in std::mem::take(&mut work.restarters) {
+            if self.state.is_alive() {
+                work.starters.push(reply);
+            } else {
+                self.start_by_hand(work, None, reply);
+            }
+        }
+        self.tell(EventAction::Restart, []);
     }
 
     /// Enters the state of a start, which must be written down first: a virtual machine that nothing on the disk tells of
@@ -426,6 +668,7 @@ impl Actor {
     /// Removes everything that is the machine's; its record goes last, with its directory.
     fn finish_removal(&mut self, work: &mut Work) {
         let removed = remove_all(&self.parts, self.id);
+        self.tell(EventAction::Destroy, []);
         self.table.forget(self.id);
         if let Err(MachineError::Remove { path, source }) = &removed {
             tracing::error!(machine = %self.id, path = %path.display(), error = %source, "left behind");
@@ -455,6 +698,24 @@ fn since(began: jiff::Timestamp, now: jiff::Timestamp) -> Duration {
 fn answer<T>(reply: Reply<T>, result: Result<T, MachineError>) {
     // Who asked has gone away.
     let _ = reply.send(result);
+}
+
+/// Waits for a moment; for ever where there is none.
+async fn due(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// How a machine ended, as events tell it.
+fn last_words(ended: &State) -> [(&'static str, String); 2] {
+    let (exit_code, reason) = match ended {
+        State::Exited(ended) => (ended.exit_code.to_string(), ended.reason.clone()),
+        State::Failed { reason } => (String::new(), Some(reason.clone())),
+        _ => Default::default(),
+    };
+    [("exit_code", exit_code), ("reason", reason.unwrap_or_default())]
 }
 
 fn recorded(state: &State) -> RecordedState {

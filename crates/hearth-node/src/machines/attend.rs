@@ -12,6 +12,9 @@ use super::paused;
 use crate::guest::Guest;
 use crate::vmm::{Machine as _, Vm};
 
+/// How long a workload whose time is over has to end.
+const TIMEOUT_GRACE: Duration = Duration::from_secs(10);
+
 /// Stays with a running workload until it has ended and its disks are at rest.
 pub(super) async fn attend(
     plan: &mut Plan,
@@ -24,8 +27,7 @@ pub(super) async fn attend(
     let mut paused = false;
     let mut first = plan.first_order.take();
     let plan = &*plan;
-    let time_limit = time_limit(plan);
-    tokio::pin!(time_limit);
+    let mut over_time = Box::pin(time_over(plan.limits.time));
     loop {
         let next = async {
             match first.take() {
@@ -40,7 +42,11 @@ pub(super) async fn attend(
                 return over(Event::VmmDied { reason: died(&last_words(exit)) });
             }
             Some(order) = next => order,
-            order = &mut time_limit => order,
+            order = &mut over_time => {
+                // Fails only when the actor is gone; the life goes on and ends by itself.
+                let _ = events.send(LifeEvent::TimedOut).await;
+                order
+            }
         };
         let told = match order {
             Order::Pause => {
@@ -52,6 +58,10 @@ pub(super) async fn attend(
                 let done = paused::go_on(vm, guest).await;
                 paused &= done.is_err();
                 LifeEvent::Resumed(done)
+            }
+            Order::Limits(limits) => {
+                over_time.set(time_over(limits.time));
+                continue;
             }
             order => {
                 if paused && order.asks_the_guest(plan) {
@@ -65,18 +75,15 @@ pub(super) async fn attend(
     }
 }
 
-/// Waits until the machine's time is over, and returns what is to be done then.
-pub(super) async fn time_limit(plan: &Plan) -> Order {
-    match plan.time_limit {
+/// Waits until a machine's time is over, and returns what is to be done then.
+pub(super) async fn time_over(limit: Option<Duration>) -> Order {
+    match limit {
         Some(limit) => tokio::time::sleep(limit).await,
         None => std::future::pending().await,
     }
     Order::Stop {
-        grace: Duration::from_secs(10),
-        reason: Some(format!(
-            "it ran into its time limit of {} s",
-            plan.spec.timeout.unwrap_or_default().as_secs()
-        )),
+        grace: TIMEOUT_GRACE,
+        reason: Some("it ran into its time limit".to_owned()),
     }
 }
 
@@ -86,7 +93,7 @@ impl Order {
         match self {
             Self::Stop { .. } => true,
             Self::Kill { .. } => !plan.ephemeral,
-            Self::Discard { .. } | Self::Pause | Self::Resume => false,
+            Self::Discard { .. } | Self::Pause | Self::Resume | Self::Limits(_) => false,
         }
     }
 }

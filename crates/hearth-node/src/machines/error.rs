@@ -167,6 +167,17 @@ pub enum MachineError {
     /// Its state does not allow it.
     #[error(transparent)]
     Refused(#[from] Refused),
+    /// The name belongs to another machine.
+    #[error("the name {name:?} belongs to machine {owner}")]
+    NameTaken {
+        /// The name.
+        name: String,
+        /// Whose it is.
+        owner: MachineId,
+    },
+    /// A machine cannot be so.
+    #[error(transparent)]
+    Change(#[from] InvalidSpec),
     /// It does not run.
     #[error("machine {name} is {state}, not running")]
     NotRunning {

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use hearth_machine::{Container, HostLimits, MachineId, Process, State};
+use hearth_api::v1::EventAction;
+use hearth_machine::{Container, HostLimits, MachineId, MachineName, Process, State};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::actor::{AttachedMachine, Command, Reply, View};
+use super::actor::{AttachedMachine, Change, Command, Reply, View};
 use super::error::{MachineError, StartError};
 use super::life::{self, Parts};
 use super::log::LogReader;
@@ -46,9 +47,7 @@ impl Machine {
     /// # Errors
     /// Returns [`MachineError::Start`] with the step that failed.
     pub async fn start(&self, terminal: Option<(u16, u16)>) -> Result<(), MachineError> {
-        let record = self.view().record;
-        spec::check(&record.spec, registry::limits(&self.parts, self.host))
-            .map_err(StartError::HostShrank)?;
+        self.check_host()?;
         self.ask(|reply| Command::Start { terminal, reply }).await
     }
 
@@ -58,6 +57,31 @@ impl Machine {
     /// Returns [`MachineError::Gone`].
     pub async fn stop(&self, grace: Duration) -> Result<(), MachineError> {
         self.ask(|reply| Command::Stop { grace, reply }).await
+    }
+
+    /// Stops it, where it runs, and starts it again; returns when its workload runs.
+    ///
+    /// # Errors
+    /// Returns [`MachineError::Start`] with the step that failed.
+    pub async fn restart(&self, grace: Duration) -> Result<(), MachineError> {
+        self.check_host()?;
+        self.ask(|reply| Command::Restart { grace, reply }).await
+    }
+
+    /// Gives it another name.
+    ///
+    /// # Errors
+    /// Returns [`MachineError::NameTaken`], or [`MachineError::Refused`] when it is being removed.
+    pub async fn rename(&self, name: MachineName) -> Result<(), MachineError> {
+        self.ask(|reply| Command::Rename { name, reply }).await
+    }
+
+    /// Changes labels, restart policy or time limits, whether it runs or not.
+    ///
+    /// # Errors
+    /// Returns [`MachineError::Change`] when the machine cannot be so; then nothing is changed.
+    pub async fn update(&self, change: Change) -> Result<(), MachineError> {
+        self.ask(|reply| Command::Update { change, reply }).await
     }
 
     /// Stops its virtual processors; what it has stays as it is.
@@ -84,8 +108,15 @@ impl Machine {
         if signal == hearth_machine::Signal::KILL {
             return self.ask(|reply| Command::Kill { reply }).await;
         }
-        let running = Arc::clone(self.view().running()?);
+        let view = self.view();
+        let running = Arc::clone(view.running()?);
+        if signal == self.process.stop_signal {
+            // Whoever sends it means the machine to end, and not to be restarted.
+            self.ask(|reply| Command::EndByHand { reply }).await?;
+        }
         running.input.signal(signal.number()).await;
+        let sent = [("signal", signal.to_string())];
+        self.parts.events.tell(&view.record, EventAction::Kill, sent);
         Ok(())
     }
 
@@ -124,6 +155,15 @@ impl Machine {
         let is_over = |view: &View| !view.state.is_active() && view.state != State::Created;
         // An error says that the actor is gone: what it showed last is what counts.
         let _ = view.wait_for(is_over).await;
+        view.borrow().clone()
+    }
+
+    /// Waits until its workload has ended, whether it will be restarted or not, and returns the view then.
+    pub async fn rested(&self) -> View {
+        let mut view = self.view.clone();
+        let rests = |view: &View| !view.state.is_alive() && view.state != State::Created;
+        // An error says that the actor is gone: what it showed last is what counts.
+        let _ = view.wait_for(rests).await;
         view.borrow().clone()
     }
 
@@ -172,6 +212,18 @@ impl Machine {
     /// Returns the file of its serial console.
     pub fn console_path(&self) -> std::path::PathBuf {
         life::dirs(&self.parts.layout, self.id).console_log()
+    }
+
+    /// Returns the directory of its record, disk and logs.
+    pub(super) fn directory(&self) -> std::path::PathBuf {
+        self.parts.layout.machine_data(self.id)
+    }
+
+    /// Checks that the host still has what the machine asks for.
+    fn check_host(&self) -> Result<(), StartError> {
+        let limits = registry::limits(&self.parts, self.host);
+        let checked = spec::check(&self.view().record.spec, limits);
+        checked.map(drop).map_err(StartError::HostShrank)
     }
 
     async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, MachineError> {

@@ -25,6 +25,7 @@ use tokio_util::task::TaskTracker;
 use super::attend;
 use super::drivers::Drivers;
 use super::error::StartError;
+use super::events::EventLog;
 use super::full_disk;
 use super::log::LogWriter;
 use super::output::{Pump, SessionEnd, Subscriber, now_unix_ns};
@@ -61,6 +62,8 @@ pub struct Parts {
     pub drivers: Drivers,
     /// Every task of machines; joined when the node ends.
     pub tasks: TaskTracker,
+    /// What happens to machines.
+    pub events: EventLog,
     /// How long boots take here.
     pub pace: Pace,
     /// The host's present boot, as its kernel names it.
@@ -77,7 +80,7 @@ pub(super) struct Plan {
     pub(super) secrets: Arc<BTreeMap<String, String>>,
     pub(super) io: WorkloadIo,
     /// What is left of its time.
-    pub(super) time_limit: Option<Duration>,
+    pub(super) limits: Limits,
     /// The attached client's terminal.
     pub(super) terminal: Option<(u16, u16)>,
     /// Whether the disk is thrown away afterwards, so that nothing on it need come to rest.
@@ -89,6 +92,15 @@ pub(super) struct Plan {
     pub(super) subscribers: Vec<Subscriber>,
     pub(super) border: Border,
     pub(super) parts: Arc<Parts>,
+}
+
+/// How long a machine may live.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Limits {
+    /// From now on.
+    pub(super) time: Option<Duration>,
+    /// Without doing anything.
+    pub(super) idle: Option<Duration>,
 }
 
 /// What a life is told.
@@ -104,6 +116,8 @@ pub(super) enum Order {
     Pause,
     /// Go on.
     Resume,
+    /// Live so long.
+    Limits(Limits),
 }
 
 /// What a life tells its actor.
@@ -119,6 +133,8 @@ pub(super) enum LifeEvent {
     Paused(Result<(), ControlError>),
     /// An order to go on was carried out, or could not be.
     Resumed(Result<(), ControlError>),
+    /// Its time is over; it is being stopped.
+    TimedOut,
     /// Nothing is left; the last event.
     Over { event: Event, error: Option<StartError> },
 }
@@ -675,7 +691,7 @@ pub(super) async fn obey(
         Order::Kill { reason } => (now, KILL_DEADLINE, reason),
         Order::Discard { reason } => (now, Duration::ZERO, Some(reason)),
         // Carried out by whoever has the order; none comes here.
-        Order::Pause | Order::Resume => (now, Duration::ZERO, None),
+        Order::Pause | Order::Resume | Order::Limits(_) => (now, Duration::ZERO, None),
     };
     if !deadline.is_zero() {
         tokio::select! {
@@ -701,7 +717,7 @@ pub(super) async fn obey(
 async fn sharper_order(orders: &mut mpsc::Receiver<Order>) -> Option<Order> {
     loop {
         match orders.recv().await {
-            Some(Order::Stop { .. } | Order::Pause | Order::Resume) => {}
+            Some(Order::Stop { .. } | Order::Pause | Order::Resume | Order::Limits(_)) => {}
             other => return other,
         }
     }

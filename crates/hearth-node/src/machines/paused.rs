@@ -8,7 +8,7 @@ use std::time::Instant;
 use hearth_machine::Event;
 use tokio::sync::mpsc;
 
-use super::attend::time_limit;
+use super::attend::time_over;
 use super::life::{LifeEvent, Order, Plan, chain, died, last_words, over};
 use crate::guest::Guest;
 use crate::vmm::{ControlError, Machine as _, Vm};
@@ -34,17 +34,32 @@ pub(super) async fn adopt(
         vm.pause().await.map_err(lost)?;
         // Fails only when the actor is gone; the life goes on and ends by itself.
         let _ = events.send(LifeEvent::FoundPaused).await;
-        let began = Instant::now();
-        let order = tokio::select! {
-            Some(order) = orders.recv() => order,
-            order = time_limit(plan) => order,
-            exit = vm.wait() => return Err(over(Event::VmmDied { reason: died(&last_words(exit)) })),
+        let mut began = Instant::now();
+        let mut over_time = Box::pin(time_over(plan.limits.time));
+        let order = loop {
+            tokio::select! {
+                Some(order) = orders.recv() => match order {
+                    Order::Limits(limits) => {
+                        (plan.limits, began) = (limits, Instant::now());
+                        over_time.set(time_over(limits.time));
+                    }
+                    order => break order,
+                },
+                order = &mut over_time => {
+                    let _ = events.send(LifeEvent::TimedOut).await;
+                    break order;
+                }
+                exit = vm.wait() => return Err(over(Event::VmmDied { reason: died(&last_words(exit)) })),
+            }
         };
         if !order.asks_the_guest(plan) && !matches!(order, Order::Resume) {
             let reason = "it was ended while it was paused".to_owned();
             return Err(over(Event::VmmDied { reason }));
         }
-        plan.time_limit = plan.time_limit.map(|limit| limit.saturating_sub(began.elapsed()));
+        plan.limits.time = plan
+            .limits
+            .time
+            .map(|limit| limit.saturating_sub(began.elapsed()));
         plan.first_order = Some(order);
     }
     vm.resume().await.map_err(lost)

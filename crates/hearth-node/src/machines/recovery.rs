@@ -9,6 +9,7 @@
 //! Alive and told to end, and its monitor is gone            Exited: the stop was half done
 //! Alive, without a monitor: its start was half done         ended, Failed
 //! Exited or Failed, of a machine that goes when it ends     swept
+//! rests, and its restart policy says otherwise              Restarting: after a reboot, or after what was found out above
 //! any other                                                 as it says
 //! of another format, or not to be understood                left alone
 //! ```
@@ -27,7 +28,7 @@ use super::life;
 use super::registry::{Known, Machines};
 use crate::host::failpoint;
 use crate::host::process::{Process as HostProcess, ProcessId, with_arguments};
-use crate::records::{MachineRecord, RecordError, RecordedState, spec};
+use crate::records::{MachineRecord, RecordError, RecordedState, RestartFact, spec};
 
 /// The exit code of a workload that was killed: 128 and the number of SIGKILL.
 const KILLED: u8 = 137;
@@ -37,7 +38,7 @@ const KILL_DEADLINE: Duration = Duration::from_secs(10);
 const ADOPTION_DEADLINE: Duration = Duration::from_secs(20);
 
 /// What a machine of any host may have had: records are checked against this, so that none is lost on a smaller host.
-const ANY_HOST: HostLimits = HostLimits {
+pub(super) const ANY_HOST: HostLimits = HostLimits {
     memory: ByteSize::from_bytes(u64::MAX),
     guest_memory: ByteSize::from_bytes(u64::MAX),
     processors: u32::MAX,
@@ -111,6 +112,7 @@ impl Machines {
             let state = self.settle(id, &record, is_here).await;
             self.correct(id, &mut record, state);
         }
+        self.ask_policy(id, &mut record, was_alive && !runs);
         let is_over = matches!(
             record.state,
             RecordedState::Exited { .. } | RecordedState::Failed { .. }
@@ -155,17 +157,45 @@ impl Machines {
         state
     }
 
+    /// Asks the restart policy of a machine that rests: after what has just been found out of it, and after a reboot of the host.
+    fn ask_policy(&self, id: MachineId, record: &mut MachineRecord, has_ended: bool) {
+        let Ok(Known { spec, state, .. }) = known(id, record.clone()) else {
+            return;
+        };
+        let history = record.restart.into();
+        let by_reboot = self.is_of_earlier_boot(record) && spec.restart.starts_after_reboot(&state, history);
+        let by_end = has_ended && spec.restart.restart_after(&state, history).is_some();
+        if !by_reboot && !by_end {
+            return;
+        }
+        if by_reboot {
+            // As a start by hand: what was before the reboot is over.
+            record.restart = RestartFact::default();
+        }
+        let (exit_code, reason) = match &record.state {
+            RecordedState::Exited { exit_code, reason } => (*exit_code, reason.clone()),
+            RecordedState::Failed { reason } => (KILLED, Some(reason.clone())),
+            _ => return,
+        };
+        record.state = RecordedState::Restarting { exit_code, reason };
+        self.write(id, record);
+    }
+
+    fn write(&self, id: MachineId, record: &mut MachineRecord) {
+        record.generation += 1;
+        if let Err(error) = self.records.write(id, record) {
+            // The next node comes to the same.
+            tracing::error!(machine = %id, error = %life::chain(&error), "record not written");
+        }
+    }
+
     fn correct(&self, id: MachineId, record: &mut MachineRecord, state: RecordedState) {
         record.state = state;
         record.finished_at = Some(jiff::Timestamp::now().to_string());
         record.vmm = None;
         (record.stopping, record.paused) = (false, false);
         record.ports.clear();
-        record.generation += 1;
-        if let Err(error) = self.records.write(id, record) {
-            // The next node comes to the same.
-            tracing::error!(machine = %id, error = %life::chain(&error), "record not written");
-        }
+        self.write(id, record);
     }
 
     /// Ends a virtual machine that an earlier node left running: the one that the record names, or one of that name, which was

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use hearth_api::v1::{Border, MachineSpec};
+use hearth_api::v1::{Border, EventAction, MachineSpec};
 use hearth_machine::spec::check_environment;
 use hearth_machine::{HostLimits, MachineId, MachineName, Process, Spec, State};
 use tokio::sync::{mpsc, watch};
@@ -17,7 +17,7 @@ use super::life::{self, Parts};
 use crate::host::facts::{self, Place};
 use crate::host::{failpoint, files};
 use crate::images::ResolvedImage;
-use crate::records::{ImageFact, MachineRecord, ProcessFact, RecordedState, Records, spec};
+use crate::records::{ImageFact, MachineRecord, ProcessFact, RecordedState, Records, RestartFact, spec};
 use crate::vmm::{self, Vmm as _};
 
 /// How long tasks of machines may take to end with the node.
@@ -70,6 +70,20 @@ impl Table {
 
     pub(super) fn forget(&self, id: MachineId) {
         self.lock().remove(&id);
+    }
+
+    /// Gives a machine another name unless that is taken. Its own is no obstacle.
+    pub(super) fn rename(&self, id: MachineId, name: &MachineName) -> Result<(), MachineError> {
+        let mut machines = self.lock();
+        let taken = machines.values().find(|other| other.name == name.to_string());
+        if let Some(owner) = taken.map(|other| other.id).filter(|&owner| owner != id) {
+            let name = name.to_string();
+            return Err(MachineError::NameTaken { name, owner });
+        }
+        if let Some(machine) = machines.get_mut(&id) {
+            machine.name = name.to_string();
+        }
+        Ok(())
     }
 
     /// Adds a machine unless its name is taken.
@@ -147,6 +161,7 @@ impl Machines {
             paused: false,
             stopping: false,
             host_boot: None,
+            restart: RestartFact::default(),
         };
         self.write_first(id, &record, &image)?;
         failpoint::pass("create-recorded");
@@ -160,6 +175,11 @@ impl Machines {
             record,
         })
         .inspect_err(|_| drop(actor::remove_all(&self.parts, id)))
+        .inspect(|machine| {
+            self.parts
+                .events
+                .tell(&machine.view().record, EventAction::Create, [])
+        })
     }
 
     /// Makes the machine's directory with a link to its root file system, which lives as long as the machine, whatever

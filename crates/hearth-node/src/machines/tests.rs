@@ -1,6 +1,7 @@
 //! Registry, actors and lives over the driver without machines; the test plays the guests (`guest`).
 
 mod guest;
+mod restart;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -91,6 +92,7 @@ impl Bench {
             images: Images::open(&layout).await.unwrap(),
             disks: Disks::new(layout.empty_disks()),
             drivers: Drivers::only(Driver::Fake(fake)),
+            events: EventLog::open(layout.data().join("events.jsonl")),
             tasks: TaskTracker::new(),
             pace,
             host_boot: host_boot.to_owned(),

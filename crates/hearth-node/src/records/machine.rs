@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use hearth_api::v1::{Border, MachineSpec, PortMapping, Stage, strict_spec};
-use hearth_machine::{MachineId, Process, Signal};
+use hearth_machine::{History, MachineId, Process, Signal};
 use serde::{Deserialize, Serialize};
 
 use crate::host::files;
@@ -63,6 +63,46 @@ pub struct MachineRecord {
     /// The boot of the host in which it was started last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_boot: Option<String>,
+    /// What its restart policy asks for.
+    #[serde(default, skip_serializing_if = "RestartFact::is_default")]
+    pub restart: RestartFact,
+}
+
+/// The history of a machine, as far as restart policies ask.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct RestartFact {
+    /// Somebody stopped it, and nobody has started it since.
+    pub stopped_by_hand: bool,
+    /// Restarts by the policy since the last start by hand.
+    pub restarts: u32,
+    /// Those of them since the last good run.
+    pub in_a_row: u32,
+}
+
+impl RestartFact {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl From<History> for RestartFact {
+    fn from(history: History) -> Self {
+        Self {
+            stopped_by_hand: history.stopped_by_hand,
+            restarts: history.restarts,
+            in_a_row: history.in_a_row,
+        }
+    }
+}
+
+impl From<RestartFact> for History {
+    fn from(fact: RestartFact) -> Self {
+        Self {
+            stopped_by_hand: fact.stopped_by_hand,
+            restarts: fact.restarts,
+            in_a_row: fact.in_a_row,
+        }
+    }
 }
 
 /// What runs in a machine: image and spec put together once, when it was created.
@@ -286,10 +326,10 @@ fn read(path: &Path) -> Result<MachineRecord, RecordError> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn record(id: &str) -> MachineRecord {
+    pub(crate) fn record(id: &str) -> MachineRecord {
         MachineRecord {
             format: FORMAT,
             generation: 1,
@@ -326,6 +366,7 @@ mod tests {
             }),
             ports: vec![],
             paused: false,
+            restart: RestartFact::default(),
             stages: vec![],
             stopping: false,
             host_boot: None,

@@ -3,7 +3,9 @@
 //! A record holds the accepted v1 spec as it came, and facts; the checked domain type is made from it anew on load
 //! ([`spec`]). Written by atomic rename with a generation that counts changes. One writer: the machine's actor.
 
-mod machine;
+pub(crate) mod machine;
 pub mod spec;
 
-pub use machine::{ImageFact, MachineRecord, ProcessFact, RecordError, RecordedState, Records, VmmFact};
+pub use machine::{
+    ImageFact, MachineRecord, ProcessFact, RecordError, RecordedState, Records, RestartFact, VmmFact,
+};

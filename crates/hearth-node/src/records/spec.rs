@@ -6,7 +6,7 @@ use hearth_api::v1;
 use hearth_machine::spec::{DISK_DEFAULT, MEMORY_DEFAULT};
 use hearth_machine::{
     ByteSize, Container, ContainerError, CpuMilli, DriverChoice, ExtraHost, HostLimits, Limit, PublishedPort,
-    Spec, SpecError, Tmpfs,
+    RestartPolicy, Spec, SpecError, Tmpfs,
 };
 
 /// The processor share of a machine that does not say, in thousandths.
@@ -21,6 +21,14 @@ pub enum InvalidSpec {
     /// A port's address is none.
     #[error("{0:?} is not an IP address")]
     Address(String),
+    /// The restart policy is none.
+    #[error(transparent)]
+    Restart(#[from] hearth_machine::InvalidRestartPolicy),
+    /// A machine that is to be removed when it ends, and to be started again.
+    #[error(
+        "a machine cannot be removed when it ends and be restarted, too: --rm and --restart exclude each other"
+    )]
+    RestartOfRemoved,
     /// The stop signal is no signal.
     #[error(transparent)]
     Signal(#[from] hearth_machine::signal::InvalidSignal),
@@ -44,6 +52,11 @@ pub fn check(wire: &v1::MachineSpec, host: HostLimits) -> Result<Spec, InvalidSp
         memory: wire.memory_bytes.map_or(MEMORY_DEFAULT, ByteSize::from_bytes),
         disk: wire.disk_bytes.map_or(DISK_DEFAULT, ByteSize::from_bytes),
         timeout: wire.timeout_seconds.map(Duration::from_secs),
+        idle_timeout: wire.idle_timeout_seconds.map(Duration::from_secs),
+        restart: wire
+            .restart
+            .as_deref()
+            .map_or(Ok(RestartPolicy::No), str::parse)?,
         driver: match wire.driver {
             v1::DriverChoice::Auto => DriverChoice::Auto,
             v1::DriverChoice::Qemu => DriverChoice::Qemu,
@@ -52,6 +65,9 @@ pub fn check(wire: &v1::MachineSpec, host: HostLimits) -> Result<Spec, InvalidSp
         ports: wire.ports.iter().map(port).collect::<Result<_, _>>()?,
         container: container(wire).map_err(SpecError::from)?,
     };
+    if wire.auto_remove && spec.restart != RestartPolicy::No {
+        return Err(InvalidSpec::RestartOfRemoved);
+    }
     Ok(spec.check(host)?)
 }
 

@@ -83,7 +83,10 @@ impl<'n> Machines<'n> {
 
     /// Removes whatever is left of this bench's machines.
     pub(super) async fn remove_all(&self) -> Result<(), CliError> {
-        let machines = self.node.call(async |client| client.machines(true).await).await?;
+        let machines = self
+            .node
+            .call(async |client| client.machines(true, &[]).await)
+            .await?;
         let is_ours =
             |labels: &std::collections::BTreeMap<String, String>| labels.get(LABEL) == Some(&self.tag);
         for machine in machines.iter().filter(|machine| is_ours(&machine.spec.labels)) {
