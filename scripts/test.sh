@@ -40,6 +40,7 @@ timed cargo fmt --all --check
 timed cargo xtask tidy
 timed cargo clippy --quiet --workspace --all-targets --locked -- -D warnings
 timed cargo xtask build
+timed cargo xtask bare-guest --lint
 
 step "A kernel for the driver's tests"
 HEARTH_TEST_KERNEL=$(test_kernel) || true

@@ -11,6 +11,9 @@ use crate::workspace::{Workspace, install, run};
 /// The agent runs in any guest: static, and for no particular libc.
 const GUEST_TARGET: &str = "x86_64-unknown-linux-musl";
 
+/// The test guest's package: outside the workspace, since it is for a target of its own.
+const BARE_GUEST: &str = "crates/bare-guest";
+
 /// How the host's binary is built. The agent has one profile of its own: `guest`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Profile {
@@ -71,4 +74,40 @@ pub(crate) fn guest(workspace: &Workspace, profile: Profile) -> Result<PathBuf> 
     }
     install(&built, &place)?;
     Ok(place)
+}
+
+/// Whether the test guest is looked at, too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lint {
+    /// It is built.
+    No,
+    /// Its format and clippy's findings are errors.
+    Yes,
+}
+
+/// Builds the test guest, for tests of monitors. Prints its path.
+pub(crate) fn bare_guest(workspace: &Workspace, lint: Lint) -> Result<()> {
+    let target = workspace.target().join("bare-guest");
+    let cargo = || {
+        let mut cargo = workspace.cargo();
+        // Its configuration has the flags of the linker; a caller's would replace them.
+        cargo
+            .current_dir(workspace.root().join(BARE_GUEST))
+            .env_remove("RUSTFLAGS")
+            .env_remove("CARGO_ENCODED_RUSTFLAGS");
+        cargo
+    };
+    if lint == Lint::Yes {
+        run(cargo().args(["fmt", "--check"]))?;
+        run(cargo()
+            .args(["clippy", "--quiet", "--release", "--locked", "--target-dir"])
+            .arg(&target)
+            .args(["--", "-D", "warnings"]))?;
+    }
+    run(cargo()
+        .args(["build", "--quiet", "--release", "--locked", "--target-dir"])
+        .arg(&target))?;
+    let built = target.join("x86_64-unknown-none/release/bare-guest");
+    println!("{}", built.display());
+    Ok(())
 }

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::build::Profile;
+use crate::build::{Lint, Profile};
 use crate::workspace::Workspace;
 
 /// Builds and checks Hearth.
@@ -34,6 +34,12 @@ enum Task {
         /// Beside the binary of this profile.
         #[arg(long, value_enum, default_value_t = Profile::Dev)]
         profile: Profile,
+    },
+    /// Builds the guest without a kernel, which tests boot where KVM cannot run Linux.
+    BareGuest {
+        /// Its format and clippy's findings are errors.
+        #[arg(long)]
+        lint: bool,
     },
     /// Runs a fuzz target for a while; a finding fails the task.
     Fuzz {
@@ -63,6 +69,8 @@ fn perform(task: Task) -> Result<()> {
         Task::Build { release: false } => build::everything(&workspace, Profile::Dev),
         Task::Build { release: true } => build::everything(&workspace, Profile::Release),
         Task::Guest { profile } => build::guest(&workspace, profile).map(drop),
+        Task::BareGuest { lint: false } => build::bare_guest(&workspace, Lint::No),
+        Task::BareGuest { lint: true } => build::bare_guest(&workspace, Lint::Yes),
         Task::Fuzz { name: None, .. } => fuzz::list(&workspace),
         Task::Fuzz {
             name: Some(name),

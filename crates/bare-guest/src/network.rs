@@ -1,0 +1,161 @@
+//! A network interface that answers: ARP, ICMP echo, and TCP echo on port 7.
+
+use alloc::vec;
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use smoltcp::iface::{Config, Interface, PollResult, SocketHandle, SocketSet};
+use smoltcp::phy::{self, DeviceCapabilities, Medium};
+use smoltcp::socket::tcp;
+use smoltcp::time::Instant;
+use smoltcp::wire::{EthernetAddress, IpCidr, Ipv4Cidr};
+use virtio_drivers::Result;
+use virtio_drivers::device::net::VirtIONet;
+
+use crate::transport::{Identity, OneByOne};
+
+/// Where bytes come back (RFC 862).
+const ECHO_PORT: u16 = 7;
+
+/// Connections at once, and what each may hold each way.
+const CONNECTIONS: usize = 4;
+const BUFFER: usize = 32 * 1024;
+
+/// Frames that the host may put down: Firecracker gives none as long as there is no room for the largest packet, 64 KiB.
+const QUEUE: usize = 64;
+
+/// A frame of Ethernet with the header of virtio before it.
+const FRAME: usize = 2048;
+const MTU: usize = 1514;
+
+type Card = VirtIONet<Identity, OneByOne, QUEUE>;
+
+/// The interface; it says nothing before it has an address.
+pub(crate) struct Network {
+    card: Adapter,
+    interface: Interface,
+    sockets: SocketSet<'static>,
+    connections: Vec<SocketHandle>,
+}
+
+impl Network {
+    /// Starts the device.
+    ///
+    /// # Errors
+    /// Returns the device's.
+    pub(crate) fn start(transport: OneByOne) -> Result<Self> {
+        let card = VirtIONet::new(transport, FRAME)?;
+        let config = Config::new(EthernetAddress(card.mac_address()).into());
+        let mut card = Adapter(card);
+        let interface = Interface::new(config, &mut card, Instant::ZERO);
+        let mut sockets = SocketSet::new(Vec::new());
+        let buffer = || tcp::SocketBuffer::new(vec![0; BUFFER]);
+        let connections = (0..CONNECTIONS)
+            .map(|_| sockets.add(tcp::Socket::new(buffer(), buffer())))
+            .collect();
+        Ok(Self {
+            card,
+            interface,
+            sockets,
+            connections,
+        })
+    }
+
+    /// Returns the card's address.
+    pub(crate) fn mac(&self) -> EthernetAddress {
+        EthernetAddress(self.card.0.mac_address())
+    }
+
+    /// Gives the interface its only address.
+    pub(crate) fn set_address(&mut self, address: Ipv4Cidr) {
+        self.interface.update_ip_addrs(|addresses| {
+            addresses.clear();
+            // One fits.
+            let _ = addresses.push(IpCidr::Ipv4(address));
+        });
+    }
+
+    /// Answers what came; tells whether anything did.
+    pub(crate) fn turn(&mut self, uptime: Duration) -> bool {
+        if self.interface.ip_addrs().is_empty() {
+            return false;
+        }
+        let now = Instant::from_micros(i64::try_from(uptime.as_micros()).unwrap_or(i64::MAX));
+        let polled = self.interface.poll(now, &mut self.card, &mut self.sockets);
+        for handle in &self.connections {
+            echo(self.sockets.get_mut(*handle));
+        }
+        polled == PollResult::SocketStateChanged
+    }
+}
+
+fn echo(socket: &mut tcp::Socket<'_>) {
+    if !socket.is_open() {
+        // A closed socket that has a port can be told to listen.
+        let _ = socket.listen(ECHO_PORT);
+    }
+    while socket.can_recv() && socket.can_send() {
+        let room = socket.send_capacity() - socket.send_queue();
+        let moved = socket.recv(|bytes| {
+            let count = bytes.len().min(room);
+            (count, bytes[..count].to_vec())
+        });
+        match moved {
+            Ok(bytes) if !bytes.is_empty() => {
+                // There is room, as was just seen.
+                let _ = socket.send_slice(&bytes);
+            }
+            _ => break,
+        }
+    }
+    if !socket.may_recv() && socket.may_send() && socket.state() == tcp::State::CloseWait {
+        socket.close();
+    }
+}
+
+/// The card as `smoltcp` sees it.
+struct Adapter(Card);
+
+struct Received(Vec<u8>);
+
+struct Transmit<'a>(&'a mut Card);
+
+impl phy::Device for Adapter {
+    type RxToken<'a> = Received;
+    type TxToken<'a> = Transmit<'a>;
+
+    fn receive(&mut self, _: Instant) -> Option<(Received, Transmit<'_>)> {
+        let frame = self.0.receive().ok()?;
+        let packet = frame.packet().to_vec();
+        // The buffer came from this queue, so it has room for it.
+        let _ = self.0.recycle_rx_buffer(frame);
+        Some((Received(packet), Transmit(&mut self.0)))
+    }
+
+    fn transmit(&mut self, _: Instant) -> Option<Transmit<'_>> {
+        self.0.can_send().then_some(Transmit(&mut self.0))
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        let mut capabilities = DeviceCapabilities::default();
+        capabilities.medium = Medium::Ethernet;
+        capabilities.max_transmission_unit = MTU;
+        capabilities
+    }
+}
+
+impl phy::RxToken for Received {
+    fn consume<R, F: FnOnce(&[u8]) -> R>(self, act: F) -> R {
+        act(&self.0)
+    }
+}
+
+impl phy::TxToken for Transmit<'_> {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, length: usize, act: F) -> R {
+        let mut frame = self.0.new_tx_buffer(length);
+        let result = act(frame.packet_mut());
+        // A frame that is lost is sent again by whoever misses it.
+        let _ = self.0.send(frame);
+        result
+    }
+}
