@@ -131,6 +131,14 @@ pub enum ManifestError {
         /// How many may be.
         limit: usize,
     },
+    /// More bytes than an image may unpack to.
+    #[error("its blobs are said to have {bytes} bytes; {limit} are allowed")]
+    Bytes {
+        /// How many it says.
+        bytes: u64,
+        /// How many may be.
+        limit: u64,
+    },
     /// A digest that is not SHA-256.
     #[error("it names a blob by {0:?}, which is not a SHA-256 digest")]
     Digest(String),
@@ -178,6 +186,12 @@ fn parse_manifest(json: &[u8], limits: &Limits) -> Result<Manifest, ManifestErro
     if !CONFIGS.contains(&config.media_type.as_str()) {
         return Err(ManifestError::Artifact(config.media_type));
     }
+    if config.size > limits.manifest_bytes {
+        return Err(ManifestError::Bytes {
+            bytes: config.size,
+            limit: limits.manifest_bytes,
+        });
+    }
     let count = manifest.layers().len();
     if count > limits.layers {
         return Err(ManifestError::Layers {
@@ -190,6 +204,15 @@ fn parse_manifest(json: &[u8], limits: &Limits) -> Result<Manifest, ManifestErro
         .iter()
         .map(blob)
         .collect::<Result<Vec<_>, _>>()?;
+    // What is fetched lies on the disk before anything of it is looked at.
+    let sizes = layers.iter().map(|layer| layer.size);
+    let bytes = sizes.fold(0, u64::saturating_add);
+    if bytes > limits.unpacked_bytes {
+        return Err(ManifestError::Bytes {
+            bytes,
+            limit: limits.unpacked_bytes,
+        });
+    }
     match layers
         .iter()
         .find(|layer| !LAYERS.contains(&layer.media_type.as_str()))
@@ -420,6 +443,15 @@ mod tests {
         ));
         let both = r#"{"schemaVersion":2,"manifests":[],"layers":[],"config":{}}"#;
         assert!(matches!(refused(both), ManifestError::Ambiguous));
+        for (config, layer) in [(4 << 20, u64::MAX - 1), ((4 << 20) + 1, 7), (7, (64 << 30) + 1)] {
+            let sized = |size: u64| descriptor(CONFIG, "").replace(":7}", &format!(":{size}}}"));
+            let json = format!(
+                r#"{{"schemaVersion":2,"config":{},"layers":[{}]}}"#,
+                sized(config),
+                sized(layer).replace(CONFIG, LAYER)
+            );
+            assert!(matches!(refused(&json), ManifestError::Bytes { .. }), "{json}");
+        }
         let sha512 = descriptor(CONFIG, "").replace("sha256:", "sha512:");
         let json = format!(r#"{{"schemaVersion":2,"config":{sha512},"layers":[]}}"#);
         assert!(matches!(

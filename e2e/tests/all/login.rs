@@ -222,6 +222,57 @@ fn pull_gets_tokens_and_new_ones_when_they_are_not_good_any_more() -> Result<()>
 }
 
 #[test]
+fn pull_exchanges_an_identity_token() -> Result<()> {
+    if let Some(program) = tools_missing() {
+        return skip!("{program} is not installed");
+    }
+    let (layout, registry) = (Layout::busybox()?, Registry::start()?);
+    registry.push(&layout.reference("base"), "box")?;
+    check(node(), |node| {
+        let port = Arc::new(AtomicU32::new(0));
+        let own_port = port.clone();
+        let server = Faulty::start(registry.port(), move |request| {
+            if request.path == "/token" {
+                let fields = String::from_utf8_lossy(&request.body).into_owned();
+                let good = [
+                    "grant_type=refresh_token",
+                    "refresh_token=from+a%26login",
+                    "service=tests",
+                ];
+                return Act::Answer(
+                    match request.method == "POST" && good.iter().all(|field| fields.contains(field)) {
+                        true => Reply::status(200).body(r#"{"access_token":"short"}"#),
+                        false => Reply::status(400).body(r#"{"error":"invalid_grant"}"#),
+                    },
+                );
+            }
+            if request.header("authorization") == Some("Bearer short") {
+                return Act::Forward;
+            }
+            let port = own_port.load(Ordering::Relaxed);
+            let challenge = format!("Bearer realm=\"http://127.0.0.1:{port}/token\",service=\"tests\"");
+            Act::Answer(Reply::status(401).header("WWW-Authenticate", challenge))
+        })?;
+        port.store(u32::from(server.port()), Ordering::Relaxed);
+        let host = format!("localhost:{}", server.port());
+        let login = |token: &str| {
+            docker_config(
+                node,
+                &format!(r#"{{"auths":{{"{host}":{{"identitytoken":"{token}"}}}}}}"#),
+            )
+        };
+        login("of yesterday")?;
+        pull(node, &server.name("box"))
+            .run()?
+            .expect_code(1)?
+            .complains("does not accept")?;
+        login("from a&login")?;
+        pull(node, &server.name("box")).ok()?;
+        Ok(())
+    })
+}
+
+#[test]
 fn pull_names_a_token_server_that_is_down() -> Result<()> {
     let challenge = "Bearer realm=\"http://127.0.0.1:1/token\",service=\"tests\"";
     let server = Faulty::start(0, move |_| {

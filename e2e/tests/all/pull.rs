@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use e2e::{
     Act, DEADLINE, Driver, Faulty, Invocation, Layout, Registry, Reply, Request, Seen, TestNode, check,
-    missing_program, random_bytes, sha256, skip,
+    is_soak, missing_program, random_bytes, sha256, skip,
 };
 use rustix::process::Signal;
 
@@ -456,9 +456,7 @@ fn pull_goes_on_after_the_node_was_killed() -> Result<()> {
         let image = front.name("box");
         let first = pull(node, &image).spawn()?;
         wait_for_partial(node, &layer, half)?;
-        let pid = i32::try_from(node.status()?.pid)?;
-        let pid = rustix::process::Pid::from_raw(pid).context("no pid")?;
-        rustix::process::kill_process(pid, Signal::KILL)?;
+        kill_node(node)?;
         first.finish(DEADLINE)?.expect_code(1)?;
         node.hearth(["image", "inspect", &image]).run()?.expect_code(1)?;
         front.rule(|_| Act::Forward);
@@ -479,6 +477,67 @@ fn pull_goes_on_after_the_node_was_killed() -> Result<()> {
         pull(node, &image).ok()?;
         assert_nothing_partial(node)
     })
+}
+
+#[test]
+fn pull_goes_on_however_often_the_node_is_killed() -> Result<()> {
+    if let Some(program) = tools_missing() {
+        return skip!("{program} is not installed");
+    }
+    let kills = if is_soak() { 40 } else { 3 };
+    let (layout, registry) = (large_image(8 * MIB)?, Registry::start()?);
+    registry.push(&layout.reference("base"), "box")?;
+    let (layer, size) = largest(&layout)?;
+    let mut offsets: Vec<u64> = random_bytes(8 * kills)?
+        .chunks_exact(8)
+        .map(|bytes| {
+            bytes
+                .iter()
+                .fold(0, |sum, byte| (sum << 8 | u64::from(*byte)) % size)
+        })
+        .collect();
+    offsets.sort_unstable();
+    check(node(), |node| {
+        let front = Faulty::start(registry.port(), |_| Act::Forward)?;
+        let image = front.name("box");
+        let mut before = 0;
+        for &offset in &offsets {
+            let (name, more) = (layer.clone(), offset - before);
+            front.rule(move |request| match is_large(request, &name) {
+                true => Act::Hold(more),
+                false => Act::Forward,
+            });
+            let running = pull(node, &image).spawn()?;
+            wait_for_partial(node, &layer, offset)?;
+            // It also holds when nothing more is to come.
+            front.wait_for(|seen| {
+                seen.iter()
+                    .any(|seen| is_large(&seen.request, &layer) && !seen.ended)
+            })?;
+            kill_node(node)?;
+            running.finish(DEADLINE)?.expect_code(1)?;
+            front.wait_for(|seen| seen.iter().all(|seen| seen.ended))?;
+            before = offset;
+        }
+        front.rule(|_| Act::Forward);
+        pull(node, &image).ok()?;
+        println!(
+            "{kills} kills, {} of {size} bytes sent",
+            sent(&front.seen(), &layer)
+        );
+        assert_eq!(
+            sent(&front.seen(), &layer),
+            size,
+            "bytes were sent twice, killed at {offsets:?}"
+        );
+        assert_nothing_partial(node)
+    })
+}
+
+fn kill_node(node: &TestNode) -> Result<()> {
+    let pid = i32::try_from(node.status()?.pid)?;
+    let pid = rustix::process::Pid::from_raw(pid).context("no pid")?;
+    Ok(rustix::process::kill_process(pid, Signal::KILL)?)
 }
 
 #[test]

@@ -8,6 +8,8 @@ use super::RegistryError;
 const ATTEMPTS: u32 = 6;
 /// The same of a host that has never answered: most often its name is wrong, and nobody wants to wait for that.
 const ATTEMPTS_OF_A_STRANGER: u32 = 2;
+/// The same at a mirror.
+const ATTEMPTS_AT_A_MIRROR: u32 = 2;
 /// Waited before the second attempt, and doubled for each further one.
 const FIRST: Duration = Duration::from_millis(250);
 const LONGEST: Duration = Duration::from_secs(10);
@@ -15,18 +17,35 @@ const LONGEST: Duration = Duration::from_secs(10);
 const LONGEST_WISH: Duration = Duration::from_secs(60);
 
 /// Counts the attempts at one manifest or blob.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Backoff {
     failed: u32,
+    attempts: u32,
 }
 
 impl Backoff {
+    /// Begins to count for the registry itself.
+    pub(super) fn patient() -> Self {
+        Self {
+            failed: 0,
+            attempts: ATTEMPTS,
+        }
+    }
+
+    /// Begins to count for a mirror: others can be asked instead.
+    pub(super) fn of_a_mirror() -> Self {
+        Self {
+            failed: 0,
+            attempts: ATTEMPTS_AT_A_MIRROR,
+        }
+    }
+
     /// Counts a failure; returns how long to wait before the next attempt, or the error when there is to be none.
     pub(super) fn after(&mut self, error: RegistryError) -> Result<Duration, RegistryError> {
         self.failed += 1;
         let attempts = match error {
             RegistryError::Unreachable { stranger: true, .. } => ATTEMPTS_OF_A_STRANGER,
-            _ => ATTEMPTS,
+            _ => self.attempts,
         };
         if !error.is_transient() || self.failed >= attempts {
             return Err(error);
@@ -94,13 +113,13 @@ mod tests {
             RegistryError::Denied { registry: registry() },
             RegistryError::WrongPassword { registry: registry() },
         ] {
-            assert!(Backoff::default().after(error).is_err());
+            assert!(Backoff::patient().after(error).is_err());
         }
     }
 
     #[test]
     fn what_may_pass_is_tried_six_times_and_anew_after_progress() {
-        let mut backoff = Backoff::default();
+        let mut backoff = Backoff::patient();
         for _ in 1..ATTEMPTS {
             backoff.after(unavailable(None)).unwrap();
         }
@@ -110,13 +129,20 @@ mod tests {
     }
 
     #[test]
+    fn a_mirror_is_tried_twice() {
+        let mut backoff = Backoff::of_a_mirror();
+        assert!(backoff.after(unavailable(None)).is_ok());
+        assert!(backoff.after(unavailable(None)).is_err());
+    }
+
+    #[test]
     fn a_registrys_wish_is_honoured_within_bounds() {
-        let wait = Backoff::default().after(unavailable(Some(7))).unwrap();
+        let wait = Backoff::patient().after(unavailable(Some(7))).unwrap();
         assert!(
             wait >= Duration::from_secs(7) && wait < Duration::from_secs(8),
             "{wait:?}"
         );
-        assert!(Backoff::default().after(unavailable(Some(61))).is_err());
+        assert!(Backoff::patient().after(unavailable(Some(61))).is_err());
     }
 
     #[test]

@@ -7,8 +7,8 @@ use reqwest::header::{ACCEPT_ENCODING, CONTENT_RANGE, HeaderMap, HeaderValue, RA
 use reqwest::{Response, StatusCode};
 use tokio::sync::mpsc;
 
+use super::RegistryError;
 use super::endpoint::{Endpoint, Pace};
-use super::{Backoff, RegistryError};
 use crate::store::{BlobError, Download, StoreError};
 
 /// Pieces of up to some 64 KiB between network and disk.
@@ -30,7 +30,7 @@ pub(super) async fn fetch(
     mut download: Download,
     elsewhere: &[String],
 ) -> Result<(), Broken> {
-    let mut backoff = Backoff::default();
+    let mut backoff = endpoint.backoff();
     // Bytes of several answers are put together: one of them may have been wrong.
     let mut stitched = download.got() > 0;
     let mut restarted = false;

@@ -24,10 +24,20 @@ const LEAST: u64 = 16 << 10;
 /// Bytes of an error's body that are looked at.
 const DETAIL: usize = 4 << 10;
 
+/// What an endpoint is to an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    /// Its registry; nobody else can be asked.
+    Registry,
+    /// Another place that may have it.
+    Mirror,
+}
+
 /// A registry or a mirror, for one repository.
 pub(super) struct Endpoint {
     /// Host and port as the user knows them.
     pub(super) name: String,
+    role: Role,
     /// `https://HOST/v2/REPOSITORY`
     base: String,
     origin: Origin,
@@ -55,6 +65,7 @@ struct Authorization {
 /// Where an endpoint is, and who asks.
 pub(super) struct Address<'a> {
     pub(super) name: &'a str,
+    pub(super) role: Role,
     pub(super) repository: &'a str,
     pub(super) plain_http: bool,
     pub(super) loopback: bool,
@@ -87,6 +98,7 @@ impl Endpoint {
         Ok(Self {
             http: client(&address)?,
             name: name.to_owned(),
+            role: address.role,
             base,
             origin,
             scope: format!("repository:{repository}:pull"),
@@ -97,6 +109,14 @@ impl Endpoint {
             met: AtomicBool::new(false),
             down: AtomicBool::new(false),
         })
+    }
+
+    /// Begins to count attempts at one thing.
+    pub(super) fn backoff(&self) -> Backoff {
+        match self.role {
+            Role::Registry => Backoff::patient(),
+            Role::Mirror => Backoff::of_a_mirror(),
+        }
     }
 
     /// Gets what is below the repository, once; answers are whole (200) or a part (206).

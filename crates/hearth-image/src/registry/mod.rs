@@ -28,7 +28,7 @@ use crate::manifest::ACCEPTED;
 use crate::reference::{RegistryReference, is_loopback};
 use crate::store::Download;
 use backoff::Backoff;
-use endpoint::{Address, Endpoint, Pace};
+use endpoint::{Address, Endpoint, Pace, Role};
 
 pub use credentials::Credentials;
 pub use error::{RegistryError, TokenError};
@@ -91,7 +91,7 @@ impl Registry {
         let mut headers = HeaderMap::new();
         // All of it is ASCII.
         headers.extend(HeaderValue::try_from(ACCEPTED.join(", ")).map(|value| (ACCEPT, value)));
-        let mut backoff = Backoff::default();
+        let mut backoff = endpoint.backoff();
         let path = format!("manifests/{name}");
         let json = loop {
             match self.read_manifest(endpoint, &path, &headers).await {
@@ -198,6 +198,7 @@ fn endpoints(reference: &RegistryReference, access: &Access) -> Result<Vec<Endpo
         let loopback = is_loopback(host);
         endpoints.push(Endpoint::new(Address {
             name: host,
+            role: Role::Mirror,
             repository: &format!("{}{}", mirror.prefix, reference.repository()),
             plain_http: mirror.plain_http.or(theirs.plain_http).unwrap_or(loopback),
             loopback,
@@ -208,6 +209,7 @@ fn endpoints(reference: &RegistryReference, access: &Access) -> Result<Vec<Endpo
     let loopback = reference.is_loopback();
     endpoints.push(Endpoint::new(Address {
         name: reference.registry(),
+        role: Role::Registry,
         repository: reference.repository(),
         plain_http: own.plain_http.unwrap_or(loopback),
         loopback,

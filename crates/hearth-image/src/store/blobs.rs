@@ -299,11 +299,10 @@ impl BlobSink {
         self.hasher.update(bytes);
         let path = self.file.path().to_owned();
         let written = self.file.write_all(bytes);
-        written.map_err(|source| StoreError::Io {
-            action: "write",
-            path,
-            source,
-        })?;
+        written.map_err(StoreError::at("write", &path))?;
+        if self.got == bytes.len() as u64 {
+            step::reached("pull-blob-begun").map_err(StoreError::at("write", path))?;
+        }
         (self.progress)(Progress {
             blob: digest,
             done: self.got,

@@ -47,6 +47,8 @@ impl Download {
         let path = blobs.partial_dir().join(blob.digest.hex());
         let file = open_locked(&path)?;
         if blobs.has(&blob) {
+            // Nothing is in it; if it stays, it is swept.
+            let _ = fs::remove_file(&path);
             return Ok(None);
         }
         let mut download = Self {
@@ -111,8 +113,18 @@ impl Download {
                 expected: self.blob.size,
             });
         }
-        let written = self.file.write_all(bytes);
-        written.map_err(|source| self.failed("write", source))?;
+        if let Err(source) = self.file.write_all(bytes) {
+            let full = source.kind() == std::io::ErrorKind::StorageFull;
+            let failed = self.failed("write", source);
+            if full {
+                // What cannot be ended must not keep the disk full.
+                self.restart()?;
+            }
+            return Err(failed.into());
+        }
+        if self.got == 0 {
+            step::reached("pull-blob-begun").map_err(StoreError::at("write", &self.path))?;
+        }
         self.hasher.update(bytes);
         self.got += bytes.len() as u64;
         self.tell(Phase::Fetch);

@@ -4,13 +4,13 @@
 //! ends where it is.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared, WeakShared};
 
 use super::audience::{Audience, Seat};
-use super::{Image, PullError};
+use super::{Image, PullError, StoreError};
 use crate::{Credentials, ProgressSink};
 
 /// How a pull ends, for each who waited.
@@ -30,12 +30,32 @@ pub(super) struct Flights {
     table: Mutex<HashMap<Route, UnderWay>>,
 }
 
-/// A place on a flight.
-pub(super) struct Passenger {
-    /// The work.
-    pub(super) landing: Shared<Work>,
-    /// Held while waiting for it.
-    pub(super) seat: Seat,
+/// A place on a flight. With the last one, the flight and its route, which has a password in it, are forgotten.
+pub(super) struct Passenger<'a> {
+    flights: &'a Flights,
+    work: Option<Shared<Work>>,
+    _seat: Seat,
+}
+
+impl Passenger<'_> {
+    /// Waits for the end of the work.
+    pub(super) async fn landing(&mut self) -> Landing {
+        match &mut self.work {
+            Some(work) => work.await,
+            None => Err(Arc::new(StoreError::Cancelled.into())),
+        }
+    }
+}
+
+impl Drop for Passenger<'_> {
+    fn drop(&mut self) {
+        self.work = None;
+        sweep(&mut self.flights.table());
+    }
+}
+
+fn sweep(table: &mut HashMap<Route, UnderWay>) {
+    table.retain(|_, (work, _)| work.upgrade().is_some_and(|work| work.peek().is_none()));
 }
 
 impl Flights {
@@ -45,9 +65,9 @@ impl Flights {
         route: Route,
         progress: ProgressSink,
         begin: impl FnOnce(ProgressSink) -> Work,
-    ) -> Passenger {
-        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        table.retain(|_, (work, _)| work.upgrade().is_some_and(|work| work.peek().is_none()));
+    ) -> Passenger<'_> {
+        let mut table = self.table();
+        sweep(&mut table);
         let under_way = table
             .get(&route)
             .and_then(|(work, audience)| Some((work.upgrade()?, audience.upgrade()?)));
@@ -61,9 +81,14 @@ impl Flights {
         });
         drop(table);
         Passenger {
-            landing,
-            seat: audience.join(progress),
+            flights: self,
+            work: Some(landing),
+            _seat: audience.join(progress),
         }
+    }
+
+    fn table(&self) -> MutexGuard<'_, HashMap<Route, UnderWay>> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -73,7 +98,6 @@ mod tests {
 
     use super::*;
     use crate::no_progress;
-    use crate::store::StoreError;
 
     fn failing(begun: &Arc<AtomicU32>) -> Work {
         let begun = begun.clone();
@@ -97,14 +121,16 @@ mod tests {
     async fn who_comes_while_a_pull_is_under_way_shares_its_end() {
         let (flights, begun) = (Flights::default(), Arc::new(AtomicU32::new(0)));
         let join = |password| flights.join(route(password), no_progress(), |_| failing(&begun));
-        let (one, two, other) = (join("a"), join("a"), join("b"));
+        let (one, mut two, mut other) = (join("a"), join("a"), join("b"));
         drop(one);
-        assert!(two.landing.await.is_err());
-        assert!(other.landing.await.is_err());
+        assert!(two.landing().await.is_err());
+        assert!(other.landing().await.is_err());
         assert_eq!(begun.load(Ordering::Relaxed), 2);
         // Who comes later begins anew.
-        assert!(join("a").landing.await.is_err());
+        assert!(join("a").landing().await.is_err());
         assert_eq!(begun.load(Ordering::Relaxed), 3);
+        drop((two, other));
+        assert!(flights.table().is_empty(), "a password is kept");
     }
 
     #[tokio::test]

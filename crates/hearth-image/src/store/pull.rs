@@ -119,13 +119,11 @@ impl Store {
     ) -> Result<Image, Arc<PullError>> {
         let (store, wanted, access) = (self.clone(), reference.clone(), access.clone());
         let route = (reference.to_string(), access.credentials.clone());
-        let passenger = self.inner.flights.join(route, progress, move |progress| {
+        let mut passenger = self.inner.flights.join(route, progress, move |progress| {
             let work = async move { store.pull_alone(wanted, access, progress).await.map_err(Arc::new) };
             work.boxed()
         });
-        let landed = passenger.landing.await;
-        drop(passenger.seat);
-        landed
+        passenger.landing().await
     }
 
     async fn pull_alone(

@@ -2,10 +2,12 @@
 
 use std::path::Path;
 
+use hearth_api::location::Configuration;
 use hearth_machine::ByteSize;
 
 use super::programs;
 use super::{Check, chain};
+use crate::configuration;
 use crate::host::facts::{self, CgroupVersion, Cgroups, Memory, Nested, Place, Processor, Userfaultfd};
 use crate::host::kvm::{self, KvmAbsent, KvmAnswer, KvmProbe};
 use crate::host::own;
@@ -33,6 +35,7 @@ pub(super) fn all(layout: &Layout) -> Vec<Check> {
         programs::mkfs_ext4(),
         guest_memory(layout.memory()),
         disk_space(layout.data()),
+        settings(layout),
         memory(),
         processor(),
         processors(),
@@ -136,6 +139,21 @@ fn disk_space(directory: &Path) -> Check {
         Err(error) => {
             Check::warning("disk-space", format!("cannot look at {shown}")).because(error.to_string())
         }
+    }
+}
+
+/// A pull would tell, too; but somebody who has just written them asks here.
+fn settings(layout: &Layout) -> Check {
+    let (Configuration::Named(path) | Configuration::Usual(path)) = layout.configuration();
+    let path = path.display();
+    match configuration::read(layout.configuration()) {
+        Ok(read) => Check::ok(
+            "settings",
+            format!("{path}: {} registries", read.registries.len()),
+        ),
+        Err(error) => Check::warning("settings", "no image can be pulled from a registry")
+            .because(chain(&error).split_whitespace().collect::<Vec<_>>().join(" "))
+            .remedy(format!("mend {path}")),
     }
 }
 
@@ -321,6 +339,17 @@ mod tests {
         });
         assert_eq!(absent.state, State::Warning);
         assert!(absent.remedy.is_some_and(|remedy| remedy.contains("usermod")));
+    }
+
+    #[test]
+    fn settings_that_make_no_sense_are_a_warning() {
+        let home = tempfile::tempdir().unwrap();
+        let layout = Layout::new(home.path(), home.path(), home.path());
+        assert_eq!(settings(&layout).state, State::Ok);
+        std::fs::write(home.path().join("hearth.toml"), "[registry]\nx = 1").unwrap();
+        let check = settings(&layout);
+        assert_eq!(check.state, State::Warning);
+        assert!(check.cause.unwrap().contains("line 2"));
     }
 
     #[test]
