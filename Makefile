@@ -41,9 +41,11 @@ setup-host: ## Installs the packages that machines and images need
 
 fmt: ## Formats the code
 	@cargo fmt --all
+	@cd crates/bare-guest && cargo fmt
 
 lint: ## Lints as errors, and the structure checks
 	@cargo clippy --workspace --all-targets -- -D warnings
+	@cargo xtask bare-guest --lint
 	@cargo xtask tidy
 
 tidy: ## The structure checks alone

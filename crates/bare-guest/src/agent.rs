@@ -53,7 +53,8 @@ pub(crate) struct Agent {
     pub(crate) out: Outbox,
     /// Who this is, once the host has said so.
     pub(crate) identity: Option<Identity>,
-    decoder: Decoder,
+    /// Taken out while its frames are handled: they lie in its buffer.
+    decoder: Option<Decoder>,
     greeted: bool,
     sessions: BTreeMap<u32, Session>,
     /// The workload's session, once there is one; its outcome, once it has ended.
@@ -69,7 +70,7 @@ impl Agent {
         Self {
             out: Outbox::default(),
             identity: None,
-            decoder: Decoder::new(),
+            decoder: Some(Decoder::new()),
             greeted: false,
             sessions: BTreeMap::new(),
             main: None,
@@ -97,14 +98,17 @@ impl Agent {
     /// Takes note that the stream is gone; whoever comes next must greet first.
     pub(crate) fn disconnected(&mut self) {
         self.greeted = false;
-        self.decoder.clear();
+        if let Some(decoder) = &mut self.decoder {
+            decoder.clear();
+        }
         self.out.clear();
     }
 
     /// Takes bytes of the stream.
     pub(crate) fn received(&mut self, mut bytes: &[u8], machine: &mut Machine) {
-        // Taken out, so that its frames can be handled while they lie in its buffer.
-        let mut decoder = core::mem::take(&mut self.decoder);
+        let Some(mut decoder) = self.decoder.take() else {
+            return;
+        };
         while !bytes.is_empty() {
             let space = decoder.space();
             let count = space.len().min(bytes.len());
@@ -113,7 +117,7 @@ impl Agent {
             bytes = &bytes[count..];
             self.frames(&mut decoder, machine);
         }
-        self.decoder = decoder;
+        self.decoder = Some(decoder);
     }
 
     fn frames(&mut self, decoder: &mut Decoder, machine: &mut Machine) {

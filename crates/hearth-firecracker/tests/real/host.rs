@@ -108,7 +108,7 @@ impl Host {
             client,
             directory,
         };
-        vmm.wait_for_the_api().await?;
+        answers(&vmm.client).await.with_context(|| vmm.log())?;
         Ok(vmm)
     }
 
@@ -141,6 +141,19 @@ pub(crate) fn clone_of(snapshot: &Path) -> Result<TempDir> {
     Ok(directory)
 }
 
+/// Waits until Firecracker serves its API.
+pub(crate) async fn answers(client: &Client) -> Result<()> {
+    let begin = Instant::now();
+    loop {
+        match client.instance().await {
+            Err(ClientError::Connect { .. }) if begin.elapsed() < LONG => {
+                tokio::time::sleep(Duration::from_micros(200)).await;
+            }
+            other => return Ok(other.map(drop)?),
+        }
+    }
+}
+
 /// A Firecracker, and the directory it works in. Dropped, it is killed.
 #[derive(Debug)]
 pub(crate) struct Vmm {
@@ -153,18 +166,6 @@ impl Vmm {
     /// Returns a path in the machine's directory.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
-    }
-
-    async fn wait_for_the_api(&self) -> Result<()> {
-        let begin = Instant::now();
-        loop {
-            match self.client.instance().await {
-                Err(ClientError::Connect { .. }) if begin.elapsed() < LONG => {
-                    tokio::time::sleep(Duration::from_micros(200)).await;
-                }
-                other => return other.map(drop).with_context(|| self.log()),
-            }
-        }
     }
 
     /// Configures the ordinary machine.

@@ -8,6 +8,7 @@ mod devices;
 mod figures;
 mod guest;
 mod host;
+mod jailer;
 mod life;
 mod network;
 mod snapshot;
