@@ -27,5 +27,7 @@ chmod 711 "$place" "$place/tmp"
 
 cd "$place"
 setpriv --reuid "$uid" --regid "$uid" --clear-groups \
-    env -u XDG_RUNTIME_DIR -u XDG_DATA_HOME \
-    HOME="$place/home" TMPDIR="$place/tmp" "$place/debug/deps/all" "$@"
+    env --default-signal=INT,QUIT -u XDG_RUNTIME_DIR -u XDG_DATA_HOME \
+    PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
+    HOME="$place/home" TMPDIR="$place/tmp" HEARTH_E2E_BINARY="$place/debug/hearth" \
+    "$place/debug/deps/all" "$@"

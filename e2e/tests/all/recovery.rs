@@ -68,6 +68,8 @@ fn a_restart_of_the_host_leaves_records_that_say_so() -> Result<()> {
     check(TestNode::ready(Driver::Qemu), |node| {
         stay(node, "m")?;
         node.start(["--rm", "--name", "brief", "busybox", "sleep", "3600"])?;
+        let again = ["-m", "80m", "--restart", "always", "--name", "again"];
+        node.start(again.into_iter().chain(["busybox", "sleep", "3600"]))?;
         node.run(["--name", "over", "busybox", "sh", "-c", "echo x > /kept; exit 3"])
             .run()?
             .expect_code(3)?;
@@ -87,6 +89,11 @@ fn a_restart_of_the_host_leaves_records_that_say_so() -> Result<()> {
         let left: Vec<_> = node.machines()?.into_iter().map(|machine| machine.name).collect();
         ensure!(!left.contains(&"brief".to_owned()), "{left:?}");
         failed_because(node, "m", "the host was restarted")?;
+        // By its policy, and by nobody's hand.
+        until("it runs again", || {
+            Ok(node.inspect("again")?.state.status == MachineStatus::Running)
+        })?;
+        node.exec(["again", "true"]).ok()?;
         assert_eq!(node.inspect("over")?.state.exit_code, Some(3));
         node.hearth(["start", "m"]).ok()?;
         node.exec(["m", "true"]).ok()?;

@@ -10,6 +10,7 @@
 //! Alive, without a monitor: its start was half done         ended, Failed
 //! Exited or Failed, of a machine that goes when it ends     swept
 //! rests, and its restart policy says otherwise              Restarting: after a reboot, or after what was found out above
+//! Created, and its name is another's                        swept: its creation was refused
 //! any other                                                 as it says
 //! of another format, or not to be understood                left alone
 //! ```
@@ -52,7 +53,11 @@ impl Machines {
     /// Returns [`RecordError`] when the records cannot be read at all.
     pub async fn recover(&self) -> Result<(), RecordError> {
         let begun = Instant::now();
-        let loaded = self.records.load()?;
+        let mut loaded = self.records.load()?;
+        // Of two of one name, the first one is the one that has it.
+        loaded
+            .records
+            .sort_by(|(_, a), (_, b)| a.created_at.cmp(&b.created_at));
         failpoint::pass("adopt-read");
         for error in &loaded.unreadable {
             tracing::error!(error = %life::chain(error), "a machine's record is left alone");
@@ -121,13 +126,19 @@ impl Machines {
             self.sweep(id, Some(&record)).await;
             return None;
         }
-        let machine = known(id, record).and_then(|known| self.adopt(known));
-        machine
-            .inspect_err(
-                |error| tracing::error!(machine = %id, error = %life::chain(error), "not brought back"),
-            )
-            .ok()
-            .filter(|_| runs)
+        let never_ran = record.state == RecordedState::Created;
+        match known(id, record).and_then(|known| self.adopt(known)) {
+            Ok(machine) => Some(machine).filter(|_| runs),
+            // Its creation was refused, by a node that wrote first and looked then, and did not come to take it back.
+            Err(CreateError::NameTaken { .. }) if never_ran => {
+                self.sweep(id, None).await;
+                None
+            }
+            Err(error) => {
+                tracing::error!(machine = %id, error = %life::chain(&error), "not brought back");
+                None
+            }
+        }
     }
 
     /// Tells whether a machine was started before the host was: then a process of that number is another's, even one that

@@ -10,7 +10,7 @@ use hearth_machine::spec::check_environment;
 use hearth_machine::{HostLimits, MachineId, MachineName, Process, Spec, State};
 use tokio::sync::{mpsc, watch};
 
-use super::actor::{self, Actor, MAILBOX, View};
+use super::actor::{Actor, MAILBOX, View};
 use super::error::{CreateError, MachineError};
 use super::handle::Machine;
 use super::life::{self, Parts};
@@ -163,18 +163,21 @@ impl Machines {
             host_boot: None,
             restart: RestartFact::default(),
         };
-        self.write_first(id, &record, &image)?;
-        failpoint::pass("create-recorded");
         let secrets = Some(Arc::new(new.secrets));
-        self.adopt(Known {
+        let known = Known {
             id,
             spec,
             process,
             secrets,
             state: State::Created,
             record,
+        };
+        // The name before the record: two records of one name would be one machine too many for the next node.
+        self.enlist(known, |record| {
+            self.write_first(id, record, &image)?;
+            failpoint::pass("create-recorded");
+            Ok(())
         })
-        .inspect_err(|_| drop(actor::remove_all(&self.parts, id)))
         .inspect(|machine| {
             self.parts
                 .events
@@ -233,6 +236,15 @@ impl Machines {
     }
 
     pub(super) fn adopt(&self, known: Known) -> Result<Machine, CreateError> {
+        self.enlist(known, |_| Ok(()))
+    }
+
+    /// Makes the actor of a machine whose name is free, once it is written down.
+    fn enlist(
+        &self,
+        known: Known,
+        write: impl FnOnce(&MachineRecord) -> Result<(), CreateError>,
+    ) -> Result<Machine, CreateError> {
         let (mailbox, receive) = mpsc::channel(MAILBOX);
         let view = View {
             state: known.state.clone(),
@@ -252,6 +264,7 @@ impl Machines {
             host: self.host,
         };
         self.table.claim(machine.clone())?;
+        write(&known.record).inspect_err(|_| self.table.forget(known.id))?;
         let actor = Actor {
             id: known.id,
             spec: known.spec,

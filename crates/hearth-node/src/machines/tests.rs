@@ -472,3 +472,24 @@ async fn a_record_that_could_not_be_written_is_written_once_it_can_be() {
     tokio::time::timeout(Duration::from_secs(30), told).await.unwrap();
     assert!(written().contains("exited"), "{}", written());
 }
+
+#[tokio::test]
+async fn a_name_is_taken_before_anything_is_written_down() {
+    let root = tempfile::tempdir().unwrap();
+    let bench = Bench::new(&root).await;
+    bench.create("m", "run").await;
+    let before = std::fs::read_dir(bench.layout.machines_data()).unwrap().count();
+    // In the way of any directory that would be made for it.
+    let data = bench.layout.machines_data();
+    let aside = bench.layout.data().join("aside");
+    std::fs::rename(&data, &aside).unwrap();
+    std::fs::write(&data, "").unwrap();
+    let taken = bench.try_create("m", "run", |_| {}).await.unwrap_err();
+    assert!(matches!(taken, CreateError::NameTaken { .. }), "{taken}");
+    let unwritten = bench.try_create("n", "run", |_| {}).await.unwrap_err();
+    assert!(matches!(unwritten, CreateError::Directory { .. }), "{unwritten}");
+    std::fs::remove_file(&data).unwrap();
+    std::fs::rename(&aside, &data).unwrap();
+    bench.create("n", "run").await;
+    assert_eq!(std::fs::read_dir(&data).unwrap().count(), before + 1);
+}
