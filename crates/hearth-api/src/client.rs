@@ -268,6 +268,12 @@ impl Client {
         })
     }
 
+    /// Lists the processes of a machine.
+    pub async fn top(&self, machine: &str) -> Result<v1::ProcessList, ClientError> {
+        self.call(Method::GET, &uri(path::MACHINE_TOP, &[machine], &[]), empty())
+            .await
+    }
+
     /// Stops a machine and starts it again.
     pub async fn restart(
         &self,

@@ -27,6 +27,8 @@ pub mod path {
     pub const MACHINE_START: &str = "/v1/machines/{machine}/start";
     /// Stops it.
     pub const MACHINE_STOP: &str = "/v1/machines/{machine}/stop";
+    /// Its processes.
+    pub const MACHINE_TOP: &str = "/v1/machines/{machine}/top";
     /// Stops it and starts it again.
     pub const MACHINE_RESTART: &str = "/v1/machines/{machine}/restart";
     /// Gives it another name.
@@ -255,6 +257,14 @@ pub const ALL: &[Endpoint] = &[
     )
     .takes(schema::<v1::StopMachine>)
     .gives(schema::<v1::Machine>),
+    endpoint(
+        "get",
+        path::MACHINE_TOP,
+        "machine_top",
+        "Lists the processes of a machine's workload, and those beside it.",
+        Answer::Json,
+    )
+    .gives(schema::<v1::ProcessList>),
     endpoint(
         "post",
         path::MACHINE_RESTART,

@@ -73,10 +73,14 @@ pub enum Kind {
     Detach = 21,
     /// To the guest, generation 3: [`crate::message::Resume`]; first of all in a session that an earlier host has opened.
     Resume = 22,
+    /// To the guest, generation 4: [`crate::message::Clock`].
+    Clock = 23,
+    /// Generation 4. To the guest, empty; to the host: [`crate::message::Processes`].
+    Processes = 24,
 }
 
 impl Kind {
-    const ALL: [Self; 22] = [
+    const ALL: [Self; 24] = [
         Self::Hello,
         Self::Configure,
         Self::Execute,
@@ -99,6 +103,8 @@ impl Kind {
         Self::Launch,
         Self::Detach,
         Self::Resume,
+        Self::Clock,
+        Self::Processes,
     ];
 
     fn from_wire(byte: u8) -> Option<Self> {

@@ -28,7 +28,7 @@ pub use credit::{Credit, Window};
 pub use frame::{Decoder, Flags, Frame, FrameError, HEADER_LEN, Header, Kind, MAX_PAYLOAD};
 
 /// The generations of this protocol that this code speaks, oldest and newest.
-pub const GENERATIONS: core::ops::RangeInclusive<u16> = 1..=3;
+pub const GENERATIONS: core::ops::RangeInclusive<u16> = 1..=4;
 
 /// The first generation that knows [`Kind::Part`], [`Kind::Launch`] and [`Kind::Detach`].
 pub const GENERATION_LAUNCH: u16 = 2;
@@ -36,6 +36,9 @@ pub const GENERATION_LAUNCH: u16 = 2;
 /// The first generation that knows [`Kind::Resume`], and in which a grant for the workload's output says that the host keeps
 /// those bytes, whatever becomes of it.
 pub const GENERATION_RESUME: u16 = 3;
+
+/// The first generation that knows [`Kind::Clock`] and [`Kind::Processes`].
+pub const GENERATION_PROCESSES: u16 = 4;
 
 /// The session of everything that concerns the whole guest.
 pub const CONTROL: u32 = 0;

@@ -303,6 +303,41 @@ pub struct Stats {
     pub processes: u32,
 }
 
+/// Steps the guest's wall clock: after its virtual processors stood still, it is behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Clock {
+    /// Wall clock of the host, in nanoseconds since 1970.
+    pub unix_ns: u64,
+}
+
+/// The processes of the workload and those beside it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Processes {
+    /// How many there are.
+    pub total: u32,
+    /// The first of them, by number; what fits one frame.
+    pub processes: Vec<ProcessInfo>,
+}
+
+/// One process, as its own namespace counts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessInfo {
+    /// Process id.
+    pub pid: u32,
+    /// Its parent's; 0 for one from outside.
+    pub parent: u32,
+    /// Effective user id.
+    pub uid: u32,
+    /// State, as in proc_pid_stat(5): `R`, `S`, `D`, `Z`, `T`.
+    pub state: u8,
+    /// Processor time, in milliseconds.
+    pub cpu_ms: u64,
+    /// Resident memory, in bytes.
+    pub memory: u64,
+    /// Arguments with spaces between them, cut.
+    pub command: ByteBuf,
+}
+
 /// Grants a session's sender more bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CreditGrant {
@@ -468,6 +503,27 @@ mod tests {
         assert_eq!(decode::<Launch>(&payload), Ok(launch.clone()));
         launch.execute.environment = vec![ByteBuf::from(vec![b'x'; LAUNCH_MAX])];
         assert!(encode_launch(5, &launch, &mut out).is_err());
+    }
+
+    #[test]
+    fn golden_bytes_of_clock_and_processes() {
+        let clock = postcard::to_allocvec(&Clock { unix_ns: 300 }).unwrap();
+        assert_eq!(clock, b"\xac\x02");
+        let processes = Processes {
+            total: 2,
+            processes: vec![ProcessInfo {
+                pid: 1,
+                parent: 0,
+                uid: 300,
+                state: b'S',
+                cpu_ms: 5,
+                memory: 4096,
+                command: ByteBuf::from(*b"sh"),
+            }],
+        };
+        let expected: &[u8] = b"\x02\x01\x01\x00\xac\x02S\x05\x80\x20\x02sh";
+        assert_eq!(postcard::to_allocvec(&processes).unwrap(), expected);
+        assert_eq!(decode::<Processes>(expected), Ok(processes));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use hearth_guest_protocol::message::{
-    self, Configure, CreditGrant, Dial, Execute, Failure, FailureCode, FileRequest, Hello, LAUNCH_MAX,
+    self, Clock, Configure, CreditGrant, Dial, Execute, Failure, FailureCode, FileRequest, Hello, LAUNCH_MAX,
     Launch, Outcome, Resume, Role, Signal, Status, TerminalSize,
 };
 use hearth_guest_protocol::{CONTROL, Frame, GENERATION_RESUME, GENERATIONS, Header, Kind, negotiate};
@@ -27,7 +27,7 @@ use crate::session::{Session, Verdict, Work};
 use crate::spawn::{Nursery, Place, SpawnError};
 use crate::stop::{DRAIN, Facts, Step, Stop};
 use crate::stream::Sink;
-use crate::{machine, stats, sys};
+use crate::{machine, processes, stats, sys};
 
 /// The most sessions at once: connections to published ports, and processes beside the workload.
 const SESSIONS_MAX: usize = 4096;
@@ -167,6 +167,12 @@ impl Core {
             Kind::Stop => self.stop(read(payload)?),
             Kind::Ping => self.out.bytes(Header::new(Kind::Pong, session), payload),
             Kind::Stats => self.out.message(Kind::Stats, session, &stats::read()),
+            Kind::Processes => self.out.message(Kind::Processes, session, &processes::read()),
+            Kind::Clock => {
+                let clock: Clock = read(payload)?;
+                machine::set_clock(clock.unix_ns)
+                    .map_err(|error| (FailureCode::System, format!("cannot set the clock: {error}")))?;
+            }
             Kind::Output | Kind::Result | Kind::Status | Kind::Error | Kind::Pong => {
                 return Err((
                     FailureCode::BadRequest,

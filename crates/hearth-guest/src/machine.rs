@@ -86,7 +86,7 @@ pub(crate) fn configure(request: &Configure) -> Result<(), ConfigureError> {
     mount_disks(request).inspect_err(|_| release())
 }
 
-fn set_clock(unix_ns: u64) -> io::Result<()> {
+pub(crate) fn set_clock(unix_ns: u64) -> io::Result<()> {
     let time = Timespec::try_from(Duration::from_nanos(unix_ns)).map_err(|_| io::ErrorKind::InvalidInput)?;
     Ok(clock_settime(ClockId::Realtime, time)?)
 }

@@ -30,6 +30,7 @@ mod machine;
 mod outbox;
 mod poller;
 mod port;
+mod processes;
 mod program;
 mod report;
 mod session;

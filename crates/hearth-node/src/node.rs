@@ -81,6 +81,7 @@ const WORKERS: usize = 2;
 /// Returns [`NodeError`].
 pub fn run(ready: Option<RawFd>) -> Result<(), NodeError> {
     let mut starter = Starter::take(ready);
+    own::raise_open_files();
     if ready.is_some() {
         own::leave_session();
     }

@@ -17,6 +17,7 @@ fn cli_tells_its_version_and_its_verbs() -> Result<()> {
             "rename",
             "update",
             "events",
+            "top",
             "restart",
             "attach",
             "port",

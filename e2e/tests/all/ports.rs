@@ -5,6 +5,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 
 use anyhow::{Context, Result};
 use e2e::TestNode;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::node::kill;
 use crate::support::logged;
@@ -63,6 +64,50 @@ pub(crate) fn published_ports_reach_the_guests_loopback(node: &TestNode) -> Resu
         .run()?
         .expect_code(1)?
         .complains("10")?;
+    Ok(())
+}
+
+pub(crate) fn connections_are_many_at_once(node: &TestNode) -> Result<()> {
+    let count = if e2e::is_soak() { 1000 } else { 100 };
+    // Each is a descriptor here, too, and the usual limit is 1024.
+    let limit = getrlimit(Resource::Nofile);
+    let current = limit.maximum;
+    setrlimit(Resource::Nofile, Rlimit { current, ..limit })?;
+    node.start([
+        "--name",
+        "m",
+        "-m",
+        "1g",
+        "-p",
+        "127.0.0.1::7",
+        "busybox",
+        "sh",
+        "-c",
+        ECHO,
+    ])?;
+    logged(node, "m", "ready", 1)?;
+    let address = node.hearth(["port", "m", "7"]).ok()?;
+    let began = std::time::Instant::now();
+    let mut open = Vec::new();
+    for number in 0..count {
+        let text = format!("connection {number}");
+        let mut stream = TcpStream::connect(&address)?;
+        stream.write_all(text.as_bytes())?;
+        // Busybox lets two clients wait: the next one comes when this one has been let in.
+        let mut answer = vec![0; text.len()];
+        stream.read_exact(&mut answer)?;
+        assert_eq!(answer, text.as_bytes());
+        open.push(stream);
+    }
+    // All of them are open now, and each still has its own bytes and its own end.
+    for (number, mut stream) in open.into_iter().enumerate().rev() {
+        write!(stream, "{number}")?;
+        stream.shutdown(Shutdown::Write)?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        assert_eq!(answer, number.to_string());
+    }
+    println!("{count} connections at once: {:?}", began.elapsed());
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use e2e::{DEADLINE, TestNode};
-use hearth_api::v1::{Event, EventAction, MachineStatus};
+use hearth_api::v1::{Event, EventAction, MachineStatus, ProcessList};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::node::kill;
@@ -251,5 +251,124 @@ pub(crate) fn events_tell_what_happens_in_order(node: &TestNode) -> Result<()> {
         .run()?
         .expect_code(1)?
         .complains("yesterday")?;
+    Ok(())
+}
+
+pub(crate) fn top_lists_the_processes_inside(node: &TestNode) -> Result<()> {
+    node.start([
+        "--name",
+        "m",
+        "busybox",
+        "sh",
+        "-c",
+        "sleep 3600 & echo ready; exec sleep 7200",
+    ])?;
+    logged(node, "m", "ready", 1)?;
+    let beside = node
+        .exec(["-u", "1000", "m", "sh", "-c", "echo ready; exec sleep 999"])
+        .spawn()?;
+    beside.stdout.wait_for("ready", DEADLINE)?;
+    let list: ProcessList = serde_json::from_str(&node.hearth(["top", "--json", "m"]).ok()?)?;
+    let found: Vec<_> = list
+        .processes
+        .iter()
+        .map(|process| (process.parent_pid, process.uid, process.command.as_str()))
+        .collect();
+    assert_eq!(list.total, 3, "{list:?}");
+    assert_eq!(list.processes[0].pid, 1);
+    ensure!(found[0].0 == 0 && found[0].1 == 0, "{found:?}");
+    ensure!(found.contains(&(1, 0, "sleep 3600")), "{found:?}");
+    ensure!(
+        found.iter().any(|process| process.1 == 1000 && process.0 == 0),
+        "{found:?}"
+    );
+    let table = node.hearth(["top", "m"]).ok()?;
+    ensure!(
+        table.starts_with("PID") && table.contains("sleep 3600") && table.contains("root"),
+        "{table}"
+    );
+    node.hearth(["pause", "m"]).ok()?;
+    node.hearth(["top", "m"])
+        .run()?
+        .expect_code(1)?
+        .complains("paused")?;
+    Ok(())
+}
+
+pub(crate) fn execs_are_told_as_events(node: &TestNode) -> Result<()> {
+    stay(node, "m")?;
+    node.exec(["m", "sh", "-c", "exit 7"]).run()?.expect_code(7)?;
+    node.exec(["m", "no-such-program"]).run()?.expect_code(127)?;
+    let text = node
+        .hearth([
+            "events",
+            "--json",
+            "--since",
+            "1h",
+            "--until",
+            "0s",
+            "-f",
+            "event=exec_start",
+            "-f",
+            "event=exec_die",
+        ])
+        .ok()?;
+    let events: Vec<Event> = text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+    let told: Vec<_> = events
+        .iter()
+        .map(|event| {
+            (
+                event.action,
+                event.attributes.get("exit_code").map(String::as_str),
+            )
+        })
+        .collect();
+    assert_eq!(
+        told,
+        [(EventAction::ExecStart, None), (EventAction::ExecDie, Some("7"))],
+        "{text}"
+    );
+    // Arguments are nobody's business.
+    assert_eq!(events[0].attributes["command"], "sh");
+    Ok(())
+}
+
+/// Ends when it is asked to.
+const POLITE: &str = "trap 'exit 5' TERM; while :; do sleep 3600 & wait $!; done";
+
+pub(crate) fn an_idle_machine_ends_and_a_busy_one_does_not(node: &TestNode) -> Result<()> {
+    let ticking = "trap 'exit 5' TERM; while :; do echo tick; sleep 1 & wait $!; done";
+    for (name, script) in [("busy", ticking), ("idle", POLITE), ("held", POLITE)] {
+        node.start([
+            "--name",
+            name,
+            "--idle-timeout",
+            "4s",
+            "--restart",
+            "always",
+            "busybox",
+            "sh",
+            "-c",
+            script,
+        ])?;
+    }
+    let holding = node.exec(["held", "sleep", "3600"]).spawn()?;
+    let mut waiting = node.hearth(["wait", "idle"]).spawn()?;
+    // Looking at it does not keep it.
+    while !waiting.stdout.has("\n") {
+        node.inspect("idle")?;
+    }
+    waiting.close_stdin();
+    assert_eq!(waiting.finish(DEADLINE)?.success()?.text()?, "5");
+    let ended = node.inspect("idle")?;
+    assert_eq!(ended.restart_count, 0);
+    ensure!(ended.state.reason.context("no reason")?.contains("idle for 4 s"));
+    assert_eq!(node.inspect("busy")?.state.status, MachineStatus::Running);
+    assert_eq!(node.inspect("held")?.state.status, MachineStatus::Running);
+    // What held it ends with its node; the next one goes on counting.
+    kill(node)?;
+    assert_eq!(node.hearth(["wait", "held"]).ok()?, "5");
+    drop(holding);
+    assert_eq!(node.inspect("busy")?.state.status, MachineStatus::Running);
     Ok(())
 }

@@ -341,6 +341,34 @@ pub struct StopMachine {
     pub grace_seconds: Option<u32>,
 }
 
+/// The processes of a machine's workload, and those beside it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ProcessList {
+    /// How many there are.
+    pub total: u32,
+    /// The first 256 of them, by number.
+    pub processes: Vec<ProcessInfo>,
+}
+
+/// One process, as it is counted inside.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ProcessInfo {
+    /// Process id.
+    pub pid: u32,
+    /// Its parent's; 0 for one from outside.
+    pub parent_pid: u32,
+    /// Effective user id.
+    pub uid: u32,
+    /// State, as `ps` has it: `R`, `S`, `D`, `Z`, `T`.
+    pub state: String,
+    /// Processor time in milliseconds.
+    pub cpu_ms: u64,
+    /// Resident memory in bytes.
+    pub memory_bytes: u64,
+    /// Arguments with spaces between them, the first 200 bytes.
+    pub command: String,
+}
+
 /// Gives a machine another name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

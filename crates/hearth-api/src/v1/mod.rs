@@ -20,8 +20,8 @@ pub use image::{
 };
 pub use machine::{
     Border, CreateMachine, DriverChoice, ExecRequest, ExitStatus, ExtraHost, FileKind, FileStat, Machine,
-    MachineSpec, MachineState, MachineStatus, PortMapping, PruneMachines, Pruned, RenameMachine, Stage,
-    StopMachine, TmpfsMount, Ulimit, UpdateMachine, strict_spec,
+    MachineSpec, MachineState, MachineStatus, PortMapping, ProcessInfo, ProcessList, PruneMachines, Pruned,
+    RenameMachine, Stage, StopMachine, TmpfsMount, Ulimit, UpdateMachine, strict_spec,
 };
 pub use node::{NodeStatus, StopNode};
 pub use progress::{Progress, ProgressLine, Unit};

@@ -81,6 +81,23 @@ pub(crate) struct Restart {
     pub(crate) time: u32,
 }
 
+/// List the processes of a machine's workload, and those that run beside it.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  hearth top web
+  hearth top web --json | jq '.processes[].command'
+
+The guest's kernel tells; the image needs no ps.")]
+pub(crate) struct Top {
+    /// Machine, by name, id or start of an id
+    #[arg(value_name = "MACHINE")]
+    pub(crate) machine: String,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 /// Give a machine another name.
 #[derive(Debug, Args)]
 #[command(after_help = "\

@@ -26,8 +26,8 @@ pub(crate) use image::{
     Image, ImageBuild, ImageCommand, ImageInspect, ImageList, ImagePull, ImageRemove, Recipe,
 };
 pub(crate) use machine::{
-    Attach, Events, Inspect, Kill, List, Pause, Port, Prune, Remove, Rename, Restart, Start, Stop, Unpause,
-    Update, Wait,
+    Attach, Events, Inspect, Kill, List, Pause, Port, Prune, Remove, Rename, Restart, Start, Stop, Top,
+    Unpause, Update, Wait,
 };
 pub(crate) use run::{Create, Driver, Exec, Pull, Run};
 
@@ -93,6 +93,7 @@ pub(crate) enum Command {
     Logs(Logs),
     Console(Console),
     Inspect(Inspect),
+    Top(Top),
     Events(Events),
     Port(Port),
     Cp(Copy),

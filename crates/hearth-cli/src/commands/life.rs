@@ -7,9 +7,10 @@ use hearth_api::v1::{PruneMachines, RenameMachine};
 use hearth_machine::ByteSize;
 
 use super::machine::each;
-use crate::arguments::{Pause, Prune, Rename, Unpause, Update};
+use crate::arguments::{Pause, Prune, Rename, Top, Unpause, Update};
 use crate::error::CliError;
 use crate::node::Node;
+use crate::print::{Cell, Screen, Table};
 use crate::{print, resolve};
 
 /// Lets machines stand still.
@@ -28,6 +29,64 @@ pub(super) async fn unpause(node: &Node, arguments: &Unpause) -> Result<ExitCode
         Ok(machine.to_owned())
     })
     .await
+}
+
+/// Lists processes.
+pub(super) async fn top(node: &Node, arguments: &Top) -> Result<ExitCode, CliError> {
+    let list = node
+        .call(async |client| client.top(&arguments.machine).await)
+        .await?;
+    if arguments.json {
+        print::json(&list)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut table = Table::new(&[
+        ("PID", None),
+        ("PPID", None),
+        ("USER", None),
+        ("STATE", None),
+        ("TIME", None),
+        ("MEMORY", None),
+        ("COMMAND", Some(20)),
+    ]);
+    for process in &list.processes {
+        table.push([
+            Cell::from(process.pid.to_string()),
+            Cell::from(process.parent_pid.to_string()),
+            Cell::from(user(process.uid)),
+            Cell::from(&process.state),
+            Cell::from(time(process.cpu_ms)),
+            Cell::from(ByteSize::from_bytes(process.memory_bytes).to_string()),
+            Cell::from(print::plain(&process.command).replace(['\n', '\t'], " ")),
+        ]);
+    }
+    print::out(&table.render(Screen::stdout()))?;
+    let more = usize::try_from(list.total)
+        .unwrap_or(usize::MAX)
+        .saturating_sub(list.processes.len());
+    if more > 0 {
+        print::note(&format!("... and {more} more"));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Names are in files of the image, which say what they like.
+fn user(uid: u32) -> String {
+    match uid {
+        0 => "root".to_owned(),
+        uid => uid.to_string(),
+    }
+}
+
+/// Processor time as `ps` has it.
+fn time(milliseconds: u64) -> String {
+    let seconds = milliseconds / 1000;
+    format!(
+        "{:02}:{:02}:{:02}",
+        seconds / 3600,
+        seconds / 60 % 60,
+        seconds % 60
+    )
 }
 
 /// Gives a machine another name.

@@ -46,6 +46,7 @@ pub(crate) async fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
         Command::Prune(arguments) => life::prune(&node, &arguments).await,
         Command::Rename(arguments) => life::rename(&node, arguments).await,
         Command::Update(arguments) => life::update(&node, &arguments).await,
+        Command::Top(arguments) => life::top(&node, &arguments).await,
         Command::Events(arguments) => events::events(&node, arguments).await,
         Command::Ps(arguments) => list::list(&node, &arguments).await,
         Command::Start(arguments) => machine::start(&node, &arguments).await,

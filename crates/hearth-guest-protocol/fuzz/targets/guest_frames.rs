@@ -9,7 +9,7 @@
 use hearth_guest_protocol::{Decoder, Flags, HEADER_LEN, Header, Kind, MAX_PAYLOAD};
 use libfuzzer_sys::fuzz_target;
 
-const KINDS: [Kind; 22] = [
+const KINDS: [Kind; 24] = [
     Kind::Hello,
     Kind::Configure,
     Kind::Execute,
@@ -32,6 +32,8 @@ const KINDS: [Kind; 22] = [
     Kind::Launch,
     Kind::Detach,
     Kind::Resume,
+    Kind::Clock,
+    Kind::Processes,
 ];
 
 /// The decoder holds at most two largest frames.

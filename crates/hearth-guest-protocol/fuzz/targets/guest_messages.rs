@@ -15,7 +15,7 @@ fuzz_target!(|data: &[u8]| {
         return;
     };
     let payload = &payload[..payload.len().min(MAX_PAYLOAD)];
-    match choice % 17 {
+    match choice % 19 {
         0 => check::<message::Hello>(Kind::Hello, payload),
         1 => check::<message::Configure>(Kind::Configure, payload),
         2 => check::<message::Execute>(Kind::Execute, payload),
@@ -32,6 +32,8 @@ fuzz_target!(|data: &[u8]| {
         13 => check::<message::CreditGrant>(Kind::Credit, payload),
         14 => check::<message::Launch>(Kind::Launch, payload),
         15 => check::<message::Resume>(Kind::Resume, payload),
+        16 => check::<message::Clock>(Kind::Clock, payload),
+        17 => check::<message::Processes>(Kind::Processes, payload),
         _ => check::<message::Role>(Kind::Execute, payload),
     }
 });

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use hearth_api::v1;
+use hearth_guest_protocol::message::{ProcessInfo, Processes};
 use hearth_machine::{CpuMilli, ImageHealthCheck, State};
 
 use crate::doctor;
@@ -68,6 +69,23 @@ pub(super) fn machine(view: &View) -> v1::Machine {
         restart_count: record.restart.restarts,
         generation: record.generation,
         stages: record.stages.clone(),
+    }
+}
+
+/// Processes as clients see them.
+pub(super) fn processes(list: Processes) -> v1::ProcessList {
+    let one = |info: ProcessInfo| v1::ProcessInfo {
+        pid: info.pid,
+        parent_pid: info.parent,
+        uid: info.uid,
+        state: char::from(info.state).to_string(),
+        cpu_ms: info.cpu_ms,
+        memory_bytes: info.memory,
+        command: String::from_utf8_lossy(&info.command).into_owned(),
+    };
+    v1::ProcessList {
+        total: list.total,
+        processes: list.processes.into_iter().map(one).collect(),
     }
 }
 

@@ -85,6 +85,14 @@ pub(super) async fn update(
     Ok(Json(convert::machine(&machine.view())))
 }
 
+pub(super) async fn top(
+    State(service): State<Service>,
+    Path(machine): Path<String>,
+) -> Result<Json<v1::ProcessList>, ApiError> {
+    let processes = service.machines.find(&machine)?.processes().await?;
+    Ok(Json(convert::processes(processes)))
+}
+
 pub(super) async fn rename(
     State(service): State<Service>,
     Path(machine): Path<String>,

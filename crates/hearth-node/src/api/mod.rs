@@ -93,6 +93,7 @@ fn routes() -> Vec<(&'static str, &'static str, MethodRouter<Service>)> {
         ("delete", path::MACHINE, delete(machines::remove)),
         ("post", path::MACHINE_START, post(machines::start)),
         ("post", path::MACHINE_STOP, post(machines::stop)),
+        ("get", path::MACHINE_TOP, get(machines::top)),
         ("post", path::MACHINE_RESTART, post(machines::restart)),
         ("post", path::MACHINE_RENAME, post(machines::rename)),
         ("post", path::MACHINE_PAUSE, post(machines::pause)),

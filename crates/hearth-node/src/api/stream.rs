@@ -20,8 +20,8 @@ use tokio_util::task::TaskTracker;
 use super::Service;
 use super::convert;
 use super::error::{ApiError, invalid};
-use crate::guest::{Input, Session, SessionEvent, Stream};
-use crate::machines::{Attached, ExecSpec, Machine};
+use crate::guest::{Input, SessionEvent, Stream};
+use crate::machines::{Attached, Exec, ExecSpec, Machine};
 
 type Io = TokioIo<hyper::upgrade::Upgraded>;
 
@@ -248,7 +248,7 @@ pub(super) async fn exec(
     })
 }
 
-async fn talk_to_exec(io: Io, session: Session, stdin: bool) -> std::io::Result<()> {
+async fn talk_to_exec(io: Io, session: Exec, stdin: bool) -> std::io::Result<()> {
     let (reader, writer) = tokio::io::split(io);
     let mut writer = BufWriter::with_capacity(WRITE_BUFFER, writer);
     let input = session.input();
@@ -260,7 +260,7 @@ async fn talk_to_exec(io: Io, session: Session, stdin: bool) -> std::io::Result<
 }
 
 /// Waits until the process runs, and leaves it to itself.
-async fn leave_exec(io: Io, mut session: Session) -> std::io::Result<()> {
+async fn leave_exec(io: Io, mut session: Exec) -> std::io::Result<()> {
     let (_reader, writer) = tokio::io::split(io);
     let mut writer = BufWriter::with_capacity(WRITE_BUFFER, writer);
     let end = match session.next().await {
@@ -278,7 +278,7 @@ async fn leave_exec(io: Io, mut session: Session) -> std::io::Result<()> {
     finish(&mut writer, end.map(|()| left).map_err(|error| *error.0)).await
 }
 
-async fn show_exec(writer: &mut BufWriter<WriteHalf<Io>>, mut session: Session) -> std::io::Result<()> {
+async fn show_exec(writer: &mut BufWriter<WriteHalf<Io>>, mut session: Exec) -> std::io::Result<()> {
     loop {
         let event = tokio::select! {
             biased;

@@ -6,11 +6,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hearth_guest_protocol::message::{
-    self, Configure, Dial, Failure, FileRequest, Hello, Launch, Stats, Status, Stop, World,
+    self, Clock, Configure, Dial, Failure, FileRequest, Hello, Launch, Processes, Role, Stats, Status, Stop,
+    World,
 };
 use hearth_guest_protocol::{
-    CONTROL, Decoder, Flags, Frame, FrameError, GENERATION_LAUNCH, GENERATION_RESUME, GENERATIONS, Kind,
-    NoCommonGeneration, negotiate,
+    CONTROL, Decoder, Flags, Frame, FrameError, GENERATION_LAUNCH, GENERATION_PROCESSES, GENERATION_RESUME,
+    GENERATIONS, Kind, NoCommonGeneration, negotiate,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -19,6 +20,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::activity::{Activity, Work};
 use super::inbox::{End, Inbox};
 use super::session::{Session, Stream};
 
@@ -80,6 +82,8 @@ pub struct GuestInfo {
 #[derive(Debug, Clone)]
 pub struct Guest {
     shared: Arc<Shared>,
+    /// Whether what is done through this handle is a sign of life.
+    counts: bool,
 }
 
 #[derive(Debug)]
@@ -94,6 +98,7 @@ struct Shared {
     table: Mutex<Table>,
     lost: watch::Sender<bool>,
     stop: CancellationToken,
+    activity: Arc<Activity>,
 }
 
 #[derive(Debug, Default)]
@@ -188,6 +193,7 @@ impl Guest {
             table: Mutex::new(table),
             lost: watch::Sender::new(false),
             stop: stop.clone(),
+            activity: Arc::default(),
         });
         let weak = Arc::downgrade(&shared);
         tasks.spawn(
@@ -201,7 +207,53 @@ impl Guest {
                 shared.lose();
             }
         }));
-        Ok(Self { shared })
+        Ok(Self { shared, counts: true })
+    }
+
+    /// Returns a handle for probes of the node: what is done through it is no sign of life.
+    #[must_use]
+    pub fn unseen(&self) -> Self {
+        Self {
+            counts: false,
+            ..self.clone()
+        }
+    }
+
+    /// Returns when it was last busy.
+    pub fn activity(&self) -> &Arc<Activity> {
+        &self.shared.activity
+    }
+
+    /// Notes a sign of life.
+    pub(super) fn touch(&self) {
+        if self.counts {
+            self.shared.activity.touch();
+        }
+    }
+
+    /// Begins something that keeps the guest busy.
+    pub(super) fn work(&self) -> Option<Work> {
+        self.counts.then(|| self.shared.activity.work())
+    }
+
+    /// Steps the guest's wall clock to the host's. An agent that does not know how keeps its own.
+    pub async fn step_clock(&self, unix_ns: u64) {
+        let mut frame = Vec::new();
+        let known = self.shared.info.generation >= GENERATION_PROCESSES;
+        if known && message::encode(Kind::Clock, CONTROL, &Clock { unix_ns }, &mut frame).is_ok() {
+            self.send(frame).await;
+        }
+    }
+
+    /// Lists the processes of the workload and those beside it.
+    ///
+    /// # Errors
+    /// Returns [`RequestError`]; [`RequestError::OlderAgent`] when the guest does not know how.
+    pub async fn processes(&self, deadline: Duration) -> Result<Processes, RequestError> {
+        if self.shared.info.generation < GENERATION_PROCESSES {
+            return Err(RequestError::OlderAgent);
+        }
+        self.ask(Kind::Processes, Kind::Processes, &(), deadline).await
     }
 
     /// Returns what the guest says of itself.
@@ -270,7 +322,12 @@ impl Guest {
         } else {
             return Err(RequestError::OlderAgent);
         }
-        self.open(id, frames).await
+        let session = self.open(id, frames).await?;
+        // The workload itself is idle while it says nothing.
+        Ok(match launch.execute.role {
+            Role::Main => session,
+            Role::Exec => session.working(),
+        })
     }
 
     /// Tells whether the guest knows what came with generation 2: long launches, and letting go of what runs.
@@ -283,7 +340,7 @@ impl Guest {
     /// # Errors
     /// As [`Guest::launch`].
     pub async fn file(&self, request: &FileRequest) -> Result<Session, RequestError> {
-        self.open_with(Kind::File, request).await
+        Ok(self.open_with(Kind::File, request).await?.working())
     }
 
     /// Connects to a TCP port on the guest's loopback.
@@ -291,6 +348,7 @@ impl Guest {
     /// # Errors
     /// As [`Guest::launch`].
     pub async fn dial(&self, port: u16) -> Result<Session, RequestError> {
+        self.touch();
         self.open_with(Kind::Dial, &Dial { port }).await
     }
 

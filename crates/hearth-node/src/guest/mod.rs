@@ -9,6 +9,7 @@
 //! reads the inbox grants credit; so a slow reader stops its own session and no other. Above this module nobody knows
 //! whether the bytes travel by virtio-serial or vsock.
 
+mod activity;
 mod channel;
 mod inbox;
 mod session;
@@ -16,5 +17,6 @@ mod session;
 #[cfg(test)]
 mod tests;
 
+pub use activity::Activity;
 pub use channel::{ConnectError, Guest, GuestInfo, RequestError};
 pub use session::{Input, Session, SessionEvent, Stream};

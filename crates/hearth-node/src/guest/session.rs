@@ -6,6 +6,7 @@ use bytes::Bytes;
 use hearth_guest_protocol::message::{self, Failure, Outcome, TerminalSize};
 use hearth_guest_protocol::{Flags, Header, Kind, MAX_PAYLOAD};
 
+use super::activity::Work;
 use super::channel::{Guest, RequestError};
 use super::inbox::{End, Inbox};
 
@@ -54,6 +55,8 @@ pub struct Session {
     input: Input,
     /// A grant for bytes that the owner has and may not have put away yet.
     owed: Option<u32>,
+    /// Keeps the guest from being idle.
+    work: Option<Work>,
 }
 
 /// The sending side of a session; cloned freely.
@@ -69,7 +72,14 @@ impl Session {
         Self {
             input: Input { guest, id, inbox },
             owed: None,
+            work: None,
         }
+    }
+
+    /// Counts as work as long as the session is open.
+    pub(super) fn working(mut self) -> Self {
+        self.work = self.input.guest.work();
+        self
     }
 
     /// Returns the sending side.
@@ -95,6 +105,9 @@ impl Session {
         }
         let (event, grant) = self.input.inbox.next().await;
         self.owed = grant;
+        if matches!(event, SessionEvent::Output(..)) {
+            self.input.guest.touch();
+        }
         event
     }
 }
@@ -113,6 +126,7 @@ impl Input {
             if allowed == 0 {
                 return false;
             }
+            self.guest.touch();
             let (now, later) = bytes.split_at(allowed);
             if !self.frame(Header::new(Kind::Stdin, self.id), now).await {
                 return false;

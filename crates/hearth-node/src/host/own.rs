@@ -2,6 +2,21 @@
 
 use std::io;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// Allows as many open files as the host lets this process have: each connection to a published port takes one, and the usual soft
+/// limit of 1024 is for programs that use select(2).
+pub fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+}
+
 /// Returns the resident memory of this process in bytes, as proc_pid_statm(5) has it.
 ///
 /// # Errors

@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use super::error::{MachineError, StartError};
+use super::idle;
 use super::life::{self, Life, LifeEvent, Limits, Order, Origin, Parts, Plan, Running};
 use super::output::{Attached, Subscriber, subscription};
 use super::recovery::ANY_HOST;
@@ -380,6 +381,7 @@ impl Actor {
         };
         work.restart_at = None;
         work.limits_changed = false;
+        idle::forget(&self.parts.layout.machine_data(self.id));
         work.end = None;
         self.enter_start(work, state)?;
         failpoint::pass("start-recorded");

@@ -6,6 +6,7 @@ use hearth_machine::Event;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use super::idle;
 use super::life::{LifeEvent, Order, Plan, died, drain, ended, last_words, obey, over};
 use super::output::SessionEnd;
 use super::paused;
@@ -13,7 +14,7 @@ use crate::guest::Guest;
 use crate::vmm::{Machine as _, Vm};
 
 /// How long a workload whose time is over has to end.
-const TIMEOUT_GRACE: Duration = Duration::from_secs(10);
+pub(super) const TIMEOUT_GRACE: Duration = Duration::from_secs(10);
 
 /// Stays with a running workload until it has ended and its disks are at rest.
 pub(super) async fn attend(
@@ -28,6 +29,9 @@ pub(super) async fn attend(
     let mut first = plan.first_order.take();
     let plan = &*plan;
     let mut over_time = Box::pin(time_over(plan.limits.time));
+    let directory = plan.parts.layout.machine_data(plan.id);
+    idle::go_on(&directory, guest.activity());
+    let mut idle_over = Box::pin(idle::over(&directory, guest.activity(), plan.limits.idle));
     loop {
         let next = async {
             match first.take() {
@@ -42,6 +46,10 @@ pub(super) async fn attend(
                 return over(Event::VmmDied { reason: died(&last_words(exit)) });
             }
             Some(order) = next => order,
+            order = &mut idle_over, if !paused => {
+                let _ = events.send(LifeEvent::TimedOut).await;
+                order
+            }
             order = &mut over_time => {
                 // Fails only when the actor is gone; the life goes on and ends by itself.
                 let _ = events.send(LifeEvent::TimedOut).await;
@@ -61,6 +69,7 @@ pub(super) async fn attend(
             }
             Order::Limits(limits) => {
                 over_time.set(time_over(limits.time));
+                idle_over.set(idle::over(&directory, guest.activity(), limits.idle));
                 continue;
             }
             order => {

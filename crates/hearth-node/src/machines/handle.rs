@@ -4,18 +4,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hearth_api::v1::EventAction;
+use hearth_guest_protocol::message::Processes;
 use hearth_machine::{Container, HostLimits, MachineId, MachineName, Process, State};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::actor::{AttachedMachine, Change, Command, Reply, View};
 use super::error::{MachineError, StartError};
+use super::exec::Exec;
 use super::life::{self, Parts};
 use super::log::LogReader;
 use super::registry;
 use super::session::{self, ExecSpec};
-use crate::guest::{Input, Session};
+use crate::guest::Input;
 use crate::host::failpoint;
 use crate::records::spec;
+
+/// How long a guest may take to list its processes.
+const TOP_DEADLINE: Duration = Duration::from_secs(30);
 
 /// A handle to one machine; cloned freely.
 #[derive(Debug, Clone)]
@@ -184,12 +189,29 @@ impl Machine {
     ///
     /// # Errors
     /// Returns [`MachineError`]; what the guest says of the process comes as the session's events.
-    pub async fn exec(&self, asked: &ExecSpec) -> Result<Session, MachineError> {
-        let running = Arc::clone(self.view().running()?);
+    pub async fn exec(&self, asked: &ExecSpec) -> Result<Exec, MachineError> {
+        let view = self.view();
+        let running = Arc::clone(view.running()?);
         let launch = session::exec(&self.process, &self.container, asked)?;
         let session = running.guest.launch(&launch).await?;
         failpoint::pass("exec-opened");
-        Ok(session)
+        // Arguments may hold what is nobody's business; the program's name tells enough.
+        let program = asked.command.first().cloned().unwrap_or_default();
+        Ok(Exec::new(
+            session,
+            self.parts.events.clone(),
+            view.record,
+            program,
+        ))
+    }
+
+    /// Lists the processes of its workload and those beside it.
+    ///
+    /// # Errors
+    /// Returns [`MachineError`].
+    pub async fn processes(&self) -> Result<Processes, MachineError> {
+        let running = Arc::clone(self.view().running()?);
+        Ok(running.guest.processes(TOP_DEADLINE).await?)
     }
 
     /// Opens what its workload printed, from the beginning; `None` when it never ran.

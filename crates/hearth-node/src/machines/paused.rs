@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 
 use super::attend::time_over;
 use super::life::{LifeEvent, Order, Plan, chain, died, last_words, over};
+use super::output::now_unix_ns;
 use crate::guest::Guest;
 use crate::vmm::{ControlError, Machine as _, Vm};
 
@@ -65,9 +66,12 @@ pub(super) async fn adopt(
     vm.resume().await.map_err(lost)
 }
 
-/// Lets a machine go on.
-pub(super) async fn go_on(vm: &Vm, _guest: &Guest) -> Result<(), ControlError> {
-    vm.resume().await
+/// Lets a machine go on, with its clock stepped to the host's and its idle time begun anew.
+pub(super) async fn go_on(vm: &Vm, guest: &Guest) -> Result<(), ControlError> {
+    vm.resume().await?;
+    guest.activity().touch();
+    guest.step_clock(now_unix_ns()).await;
+    Ok(())
 }
 
 /// Lets a machine go on, so that its guest can end it. One that cannot go on is killed after the guest's deadline.
