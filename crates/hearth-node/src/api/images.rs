@@ -63,19 +63,21 @@ pub(super) async fn remove(
 const EVERY: Duration = Duration::from_millis(100);
 
 fn sink(teller: Teller) -> Arc<dyn Fn(Progress) + Send + Sync> {
-    // Guards when each step was told last; downloads tell from several threads.
-    let told: Mutex<HashMap<_, Instant>> = Mutex::default();
+    // Guards when each step was told last, `None` when it was told to be over; downloads tell from several threads.
+    let told: Mutex<HashMap<_, Option<Instant>>> = Mutex::default();
     Arc::new(move |progress| {
         let line = wire(&progress);
         let now = Instant::now();
         let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
         let last = told.entry((progress.blob, progress.phase));
         let due = match &last {
-            Entry::Occupied(last) => now.duration_since(*last.get()) >= EVERY,
             Entry::Vacant(_) => true,
+            Entry::Occupied(last) => last
+                .get()
+                .is_some_and(|last| line.finished || now.duration_since(last) >= EVERY),
         };
-        if due || line.finished {
-            last.insert_entry(now);
+        if due {
+            last.insert_entry((!line.finished).then_some(now));
             drop(told);
             teller.tell(line);
         }
