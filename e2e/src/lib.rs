@@ -11,10 +11,12 @@
 //! The tests themselves are in `tests/all`. `HEARTH_E2E_BINARY` names another `hearth` to test, `HEARTH_E2E_KEEP=1` keeps
 //! homes, `HEARTH_E2E_SOAK=1` makes the long tests long.
 
+pub mod archive;
 mod binary;
 mod captured;
 mod command;
 mod faulty;
+pub mod handmade;
 mod image;
 mod leaks;
 mod node;

@@ -103,6 +103,11 @@ fn filter(filters: &[String]) -> Result<Option<(&'static str, String)>, ClientEr
     Ok(Some(("filter", serde_json::to_string(filters)?)))
 }
 
+fn pieces(body: BodyPieces) -> Body {
+    use futures_util::StreamExt as _;
+    Either::Right(StreamBody::new(body.map(|piece| piece.map(Frame::data)).boxed()))
+}
+
 fn empty() -> Body {
     Either::Left(Full::new(Bytes::new()))
 }
@@ -424,16 +429,16 @@ impl Client {
         keep_owners: bool,
         archive: BodyPieces,
     ) -> Result<(), ClientError> {
-        use futures_util::StreamExt as _;
         let query = [
             ("path", directory.to_owned()),
             ("keep_owners", keep_owners.to_string()),
         ];
-        let body = Either::Right(StreamBody::new(
-            archive.map(|piece| piece.map(Frame::data)).boxed(),
-        ));
-        self.call(Method::PUT, &uri(path::MACHINE_FILES, &[machine], &query), body)
-            .await
+        self.call(
+            Method::PUT,
+            &uri(path::MACHINE_FILES, &[machine], &query),
+            pieces(archive),
+        )
+        .await
     }
 
     /// Tells what a path in a machine is.
@@ -459,9 +464,9 @@ impl Client {
             .await
     }
 
-    /// Removes an image.
-    pub async fn image_remove(&self, reference: &str) -> Result<(), ClientError> {
-        let query = [("reference", reference.to_owned())];
+    /// Removes an image; `force` does so while machines are made of it.
+    pub async fn image_remove(&self, reference: &str, force: bool) -> Result<(), ClientError> {
+        let query = [("reference", reference.to_owned()), ("force", force.to_string())];
         self.call(Method::DELETE, &uri(path::IMAGES, &[], &query), empty())
             .await
     }
@@ -482,6 +487,40 @@ impl Client {
         progress: &mut (dyn FnMut(v1::Progress) + Send),
     ) -> Result<v1::Image, ClientError> {
         self.lines(path::IMAGES_BUILD, json(request)?, progress).await
+    }
+
+    /// Gives an image one more name.
+    pub async fn image_tag(&self, request: &v1::TagImage) -> Result<v1::Image, ClientError> {
+        self.call(Method::POST, path::IMAGES_TAG, json(request)?).await
+    }
+
+    /// Deletes what nothing needs.
+    pub async fn image_prune(&self, request: &v1::PruneImages) -> Result<v1::PrunedImages, ClientError> {
+        self.call(Method::POST, path::IMAGES_PRUNE, json(request)?).await
+    }
+
+    /// Returns images as a tar archive.
+    pub async fn image_save(&self, request: &v1::SaveImages) -> Result<Incoming, ClientError> {
+        let request = self.request(Method::POST, path::IMAGES_SAVE, json(request)?);
+        Ok(self.send(request).await?.into_body())
+    }
+
+    /// Takes the images of a tar archive; `reference` names the one of an archive with one.
+    pub async fn image_load(
+        &self,
+        reference: Option<&str>,
+        archive: BodyPieces,
+    ) -> Result<Vec<v1::Image>, ClientError> {
+        let query: Vec<_> = reference
+            .map(|reference| ("reference", reference.to_owned()))
+            .into_iter()
+            .collect();
+        self.call(
+            Method::POST,
+            &uri(path::IMAGES_LOAD, &[], &query),
+            pieces(archive),
+        )
+        .await
     }
 }
 

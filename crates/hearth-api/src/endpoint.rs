@@ -65,6 +65,14 @@ pub mod path {
     pub const IMAGES_PULL: &str = "/v1/images/pull";
     /// Makes one.
     pub const IMAGES_BUILD: &str = "/v1/images/build";
+    /// Names one.
+    pub const IMAGES_TAG: &str = "/v1/images/tag";
+    /// Deletes what nothing needs.
+    pub const IMAGES_PRUNE: &str = "/v1/images/prune";
+    /// Some as an archive.
+    pub const IMAGES_SAVE: &str = "/v1/images/save";
+    /// Those of an archive.
+    pub const IMAGES_LOAD: &str = "/v1/images/load";
 }
 
 /// What an endpoint answers with.
@@ -427,10 +435,16 @@ pub const ALL: &[Endpoint] = &[
         "delete",
         path::IMAGES,
         "image_remove",
-        "Removes an image.",
+        "Removes an image's name, and the image with its last one.",
         Answer::Empty,
     )
-    .query(&[("reference", "the image")]),
+    .query(&[
+        ("reference", "the image"),
+        (
+            "force",
+            "true: even while machines are made of it; they keep what they need",
+        ),
+    ]),
     endpoint(
         "get",
         path::IMAGE,
@@ -458,4 +472,39 @@ pub const ALL: &[Endpoint] = &[
     )
     .takes(schema::<v1::BuildImage>)
     .gives(schema::<v1::ProgressLine<v1::Image>>),
+    endpoint(
+        "post",
+        path::IMAGES_TAG,
+        "image_tag",
+        "Gives an image one more name.",
+        Answer::Json,
+    )
+    .takes(schema::<v1::TagImage>)
+    .gives(schema::<v1::Image>),
+    endpoint(
+        "post",
+        path::IMAGES_PRUNE,
+        "image_prune",
+        "Deletes what no image needs, and images that no machine is made of.",
+        Answer::Json,
+    )
+    .takes(schema::<v1::PruneImages>)
+    .gives(schema::<v1::PrunedImages>),
+    endpoint(
+        "post",
+        path::IMAGES_SAVE,
+        "image_save",
+        "Returns images as a tar archive: an OCI layout that is docker's form, too.",
+        Answer::Bytes,
+    )
+    .takes(schema::<v1::SaveImages>),
+    endpoint(
+        "post",
+        path::IMAGES_LOAD,
+        "image_load",
+        "Takes the images of a tar archive, which is the request's body.",
+        Answer::Json,
+    )
+    .query(&[("reference", "the name of the archive's one image")])
+    .gives(schema::<Vec<v1::Image>>),
 ];

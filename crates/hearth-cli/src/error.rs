@@ -92,6 +92,12 @@ pub(crate) enum CliError {
         #[source]
         source: io::Error,
     },
+    /// Something is to be deleted, and nobody can be asked.
+    #[error("this would delete {0}, and there is no terminal to ask on")]
+    Unconfirmed(String),
+    /// An archive for a person to look at.
+    #[error("an archive is not written to a terminal")]
+    ArchiveToTerminal,
     /// cp is not possible so.
     #[error(transparent)]
     Copy(#[from] CopyRefused),
@@ -180,6 +186,8 @@ impl CliError {
             }
             Self::Credentials(error) => return Some(error.remedy()),
             Self::Start(error) => return Some(error.remedy()),
+            Self::Unconfirmed(_) => "say --force",
+            Self::ArchiveToTerminal => "name a file with --output, or send it through a pipe",
             Self::NoTerminal => "leave out -t, or run it in a terminal",
             Self::Resolve(ResolveError::CopyLocal) => "name a machine: hearth cp FILE MACHINE:PATH",
             Self::NoNode(_) => "any verb that needs a node starts one, as 'hearth ps' does",

@@ -34,4 +34,6 @@ pub use registry::{
 pub use rootfs::{ArchiveError, EntryError, MergeError, PathError, PaxError, RootfsError};
 pub use source::{ArchiveFault, LayerError, SourceError};
 pub use step::{StepWatch, watch_steps};
-pub use store::{BlobError, Image, ImageDetails, ImportError, LayerDetails, PullError, Store, StoreError};
+pub use store::{
+    BlobError, Image, ImageDetails, ImportError, LayerDetails, PullError, Saving, Store, StoreError,
+};

@@ -35,6 +35,12 @@ pub struct Limits {
 }
 
 impl Limits {
+    /// Returns how many bytes may come of so many compressed ones.
+    pub(crate) fn expanded(&self, compressed: u64) -> u64 {
+        let expanded = compressed.saturating_mul(self.expansion);
+        expanded.max(self.expansion_free_bytes).min(self.unpacked_bytes)
+    }
+
     /// Bytes of memory that an entry takes besides its names and attributes.
     pub const ENTRY_MEMORY: u64 = 384;
     /// The largest window that a zstd frame may ask for, as a power of two: 128 MiB, what `zstd --ultra -22` asks for.

@@ -45,6 +45,8 @@ pub(crate) struct Blob {
 /// One image for one platform.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Manifest {
+    /// Its own media type.
+    pub(crate) media_type: String,
     pub(crate) config: Blob,
     /// The base layer first.
     pub(crate) layers: Vec<Blob>,
@@ -65,7 +67,14 @@ pub(crate) struct IndexEntry {
     pub(crate) platform: Option<(String, String, Option<String>)>,
     /// The name that an image layout gives it.
     pub(crate) name: Option<String>,
+    /// The name in full, as docker, podman and containerd write it beside that.
+    pub(crate) image_name: Option<String>,
 }
+
+/// The annotation of a name within a layout.
+pub(crate) const REF_NAME: &str = "org.opencontainers.image.ref.name";
+/// Docker's, podman's and containerd's annotation of a name in full.
+pub(crate) const IMAGE_NAME: &str = "io.containerd.image.name";
 
 /// What a manifest's bytes turn out to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -218,7 +227,14 @@ fn parse_manifest(json: &[u8], limits: &Limits) -> Result<Manifest, ManifestErro
         .find(|layer| !LAYERS.contains(&layer.media_type.as_str()))
     {
         Some(layer) => Err(ManifestError::LayerType(layer.media_type.clone())),
-        None => Ok(Manifest { config, layers }),
+        None => Ok(Manifest {
+            media_type: manifest
+                .media_type()
+                .as_ref()
+                .map_or_else(|| MANIFEST.to_owned(), ToString::to_string),
+            config,
+            layers,
+        }),
     }
 }
 
@@ -236,12 +252,12 @@ fn index_entry(descriptor: &Descriptor) -> Result<IndexEntry, ManifestError> {
         )
     });
     let annotations = descriptor.annotations().as_ref();
-    let name =
-        annotations.and_then(|annotations| annotations.get("org.opencontainers.image.ref.name").cloned());
+    let annotation = |key: &str| annotations.and_then(|annotations| annotations.get(key).cloned());
     Ok(IndexEntry {
         blob: blob(descriptor)?,
         platform,
-        name,
+        name: annotation(REF_NAME),
+        image_name: annotation(IMAGE_NAME),
     })
 }
 

@@ -23,6 +23,64 @@ pub struct Image {
     pub layers: u32,
     /// How it wants to be run.
     pub config: ImageConfig,
+    /// Bytes of its layers that no other image has; another name of this image is none.
+    #[serde(default)]
+    pub unique_bytes: u64,
+    /// Its layers, the base first.
+    #[serde(default)]
+    pub layer_list: Vec<ImageLayer>,
+}
+
+/// A layer of an image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ImageLayer {
+    /// Digest of its blob.
+    pub digest: String,
+    /// Digest of its archive, decompressed.
+    pub diff_id: String,
+    /// Bytes of its blob.
+    pub size_bytes: u64,
+    /// Media type.
+    pub media_type: String,
+    /// How many images of the store have it.
+    pub images: u32,
+}
+
+/// Gives an image one more name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TagImage {
+    /// An image of the store.
+    pub source: String,
+    /// The name, as in `app:2`; an image that had it loses it.
+    pub target: String,
+}
+
+/// Asks for what nothing needs to be deleted.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PruneImages {
+    /// Images that no machine is made of, too.
+    #[serde(default)]
+    pub all: bool,
+}
+
+/// What was deleted.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub struct PrunedImages {
+    /// References of images.
+    pub images: Vec<String>,
+    /// Bytes of the disk that were given back; absent when a pull is under way: what nothing needs goes when it has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub freed_bytes: Option<u64>,
+}
+
+/// Asks for an archive of images.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SaveImages {
+    /// Images of the store, one at least.
+    pub references: Vec<String>,
 }
 
 /// How an image wants to be run.

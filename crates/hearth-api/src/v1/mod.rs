@@ -16,7 +16,8 @@ pub use doctor::{DoctorCheck, DoctorReport, DoctorState};
 pub use error::{ErrorBody, ErrorCode};
 pub use event::{Event, EventAction, EventLine};
 pub use image::{
-    BuildImage, Image, ImageConfig, ImageHealthCheck, Login, PullImage, Recipe, RegistryCredentials,
+    BuildImage, Image, ImageConfig, ImageHealthCheck, ImageLayer, Login, PruneImages, PrunedImages,
+    PullImage, Recipe, RegistryCredentials, SaveImages, TagImage,
 };
 pub use machine::{
     Border, CreateMachine, DriverChoice, ExecRequest, ExitStatus, ExtraHost, FileKind, FileStat, Machine,

@@ -1,8 +1,10 @@
 //! `image` and what is below it.
 
+use std::path::PathBuf;
+
 use clap::{Args, Subcommand, ValueEnum};
 
-/// List, fetch, make and remove images.
+/// List, fetch, make, name, save, load and remove images.
 #[derive(Debug, Args)]
 #[command(
     arg_required_else_help = true,
@@ -24,7 +26,11 @@ pub(crate) enum ImageCommand {
     Pull(ImagePull),
     Build(ImageBuild),
     Inspect(ImageInspect),
+    Tag(ImageTag),
+    Save(ImageSave),
+    Load(ImageLoad),
     Rm(ImageRemove),
+    Prune(ImagePrune),
 }
 
 /// List images.
@@ -106,14 +112,88 @@ pub(crate) struct ImageInspect {
     pub(crate) json: bool,
 }
 
-/// Remove images that no machine uses.
+/// Give an image one more name.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  hearth image tag tools:1 tools:latest
+  hearth image tag oci:./layout:latest app")]
+pub(crate) struct ImageTag {
+    /// Image of the store
+    #[arg(value_name = "SOURCE")]
+    pub(crate) source: String,
+    /// Name; an image that had it loses it
+    #[arg(value_name = "NAME[:TAG]")]
+    pub(crate) target: String,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Write images into a tar archive that docker, podman, skopeo and umoci read.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  hearth image save -o tools.tar tools:1 tools:2
+  hearth image save tools | ssh elsewhere hearth image load")]
+pub(crate) struct ImageSave {
+    /// File to write; standard output when absent
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+    /// Images
+    #[arg(required = true, value_name = "IMAGE")]
+    pub(crate) references: Vec<String>,
+}
+
+/// Take the images of an archive that docker, podman, skopeo or hearth has saved.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  hearth image load -i tools.tar
+  docker save app | hearth image load
+  hearth image load -i oci-archive.tar --tag app:1")]
+pub(crate) struct ImageLoad {
+    /// File to read, compressed or not; standard input when absent, or -
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) input: Option<PathBuf>,
+    /// Name of the archive's one image
+    #[arg(short, long, value_name = "NAME[:TAG]")]
+    pub(crate) tag: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Remove names of images, and an image with its last name.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   hearth image rm debian:12
+  hearth image rm -f tools:1
   hearth image rm $(hearth image ls -q)")]
 pub(crate) struct ImageRemove {
+    /// Even while machines are made of it: they keep what they need
+    #[arg(short, long)]
+    pub(crate) force: bool,
     /// Images
     #[arg(required = true, value_name = "IMAGE")]
     pub(crate) references: Vec<String>,
+}
+
+/// Delete what no image needs.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  hearth image prune
+  hearth image prune --all --force --json")]
+pub(crate) struct ImagePrune {
+    /// Images that no machine is made of, too
+    #[arg(short, long)]
+    pub(crate) all: bool,
+    /// Do not ask
+    #[arg(short, long)]
+    pub(crate) force: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }

@@ -23,7 +23,8 @@ pub(crate) use host::{
     Completions, Doctor, Node, NodeCommand, NodeStatus, NodeStop, Setup, SetupCommand, Version,
 };
 pub(crate) use image::{
-    Image, ImageBuild, ImageCommand, ImageInspect, ImageList, ImagePull, ImageRemove, Recipe,
+    Image, ImageBuild, ImageCommand, ImageInspect, ImageList, ImageLoad, ImagePrune, ImagePull, ImageRemove,
+    ImageSave, ImageTag, Recipe,
 };
 pub(crate) use machine::{
     Attach, Events, Inspect, Kill, List, Pause, Port, Prune, Remove, Rename, Restart, Start, Stop, Top,

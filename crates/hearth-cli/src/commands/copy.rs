@@ -222,7 +222,7 @@ async fn feed(
 }
 
 /// Returns a queue's pieces as a request's body.
-fn pieces(queue: mpsc::Receiver<io::Result<Bytes>>) -> BodyPieces {
+pub(super) fn pieces(queue: mpsc::Receiver<io::Result<Bytes>>) -> BodyPieces {
     let next = |mut queue: mpsc::Receiver<_>| async { queue.recv().await.map(|piece| (piece, queue)) };
     stream::unfold(queue, next).boxed()
 }

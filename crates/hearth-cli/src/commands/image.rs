@@ -1,13 +1,18 @@
-//! `image ls|pull|build|inspect|rm`.
+//! `image ls|pull|build|inspect|tag|rm|prune`; `save` and `load` are in `archive`.
 
+mod archive;
+
+use std::io::{self, IsTerminal as _};
 use std::process::ExitCode;
 
-use hearth_api::v1::{self, BuildImage, PullImage};
+use hearth_api::v1::{self, BuildImage, PruneImages, PullImage, TagImage};
 use hearth_machine::ByteSize;
 use jiff::Timestamp;
 
 use super::report;
-use crate::arguments::{ImageBuild, ImageCommand, ImageInspect, ImageList, ImagePull, ImageRemove, Recipe};
+use crate::arguments::{
+    ImageBuild, ImageCommand, ImageInspect, ImageList, ImagePrune, ImagePull, ImageRemove, ImageTag, Recipe,
+};
 use crate::credentials;
 use crate::error::CliError;
 use crate::node::Node;
@@ -22,7 +27,11 @@ pub(super) async fn image(node: &Node, command: ImageCommand) -> Result<ExitCode
         ImageCommand::Pull(arguments) => pull(node, &arguments).await,
         ImageCommand::Build(arguments) => build(node, arguments).await,
         ImageCommand::Inspect(arguments) => inspect(node, &arguments).await,
+        ImageCommand::Tag(arguments) => tag(node, arguments).await,
+        ImageCommand::Save(arguments) => archive::save(node, &arguments).await,
+        ImageCommand::Load(arguments) => archive::load(node, &arguments).await,
         ImageCommand::Rm(arguments) => remove(node, &arguments).await,
+        ImageCommand::Prune(arguments) => prune(node, &arguments).await,
     }
 }
 
@@ -49,6 +58,7 @@ fn table(images: &[v1::Image], whole: bool, now: Timestamp) -> Table {
         ("REFERENCE", Some(16)),
         ("DIGEST", None),
         ("SIZE", None),
+        ("UNIQUE", None),
         ("ROOT FILE SYSTEM", None),
         ("CREATED", None),
     ]);
@@ -63,6 +73,7 @@ fn table(images: &[v1::Image], whole: bool, now: Timestamp) -> Table {
             Cell::from(&image.reference),
             Cell::from(digest),
             Cell::from(ByteSize::from_bytes(image.size_bytes).to_string()),
+            Cell::from(ByteSize::from_bytes(image.unique_bytes).to_string()),
             Cell::from(ByteSize::from_bytes(image.rootfs_bytes).to_string()),
             Cell::from(created.as_deref().unwrap_or("-")),
         ]);
@@ -140,12 +151,58 @@ async fn inspect(node: &Node, arguments: &ImageInspect) -> Result<ExitCode, CliE
     })
 }
 
+async fn tag(node: &Node, arguments: ImageTag) -> Result<ExitCode, CliError> {
+    let request = TagImage {
+        source: image_reference(&arguments.source, &System)?,
+        target: arguments.target,
+    };
+    let tagged = node.call(async |client| client.image_tag(&request).await);
+    show(&tagged.await?, arguments.json)
+}
+
+async fn prune(node: &Node, arguments: &ImagePrune) -> Result<ExitCode, CliError> {
+    let what = if arguments.all {
+        "every image that no machine is made of, and what no image needs"
+    } else {
+        "what no image needs"
+    };
+    if !arguments.force && !is_confirmed(what)? {
+        return Ok(ExitCode::FAILURE);
+    }
+    let request = PruneImages { all: arguments.all };
+    let pruned = node.call(async |client| client.image_prune(&request).await);
+    let pruned = pruned.await?;
+    if arguments.json {
+        print::json(&pruned)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    for reference in &pruned.images {
+        print::line(reference)?;
+    }
+    match pruned.freed_bytes {
+        Some(bytes) => print::line(&format!("freed {}", ByteSize::from_bytes(bytes)))?,
+        None => print::note("hearth: a pull is under way; what nothing needs goes when it has ended"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Asks whether something is to be deleted. Without a terminal nobody can say so.
+fn is_confirmed(what: &str) -> Result<bool, CliError> {
+    if !io::stdin().is_terminal() {
+        return Err(CliError::Unconfirmed(what.to_owned()));
+    }
+    print::out(&format!("This deletes {what}. Go on? [y/N] "))?;
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer).map_err(CliError::Input)?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
 async fn remove(node: &Node, arguments: &ImageRemove) -> Result<ExitCode, CliError> {
     let mut code = ExitCode::SUCCESS;
     for given in &arguments.references {
         let reference = image_reference(given, &System)?;
         let removed = node
-            .call(async |client| client.image_remove(&reference).await)
+            .call(async |client| client.image_remove(&reference, arguments.force).await)
             .await;
         match report(removed)? {
             Some(()) => print::line(given)?,

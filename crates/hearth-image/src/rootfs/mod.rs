@@ -19,7 +19,7 @@ pub use build::{EntryError, RootfsError};
 pub(crate) use build::{Job, LayerBlob, build};
 pub use path::PathError;
 pub use pax::PaxError;
+pub(crate) use stream::{CountHandle, decompressed, starts_compressed};
 pub use tar::ArchiveError;
-#[cfg(fuzzing)]
-pub(crate) use tar::{Budget, TarReader};
+pub(crate) use tar::{Budget, Kind, TarReader};
 pub use tree::MergeError;

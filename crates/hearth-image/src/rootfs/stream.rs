@@ -14,18 +14,30 @@ const CHUNK: usize = 256 << 10;
 /// Pieces under way; with [`CHUNK`] this bounds the memory of the pair at 2 MiB.
 const DEPTH: usize = 8;
 
-/// The bytes of a blob: the first of what is left, which were looked at, and the rest.
-type Input = Chain<Cursor<Vec<u8>>, BufReader<Counting<File>>>;
+/// Compressed bytes: the first of what is left, which were looked at, and the rest.
+type Input = Chain<Cursor<Vec<u8>>, BufReader<Counting<Box<dyn Read + Send>>>>;
 
-/// Opens a blob and tells how it is compressed by its first bytes: media types are wrong in the wild often enough
-/// that containerd looks at the bytes too.
+/// Opens a blob, decompressed.
 pub(crate) fn open_decompressed(path: &Path) -> io::Result<(Box<dyn Read + Send>, CountHandle)> {
+    decompressed(Box::new(File::open(path)?))
+}
+
+/// Tells from the first bytes of an input whether it is compressed.
+pub(crate) fn starts_compressed(input: &mut impl Read) -> io::Result<bool> {
+    let mut start = Vec::new();
+    input.take(4).read_to_end(&mut start)?;
+    Ok(<[u8; 4]>::try_from(start).is_ok_and(|magic| Compression::of(magic).is_some()))
+}
+
+/// Decompresses an input; how, is told by its first bytes: media types are wrong in the wild often enough that
+/// containerd looks at the bytes too.
+pub(crate) fn decompressed(input: Box<dyn Read + Send>) -> io::Result<(Box<dyn Read + Send>, CountHandle)> {
     let count = CountHandle::default();
-    let file = Counting {
-        input: File::open(path)?,
+    let input = Counting {
+        input,
         count: count.clone(),
     };
-    let input = BufReader::with_capacity(CHUNK, file);
+    let input = BufReader::with_capacity(CHUNK, input);
     let (input, magic) = look(Cursor::default().chain(input))?;
     let reader: Box<dyn Read + Send> = match Compression::of(magic) {
         Some(compression) => Box::new(Members {

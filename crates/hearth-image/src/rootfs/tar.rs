@@ -5,7 +5,7 @@
 //! ustar, pax and GNU archives with long names, base-256 numbers and sparse files (GNU's old format and its three of pax).
 
 use std::collections::BTreeMap;
-use std::io::{self, Read};
+use std::io::{self, Read, Seek, SeekFrom};
 
 use super::pax::{Pax, PaxError, PaxSparse};
 use super::sparse::{Next, Segment, SparseMap};
@@ -129,10 +129,7 @@ pub(crate) struct Budget {
 impl Budget {
     /// Makes the budget of an image whose blobs have so many bytes.
     pub(crate) fn new(limits: Limits, blob_bytes: u64) -> Self {
-        let expanded = blob_bytes.saturating_mul(limits.expansion);
-        let unpacked_bytes = expanded
-            .max(limits.expansion_free_bytes)
-            .min(limits.unpacked_bytes);
+        let unpacked_bytes = limits.expanded(blob_bytes);
         Self {
             limits,
             unpacked_bytes,
@@ -180,9 +177,28 @@ impl Budget {
     }
 }
 
+/// Passes over bytes of an input. Ones that are missing are an error.
+type Skip<R> = fn(&mut R, u64) -> io::Result<()>;
+
+fn skip_reading<R: Read>(input: &mut R, count: u64) -> io::Result<()> {
+    match io::copy(&mut input.take(count), &mut io::sink())? {
+        skipped if skipped < count => Err(io::ErrorKind::UnexpectedEof.into()),
+        _ => Ok(()),
+    }
+}
+
+fn skip_seeking<R: Read + Seek>(input: &mut R, count: u64) -> io::Result<()> {
+    let target = input.stream_position()?.saturating_add(count);
+    if target > input.seek(SeekFrom::End(0))? {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    input.seek(SeekFrom::Start(target)).map(drop)
+}
+
 /// Reads the entries of one archive.
 pub(crate) struct TarReader<'b, R> {
     input: R,
+    skip: Skip<R>,
     budget: &'b mut Budget,
     offset: u64,
     /// Stored bytes of the current entry that were not read yet, and the padding behind them.
@@ -199,10 +215,21 @@ struct Extensions {
     long_link: Option<Vec<u8>>,
 }
 
+impl<'b, R: Read + Seek> TarReader<'b, R> {
+    /// Reads an archive whose content need not be read to be passed over.
+    pub(crate) fn seeking(input: R, budget: &'b mut Budget) -> Self {
+        Self {
+            skip: skip_seeking,
+            ..Self::new(input, budget)
+        }
+    }
+}
+
 impl<'b, R: Read> TarReader<'b, R> {
     pub(crate) fn new(input: R, budget: &'b mut Budget) -> Self {
         Self {
             input,
+            skip: skip_reading,
             budget,
             offset: 0,
             stored: 0,
@@ -221,11 +248,17 @@ impl<'b, R: Read> TarReader<'b, R> {
         self.sparse = None;
         self.skip_stored()?;
         let mut extensions = Extensions::default();
+        let mut announced = false;
         loop {
             let Some(header) = self.header()? else {
-                return Ok(None);
+                // What records or a long name announce must come.
+                return match announced {
+                    true => Err(ArchiveError::Truncated { offset: self.offset }),
+                    false => Ok(None),
+                };
             };
             self.budget.take_entries(1)?;
+            announced |= matches!(header.kind(), b'x' | b'L' | b'K');
             match header.kind() {
                 b'x' => {
                     let records = self.extension(&header)?;
@@ -250,6 +283,11 @@ impl<'b, R: Read> TarReader<'b, R> {
     /// Reads the content of the current entry: exactly [`Entry::size`] bytes, or an error.
     pub(crate) fn content(&mut self) -> Content<'_, 'b, R> {
         Content { reader: self }
+    }
+
+    /// Returns where the content of the current entry begins, if it is stored as it is.
+    pub(crate) fn content_offset(&self) -> Option<u64> {
+        self.sparse.is_none().then_some(self.offset)
     }
 
     /// Says why the content of the current entry could not be read.
@@ -411,12 +449,14 @@ impl<'b, R: Read> TarReader<'b, R> {
     }
 
     fn discard_stored(&mut self, count: u64) -> Result<(), ArchiveError> {
-        let mut scratch = [0; 8192];
-        let mut left = count;
-        while left > 0 {
-            let step = left.min(scratch.len() as u64);
-            self.read_stored(&mut scratch[..step as usize])?;
-            left -= step;
+        self.stored = self
+            .stored
+            .checked_sub(count)
+            .ok_or(ArchiveError::Sparse { offset: self.offset })?;
+        if count > 0 {
+            (self.skip)(&mut self.input, count)
+                .map_err(|source| read_error(source, self.offset.saturating_add(count)))?;
+            self.offset += count;
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 use std::io::{self, BufWriter, Write};
 
 use crate::Digest;
+use crate::Limits;
 use crate::config::ImageConfig;
 use crate::digest::HashingWriter;
 use crate::manifest::{CONFIG, LAYER_ZSTD, MANIFEST, Platform};
@@ -27,14 +28,18 @@ pub enum LayerError {
 pub(crate) fn write_layer(
     blobs: &Blobs,
     config: &ImageConfig,
+    limits: &Limits,
     write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
 ) -> Result<(Digest, u64), LayerError> {
     let mut file = blobs.temporary()?;
     let compressed = HashingWriter::new(BufWriter::with_capacity(256 << 10, file.as_file_mut()));
     let encoder = zstd::stream::write::Encoder::new(compressed, LEVEL).map_err(LayerError::Copy)?;
-    let mut archive = HashingWriter::new(encoder);
+    let mut archive = Bounded {
+        output: HashingWriter::new(encoder),
+        left: limits.unpacked_bytes,
+    };
     write(&mut archive).map_err(LayerError::Copy)?;
-    let (encoder, diff_id, _) = archive.finish();
+    let (encoder, diff_id, _) = archive.into_output().finish();
     let mut compressed = encoder.finish().map_err(LayerError::Copy)?;
     compressed.flush().map_err(LayerError::Copy)?;
     let (_, layer, layer_size) = compressed.finish();
@@ -50,6 +55,36 @@ pub(crate) fn write_layer(
     let layers = [(LAYER_ZSTD, layer, layer_size)];
     let manifest = manifest_json((config, json.len() as u64), &layers);
     Ok((blobs.put(&manifest)?, manifest.len() as u64))
+}
+
+/// Refuses more than so many bytes: an archive that does not end would fill the disk.
+struct Bounded<W> {
+    output: W,
+    left: u64,
+}
+
+impl<W> Bounded<W> {
+    fn into_output(self) -> W {
+        self.output
+    }
+}
+
+impl<W: Write> Write for Bounded<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let left = self.left.checked_sub(bytes.len() as u64);
+        self.left = left.ok_or_else(|| {
+            io::Error::new(
+                io::ErrorKind::FileTooLarge,
+                "it goes over the limit of unpacked bytes",
+            )
+        })?;
+        self.output.write_all(bytes)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.output.flush()
+    }
 }
 
 /// Makes the JSON of a manifest from digests and lengths.
@@ -68,7 +103,6 @@ pub(super) fn manifest_json(config: (Digest, u64), layers: &[(&str, Digest, u64)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Limits;
     use crate::manifest::{Document, parse};
 
     #[test]

@@ -5,12 +5,14 @@ mod directory;
 mod layer;
 mod layout;
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use crate::config::ImageConfig;
+use crate::config::{ConfigError, ImageConfig};
 use crate::manifest::ManifestError;
+use crate::rootfs::ArchiveError;
 use crate::store::{BlobError, Blobs, StoreError};
 use crate::{Digest, Limits, ProgressSink, Reference};
 
@@ -59,8 +61,37 @@ pub enum SourceError {
         #[source]
         source: ManifestError,
     },
-    /// An archive that `docker save` did not write.
-    #[error("{} is no docker archive: {fault}", path.display())]
+    /// A configuration.
+    #[error("a configuration in {} is not usable", path.display())]
+    Config {
+        /// The archive.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: ConfigError,
+    },
+    /// An archive that is none, damaged, or too large.
+    #[error("{} is not usable", path.display())]
+    Tar {
+        /// The archive.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: ArchiveError,
+    },
+    /// An image of an archive without a name, and none was given.
+    #[error("{} has an image without a name", .0.display())]
+    Nameless(PathBuf),
+    /// A name was given for several images.
+    #[error("{} has {images} images, and one name was given", path.display())]
+    OneName {
+        /// The archive.
+        path: PathBuf,
+        /// How many images it has.
+        images: usize,
+    },
+    /// An archive that nobody saved images into.
+    #[error("{} is no archive of images: {fault}", path.display())]
     Archive {
         /// The archive.
         path: PathBuf,
@@ -91,13 +122,13 @@ pub enum ArchiveFault {
     #[error("it is compressed")]
     Compressed,
     /// No list of images.
-    #[error("it has no manifest.json, or one that is not valid")]
+    #[error("it has neither an index.json nor a manifest.json that is valid")]
     Manifest,
     /// More than one image.
     #[error("it has {0} images, and one is wanted")]
     Several(usize),
     /// A file that the list names.
-    #[error("it has no file {0:?}, which its manifest.json names")]
+    #[error("it has no file {0:?}, which its list of images names")]
     Missing(String),
     /// Too much.
     #[error("it goes over the limit of {0}")]
@@ -123,15 +154,52 @@ impl SourceError {
                 fault: ArchiveFault::Several(_),
                 ..
             } => "save one image into an archive of its own",
-            Self::Manifest { .. } | Self::Archive { .. } => {
+            Self::Manifest { .. } | Self::Archive { .. } | Self::Config { .. } | Self::Tar { .. } => {
                 "make it anew, for example with skopeo copy or docker save"
             }
+            Self::Nameless(_) => "give it a name with --tag",
+            Self::OneName { .. } => "leave --tag away, or save one image into an archive of its own",
             Self::Blob(BlobError::Store(_)) | Self::Layer { .. } => {
                 "check the space and the permissions of the store and the source"
             }
             Self::Blob(_) => "make the source anew: it is damaged",
         }
     }
+}
+
+/// An image that is to be named: with digest and length of its manifest.
+pub(crate) type Loaded = (Reference, (Digest, u64));
+
+/// Copies all images of an archive that comes as a stream into the store, for the names that it gives them, or for `name`.
+/// `file` is empty, and where the archive is put down; `path` is for messages.
+pub(crate) fn load(
+    (path, file): (&Path, File),
+    archive: Box<dyn Read + Send>,
+    name: Option<Reference>,
+    (blobs, limits): (&Blobs, &Limits),
+    progress: &ProgressSink,
+) -> Result<Vec<Loaded>, SourceError> {
+    let mut archive = archive::Archive::receive(path, archive, file, limits)?;
+    let mut images = archive.images(limits)?;
+    if let Some(name) = name {
+        let [image] = &mut images[..] else {
+            return Err(SourceError::OneName {
+                path: path.to_owned(),
+                images: images.len(),
+            });
+        };
+        image.names = vec![name];
+    }
+    // Before anything is copied.
+    if images.iter().any(|image| image.names.is_empty()) {
+        return Err(SourceError::Nameless(path.to_owned()));
+    }
+    let mut loaded = Vec::new();
+    for image in images {
+        let copied = archive.copy(&image, blobs, limits, progress)?;
+        loaded.extend(image.names.into_iter().map(|name| (name, copied)));
+    }
+    Ok(loaded)
 }
 
 /// Copies an image from a local source into the store. Returns digest and length of its manifest.
@@ -146,7 +214,7 @@ pub(crate) fn import(
         Reference::Archive { file } => archive::import(file, blobs, limits, progress),
         Reference::Directory { dir } => {
             let config = ImageConfig::default();
-            let written = write_layer(blobs, &config, |layer| directory::write_tree(dir, layer));
+            let written = write_layer(blobs, &config, limits, |layer| directory::write_tree(dir, layer));
             written.map_err(|source| SourceError::Layer {
                 dir: dir.clone(),
                 source,

@@ -41,12 +41,24 @@ impl Store {
         config: ImageConfig,
         progress: ProgressSink,
     ) -> Result<Image, ImportError> {
+        let imported = self.import_locked(reference, archive, config, progress).await;
+        self.sweep_after(imported.is_err()).await;
+        imported
+    }
+
+    async fn import_locked(
+        &self,
+        reference: &Reference,
+        archive: impl Read + Send + 'static,
+        config: ImageConfig,
+        progress: ProgressSink,
+    ) -> Result<Image, ImportError> {
         let _turn = self.inner.locks.lock(reference.to_string()).await;
         let (inner, name) = (self.inner.clone(), reference.to_string());
         let (_writing, fetched) = blocking(move || {
             let writing = ProcessLock::shared(&inner.blobs)?;
             let mut archive = archive;
-            let written = write_layer(&inner.blobs, &config, |layer| {
+            let written = write_layer(&inner.blobs, &config, &inner.limits, |layer| {
                 io::copy(&mut archive, layer).map(drop)
             });
             let (digest, size) = written.map_err(|source| ImportError::Layer {

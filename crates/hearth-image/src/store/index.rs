@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use oci_spec::image::{Descriptor, ImageIndex, ImageIndexBuilder, MediaType};
 
 use super::{Blobs, ProcessLock, StoreError};
+use crate::manifest::REF_NAME as NAME;
 use crate::{Digest, Reference};
 
-const NAME: &str = "org.opencontainers.image.ref.name";
 const STAMP: &str = "org.hearth.source.stamp";
 
 /// A name in the index.

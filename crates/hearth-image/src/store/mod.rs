@@ -8,21 +8,28 @@
 //! DIR/lock, DIR/index.lock                         advisory locks, so that two processes may share a store
 //! ```
 //! Everything is written under `tmp/` or `partial/`, synced and renamed: a crash leaves nothing half-written under a final name.
-//! Who writes holds `lock` shared; who deletes holds it exclusively, or leaves the deletion to a later removal. So
-//! blobs never vanish under a pull. Callers are `hearth-node` and tools; everything blocking is off the async threads.
+//! Who writes holds `lock` shared; who deletes holds it exclusively, or leaves the deletion to the last one who writes, and
+//! after a crash to the next who opens the store. So blobs never vanish under a pull. Callers are `hearth-node` and tools;
+//! everything blocking is off the async threads.
 
 mod audience;
 mod blobs;
+#[cfg(test)]
+mod crash;
 mod download;
 mod flights;
 mod import;
 mod index;
+mod load;
 mod locks;
 mod pull;
+mod save;
 mod sweep;
+mod usage;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::config::{self, ConfigError, ImageConfig};
 use crate::manifest::{self, Blob, Document, Manifest, ManifestError};
@@ -38,6 +45,9 @@ pub use import::ImportError;
 use index::{Index, Named};
 use locks::{KeyedLocks, ProcessLock};
 pub use pull::PullError;
+pub use save::Saving;
+use sweep::Reach;
+use usage::Usage;
 
 /// Counts the versions of our root file system images: a new one makes them anew.
 const FORMAT: u32 = 2;
@@ -56,6 +66,8 @@ struct Inner {
     flights: Flights,
     /// Who wants to hear of a blob's download.
     audiences: Audiences,
+    /// Something was to be deleted while somebody wrote. A fact for whoever writes, not a lock.
+    sweep_due: AtomicBool,
 }
 
 /// An image that is ready to run.
@@ -88,6 +100,8 @@ pub struct ImageDetails {
     pub platform: String,
     /// Its layers, the base first.
     pub layers: Vec<LayerDetails>,
+    /// Bytes of its blobs that no other image of the store has; another name of the same image is none.
+    pub unique_size: u64,
 }
 
 /// One layer of an image.
@@ -99,6 +113,10 @@ pub struct LayerDetails {
     pub size: u64,
     /// Its media type.
     pub media_type: String,
+    /// The digest of its archive, decompressed.
+    pub diff_id: Digest,
+    /// How many images of the store have it.
+    pub images: usize,
 }
 
 /// Says why the store cannot be used.
@@ -183,13 +201,14 @@ impl Store {
         let dir = dir.as_ref().to_owned();
         blocking(move || {
             let blobs = Blobs::open(&dir)?;
-            sweep::sweep_temporary(&blobs)?;
+            sweep::sweep_opened(&blobs, &limits)?;
             let inner = Inner {
                 blobs,
                 limits,
                 locks: KeyedLocks::default(),
                 flights: Flights::default(),
                 audiences: Audiences::default(),
+                sweep_due: AtomicBool::new(false),
             };
             Ok(Self {
                 inner: Arc::new(inner),
@@ -226,19 +245,13 @@ impl Store {
     ///
     /// # Errors
     /// When the index cannot be read.
-    pub async fn list(&self) -> Result<Vec<Image>, StoreError> {
+    pub async fn list(&self) -> Result<Vec<ImageDetails>, StoreError> {
         let inner = self.inner.clone();
         blocking(move || {
-            let mut images = Vec::new();
-            for named in Index::read(&inner.blobs)?.into_names() {
-                match inner.load(&named) {
-                    Ok(found) => images.push(found.image),
-                    Err(error) => {
-                        tracing::warn!(name = %named.reference, %error, "image left out of the list")
-                    }
-                }
-            }
-            images.sort_by(|a, b| a.reference.cmp(&b.reference));
+            let found = inner.load_all()?;
+            let usage = Usage::of(&found);
+            let mut images: Vec<_> = found.into_iter().map(|found| found.details(&usage)).collect();
+            images.sort_by(|a, b| a.image.reference.cmp(&b.image.reference));
             Ok(images)
         })
         .await
@@ -253,13 +266,13 @@ impl Store {
         blocking(move || {
             let named = Index::read(&inner.blobs)?.named(&wanted);
             let named = named.ok_or_else(|| StoreError::Unknown(wanted.to_string()))?;
-            Ok(inner.load(&named)?.details())
+            let usage = Usage::of(&inner.load_all()?);
+            Ok(inner.load(&named)?.details(&usage))
         })
         .await
     }
 
-    /// Drops a name, and what no other name needs. While a pull is under way, unneeded files stay until the next
-    /// removal.
+    /// Drops a name, and what no other name needs. While somebody writes, unneeded files stay until that has ended.
     ///
     /// # Errors
     /// [`StoreError::Unknown`], or when the store cannot be written.
@@ -270,9 +283,31 @@ impl Store {
                 return Err(StoreError::Unknown(wanted.to_string()));
             }
             step::reached("image-unnamed").map_err(StoreError::at("write", inner.blobs.dir()))?;
-            sweep::sweep_unreferenced(&inner.blobs, &inner.limits)
+            inner.sweep(Reach::Unneeded).map(drop)
         })
         .await
+    }
+
+    /// Deletes what no name needs, with what was left of pulls. Returns how many bytes of the disk that gave back; `None`
+    /// when somebody writes: it happens then once that has ended.
+    ///
+    /// # Errors
+    /// When the store is damaged, or cannot be written.
+    pub async fn sweep(&self) -> Result<Option<u64>, StoreError> {
+        let inner = self.inner.clone();
+        blocking(move || inner.sweep(Reach::Partial)).await
+    }
+
+    /// Deletes what could not be deleted while somebody wrote, or what a refused image has left. What fails is tried
+    /// again when something else is deleted.
+    async fn sweep_after(&self, refused: bool) {
+        if !self.inner.sweep_due.swap(false, Ordering::Relaxed) && !refused {
+            return;
+        }
+        let inner = self.inner.clone();
+        if let Err(error) = blocking(move || inner.sweep(Reach::Unneeded)).await {
+            tracing::warn!(%error, "the image store is not swept");
+        }
     }
 
     /// Gives an image one more name.
@@ -331,16 +366,20 @@ struct Found {
 }
 
 impl Found {
-    fn details(self) -> ImageDetails {
-        let layer = |blob: &Blob| LayerDetails {
+    fn details(self, usage: &Usage) -> ImageDetails {
+        let layer = |(blob, diff_id): (&Blob, &Digest)| LayerDetails {
             digest: blob.digest,
             size: blob.size,
             media_type: blob.media_type.clone(),
+            diff_id: *diff_id,
+            images: usage.images(&blob.digest),
         };
+        let layers = self.manifest.layers.iter().zip(&self.diff_ids);
         ImageDetails {
             config_digest: self.manifest.config.digest,
             platform: self.platform,
-            layers: self.manifest.layers.iter().map(layer).collect(),
+            layers: layers.map(layer).collect(),
+            unique_size: usage.unique(&self.image, &self.manifest),
             image: self.image,
         }
     }
@@ -359,6 +398,26 @@ impl Inner {
         } else {
             self.load(&named).map(Some)
         }
+    }
+
+    fn sweep(&self, reach: Reach) -> Result<Option<u64>, StoreError> {
+        let swept = sweep::sweep_unreferenced(&self.blobs, &self.limits, reach)?;
+        if swept.is_none() {
+            self.sweep_due.store(true, Ordering::Relaxed);
+        }
+        Ok(swept)
+    }
+
+    /// Reads all images; damaged ones are left out, with a warning in the log.
+    fn load_all(&self) -> Result<Vec<Found>, StoreError> {
+        let mut all = Vec::new();
+        for named in Index::read(&self.blobs)?.into_names() {
+            match self.load(&named) {
+                Ok(found) => all.push(found),
+                Err(error) => tracing::warn!(name = %named.reference, %error, "image left out of the list"),
+            }
+        }
+        Ok(all)
     }
 
     /// Reads manifest and configuration of a name in the index.

@@ -69,6 +69,15 @@ pub enum PullError {
 }
 
 impl PullError {
+    /// Tells whether trying again is in vain: the image itself is refused, so what came of it is of no use.
+    fn is_refusal(&self) -> bool {
+        match self {
+            Self::Registry { .. } | Self::Blob { .. } => false,
+            Self::Store(error) => matches!(error, StoreError::Rootfs { .. } | StoreError::Config { .. }),
+            Self::Source { .. } | Self::Manifest { .. } | Self::Config { .. } => true,
+        }
+    }
+
     /// Says what the user can do about it, in a sentence.
     pub fn remedy(&self) -> String {
         match self {
@@ -120,7 +129,12 @@ impl Store {
         let (store, wanted, access) = (self.clone(), reference.clone(), access.clone());
         let route = (reference.to_string(), access.credentials.clone());
         let mut passenger = self.inner.flights.join(route, progress, move |progress| {
-            let work = async move { store.pull_alone(wanted, access, progress).await.map_err(Arc::new) };
+            let work = async move {
+                let pulled = store.pull_alone(wanted, access, progress).await;
+                let refused = pulled.as_ref().is_err_and(PullError::is_refusal);
+                store.sweep_after(refused).await;
+                pulled.map_err(Arc::new)
+            };
             work.boxed()
         });
         passenger.landing().await

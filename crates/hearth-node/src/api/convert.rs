@@ -7,7 +7,7 @@ use hearth_guest_protocol::message::{ProcessInfo, Processes};
 use hearth_machine::{CpuMilli, ImageHealthCheck, State};
 
 use crate::doctor;
-use crate::images::{Credentials, ImageInfo, Login};
+use crate::images::{Credentials, ImageInfo, LayerInfo, Login};
 use crate::machines::View;
 use crate::records::spec;
 use crate::setup;
@@ -153,6 +153,18 @@ pub(super) fn image(info: ImageInfo) -> v1::Image {
             exposed_ports: info.exposed_ports,
             health_check: info.defaults.health_check.as_ref().map(health_check),
         },
+        unique_bytes: info.unique_bytes,
+        layer_list: info.layer_list.into_iter().map(layer).collect(),
+    }
+}
+
+fn layer(layer: LayerInfo) -> v1::ImageLayer {
+    v1::ImageLayer {
+        digest: layer.digest,
+        diff_id: layer.diff_id,
+        size_bytes: layer.size_bytes,
+        media_type: layer.media_type,
+        images: layer.images,
     }
 }
 

@@ -64,7 +64,9 @@ pub(super) fn in_use(image: &str, machines: &[String]) -> ApiError {
         code: ErrorCode::InUse,
         message: format!("image {image} is in use by {}", machines.join(", ")),
         cause: None,
-        remediation: Some("remove those machines first (`hearth rm`)".to_owned()),
+        remediation: Some(
+            "remove those machines first (`hearth rm`), or force it: they keep what they need".to_owned(),
+        ),
     }))
 }
 
@@ -130,6 +132,10 @@ impl From<ImageError> for ApiError {
             ImageError::Reference(_) => (
                 ErrorCode::InvalidRequest,
                 "name[:tag][@digest], oci:DIR[:TAG], docker-archive:FILE or dir:DIR",
+            ),
+            ImageError::Target(_) => (
+                ErrorCode::InvalidRequest,
+                "give it one of the form NAME[:TAG], without a digest",
             ),
             ImageError::Relative(_) => (ErrorCode::InvalidRequest, "give an absolute path"),
             ImageError::Pull(pull) => return body(ErrorCode::ImageFailed, &error, Some(&pull.remedy())),

@@ -1,4 +1,4 @@
-//! Images: fetch, build, look at, remove.
+//! Images: fetch, build, look at, name, remove, prune, save, load.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -6,18 +6,23 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::Json;
+use axum::body::Body;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
-use axum::extract::{Query, State};
+use axum::extract::{Query, Request, State};
 use axum::http::StatusCode;
-use axum::response::Response;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use hearth_api::v1;
 use serde::Deserialize;
+use tokio::sync::mpsc;
+use tokio_util::io::{ReaderStream, StreamReader, SyncIoBridge};
 
 use super::Service;
 use super::convert;
-use super::error::{ApiError, in_use};
+use super::error::{ApiError, in_use, invalid};
 use super::progress::{Teller, lines, lines_while_heard};
-use crate::images::{Phase, Progress, Recipe};
+use crate::images::{ImageError, ImageInfo, Images, Phase, Progress, Recipe};
 
 #[derive(Debug, Deserialize)]
 pub(super) struct ImageQuery {
@@ -39,15 +44,23 @@ pub(super) async fn inspect(
     )))
 }
 
+#[derive(Debug, Deserialize)]
+pub(super) struct RemoveQuery {
+    reference: String,
+    #[serde(default)]
+    force: bool,
+}
+
 pub(super) async fn remove(
     State(service): State<Service>,
-    query: Result<Query<ImageQuery>, QueryRejection>,
+    query: Result<Query<RemoveQuery>, QueryRejection>,
 ) -> Result<StatusCode, ApiError> {
     let Query(query) = query?;
     let images = &service.machines.parts().images;
     let image = images.inspect(&query.reference).await?;
     let users = service.machines.using_image(&image.digest);
-    if !users.is_empty() {
+    // Another name keeps the image for them.
+    if !query.force && !users.is_empty() && !has_other_name(images, &image).await? {
         let names: Vec<_> = users
             .iter()
             .map(|machine| machine.view().record.name.clone())
@@ -56,6 +69,100 @@ pub(super) async fn remove(
     }
     images.remove(&query.reference).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+async fn has_other_name(images: &Images, image: &ImageInfo) -> Result<bool, ApiError> {
+    let others = images.list().await?;
+    Ok(others
+        .iter()
+        .any(|other| other.digest == image.digest && other.reference != image.reference))
+}
+
+pub(super) async fn tag(
+    State(service): State<Service>,
+    body: Result<Json<v1::TagImage>, JsonRejection>,
+) -> Result<Json<v1::Image>, ApiError> {
+    let Json(request) = body?;
+    let images = &service.machines.parts().images;
+    Ok(Json(convert::image(
+        images.tag(&request.source, &request.target).await?,
+    )))
+}
+
+pub(super) async fn prune(
+    State(service): State<Service>,
+    body: Result<Json<v1::PruneImages>, JsonRejection>,
+) -> Result<Json<v1::PrunedImages>, ApiError> {
+    let Json(request) = body?;
+    let images = &service.machines.parts().images;
+    let mut pruned = Vec::new();
+    if request.all {
+        for image in images.list().await? {
+            // Asked for each anew: machines are created meanwhile.
+            if service.machines.using_image(&image.digest).is_empty() {
+                match images.remove(&image.reference).await {
+                    Ok(()) => pruned.push(image.reference),
+                    // Somebody else removed it.
+                    Err(ImageError::NotFound(_)) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
+    }
+    Ok(Json(v1::PrunedImages {
+        images: pruned,
+        freed_bytes: images.sweep().await?,
+    }))
+}
+
+/// Bytes of an archive between the thread that writes it and the connection.
+const ARCHIVE_PIPE: usize = 1 << 20;
+
+pub(super) async fn save(
+    State(service): State<Service>,
+    body: Result<Json<v1::SaveImages>, JsonRejection>,
+) -> Result<Response, ApiError> {
+    let Json(request) = body?;
+    if request.references.is_empty() {
+        return Err(invalid("no image is named"));
+    }
+    let images = &service.machines.parts().images;
+    let saving = images.save(&request.references).await?;
+    let (reader, writer) = tokio::io::duplex(ARCHIVE_PIPE);
+    let (mut writer, (broken, mut breaks)) = (SyncIoBridge::new(writer), mpsc::channel(1));
+    service.tasks.spawn_blocking(move || {
+        if let Err(error) = saving.write(&mut writer) {
+            tracing::warn!(%error, "an archive of images was not written to its end");
+            // Cuts the body off, so that the client does not take half an archive for a whole one.
+            drop(broken.blocking_send(error));
+        }
+    });
+    let pieces = ReaderStream::new(reader).chain(
+        futures_util::stream::once(async move { breaks.recv().await })
+            .filter_map(async |broken| broken.map(Err)),
+    );
+    Ok(([(CONTENT_TYPE, "application/x-tar")], Body::from_stream(pieces)).into_response())
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct LoadQuery {
+    reference: Option<String>,
+}
+
+pub(super) async fn load(
+    State(service): State<Service>,
+    query: Result<Query<LoadQuery>, QueryRejection>,
+    request: Request,
+) -> Result<Json<Vec<v1::Image>>, ApiError> {
+    let Query(query) = query?;
+    let images = service.machines.parts().images.clone();
+    let pieces = request
+        .into_body()
+        .into_data_stream()
+        .map_err(std::io::Error::other);
+    let archive = SyncIoBridge::new(StreamReader::new(Box::pin(pieces)));
+    let loaded = images.load(archive, query.reference.as_deref()).await?;
+    Ok(Json(loaded.into_iter().map(convert::image).collect()))
 }
 
 /// How often a step's progress is told at most. A client that is told of every piece falls behind, and then loses the

@@ -112,6 +112,10 @@ fn routes() -> Vec<(&'static str, &'static str, MethodRouter<Service>)> {
         ("get", path::IMAGE, get(images::inspect)),
         ("post", path::IMAGES_PULL, post(images::pull)),
         ("post", path::IMAGES_BUILD, post(images::build)),
+        ("post", path::IMAGES_TAG, post(images::tag)),
+        ("post", path::IMAGES_PRUNE, post(images::prune)),
+        ("post", path::IMAGES_SAVE, post(images::save)),
+        ("post", path::IMAGES_LOAD, post(images::load)),
     ]
 }
 

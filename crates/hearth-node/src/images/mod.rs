@@ -6,7 +6,10 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use hearth_image::{Access, Image, InvalidReference, ProgressSink, PullError, Reference, Store, StoreError};
+use hearth_image::{
+    Access, Image, ImageDetails, InvalidReference, ProgressSink, PullError, Reference, Saving, Store,
+    StoreError, no_progress,
+};
 use hearth_machine::{ImageDefaults, ImageHealthCheck};
 
 pub use build::{BuildError, Recipe};
@@ -43,6 +46,9 @@ pub enum ImageError {
     /// A path would mean another file to the node than to its client.
     #[error("{0} names a relative path")]
     Relative(String),
+    /// A name that is to be given must be one of a registry, with a tag.
+    #[error("{0} is no name that an image can be given")]
+    Target(String),
     /// It could not be fetched.
     #[error(transparent)]
     Pull(#[from] Arc<PullError>),
@@ -104,6 +110,70 @@ pub struct ImageInfo {
     pub volumes: Vec<String>,
     /// EXPOSE.
     pub exposed_ports: Vec<String>,
+    /// Bytes of blobs that no other image has.
+    pub unique_bytes: u64,
+    /// Its layers, the base first.
+    pub layer_list: Vec<LayerInfo>,
+}
+
+/// What is known of a layer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LayerInfo {
+    /// Digest of its blob.
+    pub digest: String,
+    /// Digest of its archive.
+    pub diff_id: String,
+    /// Bytes of its blob.
+    pub size_bytes: u64,
+    /// Media type.
+    pub media_type: String,
+    /// How many images have it.
+    pub images: u32,
+}
+
+fn info(details: ImageDetails) -> ImageInfo {
+    let image = details.image;
+    let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+    ImageInfo {
+        reference: image.reference.familiar(),
+        digest: image.digest.to_string(),
+        size_bytes: image.size,
+        rootfs_bytes: image.rootfs_size,
+        layers: number(details.layers.len()),
+        defaults: defaults(&image),
+        created_at: image.created,
+        labels: image.config.labels,
+        volumes: image.config.volumes,
+        exposed_ports: image.config.exposed_ports,
+        unique_bytes: details.unique_size,
+        layer_list: details
+            .layers
+            .into_iter()
+            .map(|layer| LayerInfo {
+                digest: layer.digest.to_string(),
+                diff_id: layer.diff_id.to_string(),
+                size_bytes: layer.size,
+                media_type: layer.media_type,
+                images: number(layer.images),
+            })
+            .collect(),
+    }
+}
+
+fn unknown(error: StoreError, reference: &Reference) -> ImageError {
+    match error {
+        StoreError::Unknown(_) => ImageError::NotFound(reference.familiar()),
+        error => error.into(),
+    }
+}
+
+/// Parses a name that an image is given. A digest is no name, and a path is a source.
+fn target(text: &str) -> Result<Reference, ImageError> {
+    let reference: Reference = text.parse()?;
+    match &reference {
+        Reference::Registry(name) if name.digest().is_none() => Ok(reference),
+        _ => Err(ImageError::Target(text.to_owned())),
+    }
 }
 
 fn parse(text: &str) -> Result<Reference, ImageError> {
@@ -241,28 +311,12 @@ impl Images {
     /// # Errors
     /// Returns [`ImageError::NotFound`].
     pub async fn inspect(&self, text: &str) -> Result<ImageInfo, ImageError> {
-        let reference = parse(text)?;
-        if self.store.resolve(&reference).await?.is_none() {
-            return Err(ImageError::NotFound(reference.familiar()));
-        }
-        self.info(&reference).await
+        self.info(&parse(text)?).await
     }
 
     async fn info(&self, reference: &Reference) -> Result<ImageInfo, ImageError> {
-        let details = self.store.inspect(reference).await?;
-        let image = details.image;
-        Ok(ImageInfo {
-            reference: image.reference.familiar(),
-            digest: image.digest.to_string(),
-            size_bytes: image.size,
-            rootfs_bytes: image.rootfs_size,
-            layers: u32::try_from(details.layers.len()).unwrap_or(u32::MAX),
-            defaults: defaults(&image),
-            created_at: image.created,
-            labels: image.config.labels,
-            volumes: image.config.volumes,
-            exposed_ports: image.config.exposed_ports,
-        })
+        let details = self.store.inspect(reference).await;
+        Ok(info(details.map_err(|error| unknown(error, reference))?))
     }
 
     /// Lists the images, by reference.
@@ -270,12 +324,61 @@ impl Images {
     /// # Errors
     /// Returns [`ImageError::Store`].
     pub async fn list(&self) -> Result<Vec<ImageInfo>, ImageError> {
-        let mut list = Vec::new();
-        for image in self.store.list().await? {
-            list.push(self.info(&image.reference).await?);
-        }
+        let mut list: Vec<_> = self.store.list().await?.into_iter().map(info).collect();
         list.sort_by(|a, b| a.reference.cmp(&b.reference));
         Ok(list)
+    }
+
+    /// Gives an image one more name; an image that had it loses it.
+    ///
+    /// # Errors
+    /// Returns [`ImageError::NotFound`] or [`ImageError::Target`].
+    pub async fn tag(&self, source: &str, name: &str) -> Result<ImageInfo, ImageError> {
+        let (source, target) = (parse(source)?, target(name)?);
+        let tagged = self.store.tag(&source, &target).await;
+        tagged.map_err(|error| unknown(error, &source))?;
+        self.info(&target).await
+    }
+
+    /// Deletes what no name needs. Returns how many bytes of the disk that gave back; `None` when a pull is under way, at
+    /// whose end it happens.
+    ///
+    /// # Errors
+    /// Returns [`ImageError::Store`].
+    pub async fn sweep(&self) -> Result<Option<u64>, ImageError> {
+        Ok(self.store.sweep().await?)
+    }
+
+    /// Gathers images for an archive.
+    ///
+    /// # Errors
+    /// Returns [`ImageError::NotFound`].
+    pub async fn save(&self, references: &[String]) -> Result<Saving, ImageError> {
+        let parsed = references.iter().map(|text| parse(text));
+        let parsed: Vec<_> = parsed.collect::<Result<_, _>>()?;
+        let saving = self.store.save(&parsed).await;
+        saving.map_err(|error| match error {
+            StoreError::Unknown(reference) => ImageError::NotFound(reference),
+            error => error.into(),
+        })
+    }
+
+    /// Takes the images of an archive.
+    ///
+    /// # Errors
+    /// Returns [`ImageError::Pull`].
+    pub async fn load(
+        &self,
+        archive: impl std::io::Read + Send + 'static,
+        name: Option<&str>,
+    ) -> Result<Vec<ImageInfo>, ImageError> {
+        let name = name.map(target).transpose()?;
+        let mut loaded = Vec::new();
+        let images = self.store.load(archive, name, no_progress()).await;
+        for image in images.map_err(Arc::new)? {
+            loaded.push(self.info(&image.reference).await?);
+        }
+        Ok(loaded)
     }
 
     /// Removes an image's name, and what nothing else needs of it. Machines made of it keep their root file system.
@@ -284,10 +387,8 @@ impl Images {
     /// Returns [`ImageError::NotFound`].
     pub async fn remove(&self, text: &str) -> Result<(), ImageError> {
         let reference = parse(text)?;
-        if self.store.resolve(&reference).await?.is_none() {
-            return Err(ImageError::NotFound(reference.familiar()));
-        }
-        Ok(self.store.remove(&reference).await?)
+        let removed = self.store.remove(&reference).await;
+        removed.map_err(|error| unknown(error, &reference))
     }
 }
 
