@@ -124,7 +124,7 @@ impl Archive {
     }
 
     /// Adds an entry; names and links that a header has no room for go before it as GNU's tar writes them.
-    pub fn add(mut self, entry: &Entry) -> Self {
+    pub fn with(mut self, entry: &Entry) -> Self {
         if entry.name.len() > 100 {
             self = self.gnu(b'L', &entry.name);
         }

@@ -164,7 +164,7 @@ pub fn digest(bytes: &[u8]) -> String {
 /// # Panics
 /// Never: memory does not fail.
 pub fn gzip(bytes: &[u8]) -> Vec<u8> {
-    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
     encoder
         .write_all(bytes)
         .and_then(|()| encoder.finish())

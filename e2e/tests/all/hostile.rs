@@ -45,8 +45,8 @@ enum Attack {
     Layout(HandMade),
     /// An archive to pull.
     File(tempfile::NamedTempFile),
-    /// A shell script that loads what it makes.
-    Script(String, tempfile::NamedTempFile),
+    /// What is loaded from a pipe, again and again without an end.
+    Endless(tempfile::NamedTempFile),
 }
 
 struct Case {
@@ -78,12 +78,12 @@ fn layout(make: impl FnOnce(&HandMade) -> Result<()>) -> Result<Attack> {
 }
 
 fn small_layer() -> Vec<u8> {
-    Archive::new().add(&Entry::file("f", "x")).done()
+    Archive::new().with(&Entry::file("f", "x")).done()
 }
 
 fn paths() -> Vec<(&'static str, &'static str, Result<Attack>)> {
-    let file = |name: &str| layer(Archive::new().add(&Entry::file(name, "x")));
-    let hard = |target: &str| layer(Archive::new().add(&Entry::hard("l", target)));
+    let file = |name: &str| layer(Archive::new().with(&Entry::file(name, "x")));
+    let hard = |target: &str| layer(Archive::new().with(&Entry::hard("l", target)));
     vec![
         (
             "parent directories",
@@ -109,16 +109,16 @@ fn paths() -> Vec<(&'static str, &'static str, Result<Attack>)> {
         (
             "hard link to a directory",
             "hard link to /d",
-            layer(Archive::new().add(&Entry::dir("d")).add(&Entry::hard("l", "d"))),
+            layer(Archive::new().with(&Entry::dir("d")).with(&Entry::hard("l", "d"))),
         ),
         (
             "circle of symbolic links",
             "go in a circle",
             layer(
                 Archive::new()
-                    .add(&Entry::symlink("a", "b"))
-                    .add(&Entry::symlink("b", "a"))
-                    .add(&Entry::file("a/x", "x")),
+                    .with(&Entry::symlink("a", "b"))
+                    .with(&Entry::symlink("b", "a"))
+                    .with(&Entry::file("a/x", "x")),
             ),
         ),
         (
@@ -126,14 +126,14 @@ fn paths() -> Vec<(&'static str, &'static str, Result<Attack>)> {
             "not a directory",
             layer(
                 Archive::new()
-                    .add(&Entry::file("f", "x"))
-                    .add(&Entry::file("f/x", "x")),
+                    .with(&Entry::file("f", "x"))
+                    .with(&Entry::file("f/x", "x")),
             ),
         ),
         (
             "root replaced",
             "replace the root directory",
-            layer(Archive::new().add(&Entry::symlink("./", "x"))),
+            layer(Archive::new().with(&Entry::symlink("./", "x"))),
         ),
         (
             "600 directories deep",
@@ -156,13 +156,13 @@ fn paths() -> Vec<(&'static str, &'static str, Result<Attack>)> {
             layer(
                 Archive::new()
                     .pax(&[("path", b"a\0b")])
-                    .add(&Entry::file("f", "x")),
+                    .with(&Entry::file("f", "x")),
             ),
         ),
         (
             "link target of 5000 bytes",
             "target of the symbolic link",
-            layer(Archive::new().add(&Entry::symlink("l", "x".repeat(5000)))),
+            layer(Archive::new().with(&Entry::symlink("l", "x".repeat(5000)))),
         ),
         ("whiteout of nothing", "whiteout without a name", file(".wh.")),
         (
@@ -180,19 +180,19 @@ fn paths() -> Vec<(&'static str, &'static str, Result<Attack>)> {
 
 /// Forty links of some thousand steps each, followed for each of many files.
 fn multiplying() -> Archive {
-    let mut archive = Archive::new().add(&Entry::symlink("l0", "./".repeat(1000)));
+    let mut archive = Archive::new().with(&Entry::symlink("l0", "./".repeat(1000)));
     for n in 1..40 {
         let target = format!("{}l{}", "./".repeat(1000), n - 1);
-        archive = archive.add(&Entry::symlink(format!("l{n}"), target));
+        archive = archive.with(&Entry::symlink(format!("l{n}"), target));
     }
     (0..2000).fold(archive, |archive, n| {
-        archive.add(&Entry::file(format!("l39/{n}"), ""))
+        archive.with(&Entry::file(format!("l39/{n}"), ""))
     })
 }
 
 fn numbers() -> Vec<(&'static str, &'static str, Result<Attack>)> {
     let pax =
-        |key: &str, value: &[u8]| layer(Archive::new().pax(&[(key, value)]).add(&Entry::file("f", "x")));
+        |key: &str, value: &[u8]| layer(Archive::new().pax(&[(key, value)]).with(&Entry::file("f", "x")));
     let mut negative = Archive::new().raw(&Entry::file("f", "x").size(1 << 62)).unended();
     negative[124..136].fill(0xff);
     let negative = resealed(negative);
@@ -219,12 +219,12 @@ fn numbers() -> Vec<(&'static str, &'static str, Result<Attack>)> {
         (
             "device 5000:1",
             "no valid device number",
-            layer(Archive::new().add(&Entry::new(b'3', "d").device(5000, 1))),
+            layer(Archive::new().with(&Entry::new(b'3', "d").device(5000, 1))),
         ),
         (
             "entry of type Z",
             "none of a container image",
-            layer(Archive::new().add(&Entry::new(b'Z', "z"))),
+            layer(Archive::new().with(&Entry::new(b'Z', "z"))),
         ),
         (
             "size beyond the archive",
@@ -234,12 +234,12 @@ fn numbers() -> Vec<(&'static str, &'static str, Result<Attack>)> {
         (
             "sparse file of 1 TiB",
             "unpacked bytes",
-            layer(Archive::new().add(&Entry::file("f", "").sparse(&[], 1 << 40))),
+            layer(Archive::new().with(&Entry::file("f", "").sparse(&[], 1 << 40))),
         ),
         (
             "sparse segments that overlap",
             "map of the sparse file",
-            layer(Archive::new().add(&Entry::file("f", "abcabc").sparse(&[(0, 3), (1, 3)], 9))),
+            layer(Archive::new().with(&Entry::file("f", "abcabc").sparse(&[(0, 3), (1, 3)], 9))),
         ),
         (
             "damaged checksum",
@@ -281,7 +281,7 @@ fn damaged_pax() -> Vec<u8> {
             record.resize(512, 0);
             record
         })
-        .add(&Entry::file("f", "x"))
+        .with(&Entry::file("f", "x"))
         .done()
 }
 
@@ -311,7 +311,7 @@ fn documents() -> Vec<(&'static str, &'static str, Result<Attack>)> {
         ),
         (
             "configuration of 100 MB by its size",
-            "configuration of",
+            "are said to have 100000000 bytes",
             image(|_, config, _| set(config, "size", 100_000_000)),
         ),
         (
@@ -360,6 +360,11 @@ fn documents() -> Vec<(&'static str, &'static str, Result<Attack>)> {
                 Ok(())
             }),
         ),
+    ]
+}
+
+fn manifests() -> Vec<(&'static str, &'static str, Result<Attack>)> {
+    vec![
         (
             "128 layers",
             "128 layers",
@@ -421,7 +426,7 @@ fn set(value: &mut Value, key: &str, to: impl Into<Value>) -> Result<()> {
 }
 
 fn cut() -> Vec<(&'static str, &'static str, Result<Attack>)> {
-    let archive = Archive::new().add(&Entry::file("f", vec![7; 50_000])).done();
+    let archive = Archive::new().with(&Entry::file("f", vec![7; 50_000])).done();
     let zipped = gzip(&archive);
     let framed = zstd(&archive);
     vec![
@@ -449,53 +454,59 @@ fn cut() -> Vec<(&'static str, &'static str, Result<Attack>)> {
     ]
 }
 
+/// Files of 64 MiB each, a member or frame for each header and each content.
+fn files_of(content: &[u8], compress: fn(&[u8]) -> Vec<u8>) -> Vec<u8> {
+    let content = compress(&content.repeat((64 << 20) / content.len()));
+    let header = |n: usize| {
+        let entry = Entry::file(n.to_string(), "").size(64 << 20);
+        compress(&Archive::new().raw(&entry).unended())
+    };
+    (0..64)
+        .flat_map(|n| [header(n), content.clone()].concat())
+        .collect()
+}
+
+/// 64 MiB of entries.
+fn entries() -> Vec<u8> {
+    let entries = (0..131_072).fold(Archive::new(), |archive, _| archive.raw(&Entry::file("f", "")));
+    entries.unended()
+}
+
+/// A frame whose window is as large as is allowed, of an archive that is damaged behind 140 MiB.
+fn large_window() -> Result<Vec<u8>> {
+    let archive = Archive::new()
+        .with(&Entry::file("f", vec![7; 140 << 20]))
+        .bytes(&[b'!'; 512]);
+    let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1)?;
+    encoder.window_log(27)?;
+    std::io::Write::write_all(&mut encoder, &archive.done())?;
+    Ok(encoder.finish()?)
+}
+
 /// What unpacks to much more than it is.
 fn bombs() -> Result<Vec<Case>> {
-    let zeros = gzip(&vec![0; 64 << 20]);
-    let small_file = |name: &str| {
-        Archive::new()
-            .raw(&Entry::file(name, "").size(64 << 20))
-            .unended()
-    };
-    // 64 files of 64 MiB each, a member for each header and each content.
-    let gzip_bomb: Vec<u8> = (0..64)
-        .flat_map(|n| [gzip(&small_file(&n.to_string())), zeros.clone()].concat())
-        .collect();
     let frame = |archive: Vec<u8>, count: usize| zstd(&archive).repeat(count);
-    let entries = (0..131_072).fold(Archive::new(), |archive, _| archive.raw(&Entry::file("f", "")));
-    let entries = entries.unended();
     let attributes = (0..100).fold(Archive::new(), |archive, _| {
         archive
             .pax(&[("SCHILY.xattr.user.x", &[b'x'; 60_000])])
             .raw(&Entry::dir("d"))
     });
     let names = (0..2000).fold(Archive::new(), |archive, _| {
-        archive.add(&Entry::file("n/".repeat(120) + &"x".repeat(250), ""))
+        archive.with(&Entry::file("n/".repeat(120) + &"x".repeat(250), ""))
     });
     let window = b"\x28\xb5\x2f\xfd\x00\xa8\x01\0\0".to_vec();
-    let large_window = {
-        let mut encoder = zstd_of_a_large_window()?;
-        std::io::Write::write_all(
-            &mut encoder,
-            &Archive::new()
-                .add(&Entry::file("f", vec![7; 140 << 20]))
-                .bytes(&[b'!'; 512])
-                .done(),
-        )?;
-        encoder.finish()?
-    };
     let mut cases = vec![
         (
             "4 GiB of zeros in 4 MiB of gzip",
             "unpacked bytes",
             LARGE,
-            blob("+gzip", gzip_bomb),
+            blob("+gzip", files_of(b"\0", gzip)),
         ),
         (
             "a billion entries in a layer",
             "entries",
             LARGE,
-            blob("+zstd", frame(entries.clone(), 7630)),
+            blob("+zstd", frame(entries(), 7630)),
         ),
         (
             "attributes of 60 KiB, without an end",
@@ -519,12 +530,10 @@ fn bombs() -> Result<Vec<Case>> {
             "zstd window of 128 MiB, and damage",
             "not one of a tar archive",
             LARGE,
-            blob("+zstd", large_window),
+            blob("+zstd", large_window()?),
         ),
     ];
     if is_soak() {
-        let letters = frame(vec![b'A'; 64 << 20], 1);
-        let bomb = (0..64).flat_map(|n| [zstd(&small_file(&n.to_string())), letters.clone()].concat());
         let bounds = Bounds {
             disk: 2200 * MIB,
             ..LARGE
@@ -533,10 +542,10 @@ fn bombs() -> Result<Vec<Case>> {
             "4 GiB of letters in some KiB of zstd",
             "unpacked bytes",
             bounds,
-            blob("+zstd", bomb.collect()),
+            blob("+zstd", files_of(b"A", zstd)),
         ));
     }
-    let mut cases: Vec<Case> = cases
+    cases
         .into_iter()
         .map(|(name, says, bounds, attack)| {
             Ok(Case {
@@ -546,13 +555,14 @@ fn bombs() -> Result<Vec<Case>> {
                 attack: attack?,
             })
         })
-        .collect::<Result<_>>()?;
+        .collect()
+}
+
+/// Archives of images that are bombs themselves.
+fn archives() -> Result<Vec<Case>> {
+    let mut cases = Vec::new();
     let streamed = tempfile::NamedTempFile::new()?;
-    fs::write(streamed.path(), &entries)?;
-    let script = format!(
-        "while cat {}; do :; done | hearth image load",
-        streamed.path().display()
-    );
+    fs::write(streamed.path(), entries())?;
     cases.push(Case {
         name: "entries without an end, loaded from a pipe",
         says: "entries",
@@ -561,7 +571,7 @@ fn bombs() -> Result<Vec<Case>> {
             disk: 700 * MIB,
             ..LARGE
         },
-        attack: Attack::Script(script, streamed),
+        attack: Attack::Endless(streamed),
     });
     let archive = tempfile::NamedTempFile::new()?;
     fs::write(
@@ -580,14 +590,10 @@ fn bombs() -> Result<Vec<Case>> {
     Ok(cases)
 }
 
-fn zstd_of_a_large_window() -> Result<zstd::stream::write::Encoder<'static, Vec<u8>>> {
-    let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1)?;
-    encoder.window_log(27)?;
-    Ok(encoder)
-}
-
 fn cases() -> Result<Vec<Case>> {
-    let looked_at = [paths(), numbers(), documents(), cut()].into_iter().flatten();
+    let looked_at = [paths(), numbers(), documents(), manifests(), cut()]
+        .into_iter()
+        .flatten();
     let mut cases = looked_at
         .map(|(name, says, attack)| {
             let attack = attack.with_context(|| name.to_owned())?;
@@ -600,6 +606,7 @@ fn cases() -> Result<Vec<Case>> {
         })
         .collect::<Result<Vec<_>>>()?;
     cases.extend(bombs()?);
+    cases.extend(archives()?);
     Ok(cases)
 }
 
@@ -664,7 +671,12 @@ fn attack(node: &TestNode, case: &Case) -> Result<Outcome> {
             "pull",
             &format!("docker-archive:{}", file.path().display()),
         ]),
-        Attack::Script(script, _) => node.script(&format!("set -o pipefail; {script}")),
+        Attack::Endless(file) => {
+            let path = file.path().display();
+            node.script(&format!(
+                "set -o pipefail; while cat {path}; do :; done | hearth image load"
+            ))
+        }
     };
     call.deadline(case.bounds.time + seconds(60)).run()
 }
@@ -752,11 +764,11 @@ fn hostile_images_are_refused_within_bounds() -> Result<()> {
 fn paths_and_links_out_of_an_image_lead_into_it() -> Result<()> {
     let mark = format!("/tmp/hearth-escape-{}", std::process::id());
     let archive = Archive::new()
-        .add(&Entry::symlink("out", "../../../../../../.."))
-        .add(&Entry::file(format!("out{mark}-link"), "x"))
-        .add(&Entry::file(format!("{mark}-absolute"), "x"))
-        .add(&Entry::symlink("up", "/"))
-        .add(&Entry::file(format!("up{mark}-root"), "x"))
+        .with(&Entry::symlink("out", "../../../../../../.."))
+        .with(&Entry::file(format!("out{mark}-link"), "x"))
+        .with(&Entry::file(format!("{mark}-absolute"), "x"))
+        .with(&Entry::symlink("up", "/"))
+        .with(&Entry::file(format!("up{mark}-root"), "x"))
         .done();
     let image = HandMade::image(&[Layer::plain(archive)])?;
     check(TestNode::ready(Driver::Auto), |node| {

@@ -74,9 +74,16 @@ pub enum RootfsError {
         /// What it is.
         actual: Digest,
     },
-    /// The layers do not fit together.
-    #[error("the layers do not make one file system")]
-    Merge(#[source] MergeError),
+}
+
+impl RootfsError {
+    /// Tells whether the image is at fault, and not this host.
+    pub(crate) fn is_the_images(&self) -> bool {
+        match self {
+            Self::Write { .. } | Self::Open { .. } => false,
+            Self::Archive { .. } | Self::Entry { .. } | Self::DiffId { .. } => true,
+        }
+    }
 }
 
 /// Says why one entry of a layer is refused.

@@ -79,7 +79,30 @@ impl Pax {
         Ok(())
     }
 
+    /// Takes back what an earlier record said: pax(1), "If the <value> field is zero length, it shall delete any header
+    /// block field, previously entered extended header value, or global extended header value of the same name."
+    fn unset(&mut self, key: &[u8]) {
+        match key {
+            b"path" => self.path = None,
+            b"GNU.sparse.name" => self.sparse_name = None,
+            b"linkpath" => self.link = None,
+            b"size" => self.size = None,
+            b"uid" => self.uid = None,
+            b"gid" => self.gid = None,
+            b"mtime" => self.mtime = None,
+            _ => {
+                if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
+                    self.xattrs.remove(name);
+                }
+            }
+        }
+    }
+
     fn set(&mut self, key: &[u8], value: &[u8]) -> Result<(), PaxError> {
+        if value.is_empty() && key != b"GNU.sparse.map" {
+            self.unset(key);
+            return Ok(());
+        }
         let invalid = || PaxError::Value(String::from_utf8_lossy(key).into_owned());
         let number = || unsigned(value).map(Some).ok_or_else(invalid);
         match key {
@@ -225,6 +248,22 @@ mod tests {
             BTreeMap::from([(b"security.capability".to_vec(), capability.to_vec())])
         );
         assert_eq!(pax.path.as_deref(), Some(&b"a=b"[..]));
+    }
+
+    #[test]
+    fn an_empty_value_takes_back_what_was_said() {
+        let said = [
+            record("path", b"a"),
+            record("uid", b"7"),
+            record("SCHILY.xattr.user.a", b"1"),
+            record("SCHILY.xattr.user.b", b"2"),
+            record("path", b""),
+            record("uid", b""),
+            record("SCHILY.xattr.user.a", b""),
+        ];
+        let pax = parse(&said.concat()).unwrap();
+        assert_eq!((pax.path, pax.uid), (None, None));
+        assert_eq!(pax.xattrs, BTreeMap::from([(b"user.b".to_vec(), b"2".to_vec())]));
     }
 
     #[test]

@@ -53,6 +53,8 @@ impl Index {
 
     /// Changes the index, alone. Returns what `change` does.
     pub(super) fn update<T>(blobs: &Blobs, change: impl FnOnce(&mut Self) -> T) -> Result<T, StoreError> {
+        // Its temporary file must not be swept away.
+        let _writing = ProcessLock::shared(blobs)?;
         let _turn = ProcessLock::index(blobs)?;
         let mut index = Self::read(blobs)?;
         let result = change(&mut index);

@@ -100,6 +100,10 @@ impl PullError {
             Self::Blob { .. } => {
                 "pull again; if it stays so, the registry's copy is damaged: push the image anew".to_owned()
             }
+            Self::Store(StoreError::Rootfs { source, .. }) if source.is_the_images() => {
+                "do not use this image; its author may have one that follows the OCI image specification"
+                    .to_owned()
+            }
             Self::Store(_) => "remove the image and pull it again".to_owned(),
         }
     }
