@@ -131,6 +131,25 @@ impl Invocation {
         self.run()?.success()?.text()
     }
 
+    /// Makes it a part of a shell script, which calls it as `"$@"`.
+    pub fn within(self, script: &str) -> Self {
+        let mut shell = Command::new("bash");
+        shell
+            .args(["-c", script, "bash"])
+            .arg(self.command.get_program())
+            .args(self.command.get_args());
+        for (name, value) in self.command.get_envs() {
+            match value {
+                Some(value) => shell.env(name, value),
+                None => shell.env_remove(name),
+            };
+        }
+        Self {
+            command: shell,
+            ..self
+        }
+    }
+
     /// Starts it with a standard input that stays open.
     ///
     /// # Errors

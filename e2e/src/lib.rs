@@ -6,6 +6,7 @@
 //!        |                   `-- node.hearth([...]).run()   the command line, with a deadline
 //!        |-- setup      a home with kernel, agent and the image `busybox`, made once per build of hearth
 //!        |-- permits    as many nodes at once as this host runs machines without starving them
+//!        |-- podman     the reference that Hearth is held beside
 //!        `-- leaks      processes, mounts, loop devices, sockets, memory and cgroups of a closed node
 //! ```
 //! The tests themselves are in `tests/all`. `HEARTH_E2E_BINARY` names another `hearth` to test, `HEARTH_E2E_KEEP=1` keeps
@@ -36,6 +37,6 @@ pub use image::{Layout, debian_python};
 pub use node::{Driver, TestNode, check};
 pub use registry::{PASSWORD, Registry, USER};
 pub use skip::{is_soak, missing_program, report_skipped};
-pub use terminal::Terminal;
+pub use terminal::{Terminal, is_raw};
 pub use text::{contains, random_bytes, sha256};
 pub use tree::{files_that_contain, link_tree};

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{Winsize, tcsetwinsize};
+use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
 
 use crate::captured::Captured;
 use crate::command::{Invocation, Outcome, Running};
@@ -48,6 +48,17 @@ impl Invocation {
     }
 }
 
+/// Tells whether a terminal hands over each key as it is typed.
+///
+/// # Errors
+/// It is gone.
+pub fn is_raw(terminal: &File) -> Result<bool> {
+    let settings = tcgetattr(terminal).context("cannot ask the terminal")?;
+    Ok(!settings
+        .local_modes
+        .intersects(LocalModes::ICANON | LocalModes::ISIG))
+}
+
 fn set_size(terminal: &File, rows: u16, columns: u16) -> Result<()> {
     let size = Winsize {
         ws_row: rows,
@@ -75,6 +86,14 @@ impl Terminal {
     /// The terminal is gone.
     pub fn resize(&self, rows: u16, columns: u16) -> Result<()> {
         set_size(&self.keyboard, rows, columns)
+    }
+
+    /// Returns the terminal itself, to be asked [`is_raw`] when the program is gone.
+    ///
+    /// # Errors
+    /// There are no descriptors left.
+    pub fn line(&self) -> Result<File> {
+        Ok(self.keyboard.try_clone()?)
     }
 
     /// Waits for the program's end. The outcome's outputs are empty: everything is on the screen.

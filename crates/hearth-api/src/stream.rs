@@ -41,10 +41,12 @@ pub enum Kind {
     Error = 7,
     /// To the client, first: the process runs; no payload.
     Started = 8,
+    /// To the node: this client leaves, and the process goes on; no payload. The node ends the stream with exit code 0.
+    Detach = 9,
 }
 
 impl Kind {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Stdin,
         Self::Stdout,
         Self::Stderr,
@@ -54,6 +56,7 @@ impl Kind {
         Self::Exit,
         Self::Error,
         Self::Started,
+        Self::Detach,
     ];
 }
 

@@ -63,7 +63,7 @@ on_driver!(
         streams::several_execs_run_at_once,
         terminal::run_it_is_a_terminal,
         terminal::exec_it_is_a_terminal_and_exec_is_none,
-        terminal::detaching_leaves_the_machine_running,
+        terminal::detaching_leaves_the_machine_running_and_what_is_missed_is_shown,
         lifecycle::signals_reach_the_workload,
         lifecycle::stop_asks_first_and_kills_then,
         lifecycle::kill_sends_any_signal,

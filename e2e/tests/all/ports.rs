@@ -13,11 +13,18 @@ use crate::support::logged;
 /// Echoes what each client sends, and ends its connection when the client has ended its own.
 const ECHO: &str = "echo ready; exec nc -ll -p 7 -e cat";
 
+/// How many connections are open at once. The guest has a process for each.
+fn connections() -> usize {
+    if e2e::is_soak() { 1000 } else { 50 }
+}
+
 /// Starts a machine that echoes on port 7; returns where that is on the host.
 fn echo(node: &TestNode) -> Result<String> {
     node.start([
         "--name",
         "m",
+        "-m",
+        if e2e::is_soak() { "1g" } else { "256m" },
         "-p",
         "127.0.0.1::7",
         "-p",
@@ -48,14 +55,14 @@ pub(crate) fn published_ports_reach_the_guests_loopback(node: &TestNode) -> Resu
     let long: Vec<u8> = (0..1_000_000_u32).map(|number| number as u8).collect();
     // The end of what the client sends comes through alone: the answer follows it.
     assert!(converse(&address, &long)? == long);
-    let mut open: Vec<_> = (0..50)
+    let mut open: Vec<_> = (0..connections())
         .map(|_| TcpStream::connect(&address))
         .collect::<Result<_, _>>()?;
     for (number, stream) in open.iter_mut().enumerate().rev() {
-        stream.write_all(&[number as u8])?;
-        let mut answer = [0];
+        stream.write_all(&number.to_le_bytes())?;
+        let mut answer = [0; size_of::<usize>()];
         stream.read_exact(&mut answer)?;
-        assert_eq!(usize::from(answer[0]), number);
+        assert_eq!(usize::from_le_bytes(answer), number);
     }
     // Nobody listens there in the guest.
     let refused = node.hearth(["port", "m", "9"]).ok()?;

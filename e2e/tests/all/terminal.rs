@@ -4,7 +4,7 @@ use anyhow::Result;
 use e2e::{DEADLINE, TestNode};
 use hearth_api::v1::MachineStatus;
 
-use crate::support::stay;
+use crate::support::{logged, stay};
 
 pub(crate) fn run_it_is_a_terminal(node: &TestNode) -> Result<()> {
     let mut terminal = node.run(["-it", "--rm", "busybox", "sh"]).on_terminal(24, 81)?;
@@ -43,22 +43,36 @@ pub(crate) fn exec_it_is_a_terminal_and_exec_is_none(node: &TestNode) -> Result<
     Ok(())
 }
 
-pub(crate) fn detaching_leaves_the_machine_running(node: &TestNode) -> Result<()> {
+pub(crate) fn detaching_leaves_the_machine_running_and_what_is_missed_is_shown(
+    node: &TestNode,
+) -> Result<()> {
+    let script = "echo here I am; until test -e /go; do sleep 0.1; done; echo not seen; exec sh";
     let mut terminal = node
-        .run([
-            "-it",
-            "--name",
-            "m",
-            "busybox",
-            "sh",
-            "-c",
-            "echo here I am; exec sh",
-        ])
+        .run(["-it", "--name", "m", "busybox", "sh", "-c", script])
         .on_terminal(24, 80)?;
     terminal.screen.wait_for("here I am", DEADLINE)?;
     terminal.type_in("\x10\x11")?;
-    terminal.finish(DEADLINE)?;
+    terminal.finish(DEADLINE)?.success()?;
     assert_eq!(node.inspect("m")?.state.status, MachineStatus::Running);
-    node.exec(["m", "true"]).ok()?;
+    node.exec(["m", "touch", "/go"]).ok()?;
+    logged(node, "m", "not seen", 1)?;
+    let mut terminal = node
+        .hearth(["attach", "--detach-keys", "ctrl-a,d", "m"])
+        .on_terminal(24, 80)?;
+    terminal.screen.wait_for("not seen", DEADLINE)?;
+    assert!(!terminal.screen.has("here I am"), "what was seen is shown again");
+    terminal.type_in("\x01d")?;
+    terminal.finish(DEADLINE)?.success()?;
+    // Nobody's signals: they end the command line alone.
+    let looker = node
+        .hearth(["attach", "--no-stdin", "--sig-proxy=false", "m"])
+        .spawn()?;
+    node.exec(["m", "sh", "-c", "echo for all > /dev/console"]).ok()?;
+    looker.stdout.wait_for("for all", DEADLINE)?;
+    looker.signal(rustix::process::Signal::TERM)?;
+    looker.finish(DEADLINE)?.expect_code(143)?;
+    let mut terminal = node.hearth(["attach", "m"]).on_terminal(24, 80)?;
+    terminal.type_in("exit 5\r")?;
+    terminal.finish(DEADLINE)?.expect_code(5)?;
     Ok(())
 }

@@ -2,6 +2,8 @@
 
 use clap::Args;
 
+use super::StayFlags;
+
 /// List machines.
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -46,6 +48,8 @@ pub(crate) struct Start {
     /// Connect standard input, too
     #[arg(short, long)]
     pub(crate) interactive: bool,
+    #[command(flatten)]
+    pub(crate) stay: StayFlags,
 }
 
 /// Tell where the published ports of a machine are.
@@ -215,8 +219,10 @@ pub(crate) struct Unpause {
 #[command(after_help = "\
 Examples:
   hearth attach shell
+  hearth attach --no-stdin --sig-proxy=false web
 
-ctrl-p ctrl-q detaches from a machine with a terminal and leaves it running.")]
+ctrl-p ctrl-q, or the keys of --detach-keys, detach from a machine with a terminal and leave it running. What it printed
+while nobody was attached (64 KiB at most) is shown first.")]
 pub(crate) struct Attach {
     /// Machine, by name, id or start of an id
     #[arg(value_name = "MACHINE")]
@@ -224,6 +230,8 @@ pub(crate) struct Attach {
     /// Do not connect standard input
     #[arg(long)]
     pub(crate) no_stdin: bool,
+    #[command(flatten)]
+    pub(crate) stay: StayFlags,
 }
 
 /// Ask machines to end, and kill them when they do not.

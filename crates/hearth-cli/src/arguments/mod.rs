@@ -1,5 +1,6 @@
 //! What a person may type: verbs, flags, and their help. Nothing is interpreted here; `resolve` does that.
 
+mod attachment;
 mod bench;
 mod container;
 mod files;
@@ -16,6 +17,7 @@ use clap::{Parser, Subcommand};
 
 use crate::error::Voice;
 
+pub(crate) use attachment::{KeyFlags, StayFlags};
 pub(crate) use bench::{Bench, Subject};
 pub(crate) use container::ContainerFlags;
 pub(crate) use files::{Console, Copy, Logs};

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use hearth_machine::{ByteSize, CpuMilli};
 
-use super::ContainerFlags;
+use super::{ContainerFlags, KeyFlags, StayFlags};
 
 const RUN_EXAMPLES: &str = "\
 Examples:
@@ -18,7 +18,7 @@ Examples:
 
 Exit code: the workload's own; 128 plus the number of the signal that ended it; 127 when the command does not
 exist in the image, 126 when it cannot be executed, 125 when hearth itself failed.
-With -it, ctrl-p ctrl-q detaches and leaves the machine running.";
+With -it, ctrl-p ctrl-q, or the keys of --detach-keys, leave the machine running.";
 
 /// Create a machine of an image and run a command in it.
 #[derive(Debug, Args)]
@@ -41,6 +41,8 @@ pub(crate) struct Run {
     /// Give the workload a terminal
     #[arg(short, long)]
     pub(crate) tty: bool,
+    #[command(flatten)]
+    pub(crate) stay: StayFlags,
     /// Remove the machine when it ends
     #[arg(long)]
     pub(crate) rm: bool,
@@ -170,6 +172,8 @@ pub(crate) struct Exec {
     /// Return once it runs: it goes on, and what it prints is dropped
     #[arg(short, long)]
     pub(crate) detach: bool,
+    #[command(flatten)]
+    pub(crate) keys: KeyFlags,
     /// Environment variable; NAME alone takes its value from here
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     pub(crate) env: Vec<String>,

@@ -8,11 +8,11 @@ use hearth_api::v1::{ErrorCode, Machine, StopMachine};
 
 use super::report;
 use super::run::{Start as Begin, connect, start_attached};
-use crate::arguments::{Attach, Inspect, Kill, Port, Remove, Restart, Start, Stop, Wait};
+use crate::arguments::{Attach, Inspect, Kill, Port, Remove, Restart, Start, StayFlags, Stop, Wait};
 use crate::error::CliError;
 use crate::node::Node;
 use crate::print;
-use crate::resolve::{Attachment, ResolveError, shown_port};
+use crate::resolve::{Attachment, Keys, ResolveError, SignalsTo, shown_port};
 
 /// How many machines are worked on at once: stopping may take each its whole grace period.
 const AT_ONCE: usize = 16;
@@ -47,7 +47,8 @@ pub(super) async fn start(node: &Node, arguments: &Start) -> Result<ExitCode, Cl
     let [machine] = arguments.machines.as_slice() else {
         return Err(ResolveError::SeveralAttached.into());
     };
-    let attachment = attachment_of(&look(node, machine).await?, arguments.interactive);
+    let found = look(node, machine).await?;
+    let attachment = attachment_of(&found, arguments.interactive, &arguments.stay)?;
     crate::stream::check_terminal(attachment)?;
     start_attached(node, machine, attachment).await
 }
@@ -91,16 +92,18 @@ pub(super) async fn port(node: &Node, arguments: &Port) -> Result<ExitCode, CliE
 /// Connects to a running machine.
 pub(super) async fn attach(node: &Node, arguments: &Attach) -> Result<ExitCode, CliError> {
     let found = look(node, &arguments.machine).await?;
-    let attachment = attachment_of(&found, !arguments.no_stdin);
+    let attachment = attachment_of(&found, !arguments.no_stdin, &arguments.stay)?;
     connect(node, &arguments.machine, attachment, Begin::No).await
 }
 
 /// How to connect to a machine that was made elsewhere: input only where it takes some.
-fn attachment_of(machine: &Machine, stdin: bool) -> Attachment {
-    Attachment {
+fn attachment_of(machine: &Machine, stdin: bool, flags: &StayFlags) -> Result<Attachment, ResolveError> {
+    Ok(Attachment {
         stdin: stdin && machine.spec.stdin,
         terminal: machine.spec.terminal,
-    }
+        keys: Keys::of(flags.keys.detach_keys.as_deref())?,
+        signals: SignalsTo::of(flags),
+    })
 }
 
 async fn look(node: &Node, machine: &str) -> Result<Machine, CliError> {

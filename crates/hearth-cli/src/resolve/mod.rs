@@ -4,6 +4,7 @@ mod container;
 mod copy;
 mod duration;
 mod environment;
+mod keys;
 mod ports;
 mod reference;
 mod run;
@@ -13,9 +14,10 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 pub(crate) use copy::{CopyPlan, CopyRefused, Place, Side, place_in_machine, plan as plan_copy};
+pub(crate) use keys::Keys;
 pub(crate) use ports::shown as shown_port;
 pub(crate) use reference::{absolute, image_reference, registry_and_repository};
-pub(crate) use run::{Attachment, RunRequest, create, exec, run};
+pub(crate) use run::{Attachment, RunRequest, SignalsTo, create, exec, run};
 pub(crate) use update::update;
 
 /// What arguments may refer to on this side.
@@ -99,6 +101,9 @@ pub(crate) enum ResolveError {
     /// A limit.
     #[error("{0:?} is not a limit: NAME=SOFT[:HARD] is, as in nofile=1024:4096")]
     Ulimit(String),
+    /// A sequence of keys.
+    #[error("{0:?} are not keys: up to eight characters or ctrl-X are, with commas between")]
+    DetachKeys(String),
     /// exec without a command.
     #[error("the command is missing: hearth exec MACHINE COMMAND")]
     NoCommand,

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use hearth_api::v1;
 
-use super::{Host, ResolveError, container, duration, environment, image_reference, ports};
-use crate::arguments::{Driver, Exec, Pull, Run};
+use super::{Host, Keys, ResolveError, container, duration, environment, image_reference, ports};
+use crate::arguments::{Driver, Exec, Pull, Run, StayFlags};
 
 /// Everything that `run` asks for.
 #[derive(Debug)]
@@ -25,6 +25,30 @@ pub(crate) struct Attachment {
     pub(crate) stdin: bool,
     /// It has a terminal.
     pub(crate) terminal: bool,
+    /// What is typed to leave it running.
+    pub(crate) keys: Keys,
+    /// Whose signals to this program are, where there is no terminal.
+    pub(crate) signals: SignalsTo,
+}
+
+/// Whom signals to this program are meant for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SignalsTo {
+    /// The process in the machine.
+    Process,
+    /// This program: it ends, and the process goes on.
+    Here,
+}
+
+impl SignalsTo {
+    /// Reads `--sig-proxy`.
+    pub(crate) const fn of(flags: &StayFlags) -> Self {
+        if flags.sig_proxy {
+            Self::Process
+        } else {
+            Self::Here
+        }
+    }
 }
 
 /// Resolves `run`.
@@ -77,6 +101,8 @@ pub(crate) fn run(arguments: Run, host: &impl Host) -> Result<RunRequest, Resolv
     let attachment = Attachment {
         stdin: arguments.interactive,
         terminal: arguments.tty,
+        keys: Keys::of(arguments.stay.keys.detach_keys.as_deref())?,
+        signals: SignalsTo::of(&arguments.stay),
     };
     Ok(RunRequest {
         create: v1::CreateMachine {
@@ -113,6 +139,8 @@ pub(crate) fn exec(
     let attachment = Attachment {
         stdin: request.stdin,
         terminal: arguments.tty,
+        keys: Keys::of(arguments.keys.detach_keys.as_deref())?,
+        signals: SignalsTo::Process,
     };
     Ok((machine, request, attachment))
 }
@@ -180,7 +208,7 @@ mod tests {
 
     #[test]
     fn every_flag_reaches_the_request() {
-        let flags = "-it --rm --name web --cpus 1.5 -m 512m --disk 2g -e A=1 -w /srv -u app:app --entrypoint /init \
+        let flags = "-it --detach-keys ctrl-a,d --sig-proxy=false --rm --name web --cpus 1.5 -m 512m --disk 2g -e A=1 -w /srv -u app:app --entrypoint /init \
                      -l team=x -l bare --timeout 5m --idle-timeout 90s --driver qemu --pull never --hostname h --stop-signal INT \
                      --init --read-only --tmpfs /run:size=1m --add-host db:::1 --ulimit nofile=64:128 --group-add wheel \
                      --secret TOKEN=s dir:rootfs -- serve --port 80";
@@ -230,6 +258,8 @@ mod tests {
         let both = Attachment {
             stdin: true,
             terminal: true,
+            keys: Keys::of(Some("ctrl-a,d")).unwrap(),
+            signals: SignalsTo::Here,
         };
         assert_eq!(request.attachment, Some(both));
     }
@@ -267,6 +297,7 @@ mod tests {
             interactive: false,
             tty: false,
             detach: false,
+            keys: crate::arguments::KeyFlags::default(),
             env: Vec::new(),
             env_file: Vec::new(),
             workdir: None,

@@ -15,6 +15,8 @@ mod output;
 mod signals;
 mod upstream;
 
+use std::cell::Cell;
+
 use hearth_api::Client;
 use hearth_api::client::Upgraded;
 use hearth_api::v1::ExitStatus;
@@ -34,7 +36,7 @@ use signals::{Signals, WindowChanges};
 pub(crate) enum Ended {
     /// The process did.
     Exited(ExitStatus),
-    /// ctrl-p ctrl-q: the process goes on.
+    /// The person left by keys: the process goes on.
     Detached,
     /// A signal ended this program's part; the process goes on.
     Interrupted(u8),
@@ -91,9 +93,14 @@ impl Session {
             windows: self.windows,
             bypass,
         };
+        // Set once the person leaves: the node ends the stream then, behind everything that was printed before.
+        let left = Cell::new(false);
         tokio::select! {
-            ended = print_frames(reader) => ended.map(Ended::Exited),
-            left = upstream.run(writer) => left,
+            ended = print_frames(reader) => match left.get() {
+                true => Ok(Ended::Detached),
+                false => ended.map(Ended::Exited),
+            },
+            ended = upstream.run(writer, &left) => ended,
         }
     }
 }

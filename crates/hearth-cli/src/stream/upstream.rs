@@ -1,5 +1,8 @@
 //! To the node: input, signals, the window's size.
 
+use std::cell::Cell;
+use std::time::Duration;
+
 use hearth_api::stream::{self, HEADER_LEN, Kind, MAX_PAYLOAD};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
@@ -8,11 +11,14 @@ use super::input::Input;
 use super::signals::{Signals, WindowChanges};
 use super::{Bypass, Ended};
 use crate::error::CliError;
-use crate::resolve::Attachment;
+use crate::resolve::{Attachment, SignalsTo};
 use crate::terminal;
 
 /// How much may wait behind input that the process does not read, in bytes.
 const QUEUE: usize = 4 * MAX_PAYLOAD;
+
+/// How long the node may take to end the stream of a person who leaves.
+const FAREWELL: Duration = Duration::from_secs(2);
 
 /// What goes to the node, from where.
 #[derive(Debug)]
@@ -64,11 +70,15 @@ impl Upstream {
     ///
     /// # Errors
     /// Returns [`CliError::Input`].
-    pub(super) async fn run(mut self, mut writer: impl AsyncWrite + Unpin) -> Result<Ended, CliError> {
+    pub(super) async fn run(
+        mut self,
+        mut writer: impl AsyncWrite + Unpin,
+        left: &Cell<bool>,
+    ) -> Result<Ended, CliError> {
         let raw = self.attachment.stdin && self.attachment.terminal;
         let opened = self.attachment.stdin.then(Input::open);
         let mut input = opened.transpose().map_err(CliError::Input)?;
-        let mut keys = raw.then(DetachKeys::default);
+        let mut keys = raw.then(|| DetachKeys::new(self.attachment.keys));
         let mut queue = Queue::default();
         loop {
             tokio::select! {
@@ -77,7 +87,7 @@ impl Upstream {
                     _ => return std::future::pending().await,
                 },
                 signal = self.signals.next() => {
-                    if raw {
+                    if raw || self.attachment.signals == SignalsTo::Here {
                         return Ok(Ended::Interrupted(signal));
                     }
                     self.pass_on(signal, &mut queue).await;
@@ -87,9 +97,14 @@ impl Upstream {
                         queue.push(Kind::Resize, &stream::resize_payload(rows, columns));
                     }
                 }
+                () = tokio::time::sleep(FAREWELL), if left.get() => return Ok(Ended::Detached),
                 piece = next(input.as_mut()), if input.is_some() && queue.is_empty() => {
                     match piece.map_err(CliError::Input)? {
-                        Some(piece) if typed(&piece, keys.as_mut(), &mut queue) => return Ok(Ended::Detached),
+                        Some(piece) if typed(&piece, keys.as_mut(), &mut queue) => {
+                            input = None;
+                            queue.push(Kind::Detach, b"");
+                            left.set(true);
+                        }
                         Some(_) => {}
                         None => {
                             input = None;

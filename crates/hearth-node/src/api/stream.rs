@@ -15,6 +15,7 @@ use http_body_util::{BodyExt as _, Limited};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufWriter, ReadHalf, WriteHalf};
+use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 
 use super::Service;
@@ -118,10 +119,11 @@ async fn talk_to_workload(
     if let (Some(input), Some(size), false) = (&input, terminal, query.start) {
         input.resize(crate::machines::terminal_size(size)).await;
     }
+    let (leave, left) = oneshot::channel();
     tokio::select! {
         // A client that goes away leaves the workload running.
-        read = take_input(reader, input, query.stdin) => read.map_err(std::io::Error::other)?,
-        written = show_workload(&mut writer, &machine, output) => written?,
+        read = take_input(reader, input, query.stdin, leave) => read.map_err(std::io::Error::other)?,
+        written = show_workload(&mut writer, &machine, output, left) => written?,
     }
     Ok(())
 }
@@ -130,13 +132,28 @@ async fn show_workload(
     writer: &mut BufWriter<WriteHalf<Io>>,
     machine: &Machine,
     mut output: Attached,
+    mut left: oneshot::Receiver<()>,
 ) -> std::io::Result<()> {
+    let mut leaves = false;
     let view = loop {
-        while let Some((stream, bytes)) = output.recv().await {
+        loop {
+            let next = tokio::select! {
+                next = output.recv() => next,
+                Ok(()) = &mut left, if !leaves => {
+                    // What was on its way is still shown; the next who attaches sees what comes from here on.
+                    leaves = true;
+                    output.close();
+                    continue;
+                }
+            };
+            let Some((stream, bytes)) = next else { break };
             write_output(writer, stream, &bytes).await?;
             if output.is_empty() {
                 writer.flush().await?;
             }
+        }
+        if leaves {
+            return finish(writer, Ok(goes_on())).await;
         }
         let view = machine.rested().await;
         if !view.state.is_active() {
@@ -184,14 +201,28 @@ async fn finish(
     writer.shutdown().await
 }
 
-/// Carries what a client sends until it goes away.
+/// What a client is told whose process goes on without it.
+fn goes_on() -> v1::ExitStatus {
+    v1::ExitStatus {
+        exit_code: 0,
+        reason: None,
+    }
+}
+
+/// Carries what a client sends until it goes away; `leave` is told when it leaves in form, and then this does not return.
 async fn take_input(
     mut reader: ReadHalf<Io>,
     input: Option<Input>,
     stdin: bool,
+    leave: oneshot::Sender<()>,
 ) -> Result<(), frames::StreamError> {
     let mut payload = Vec::new();
     while let Some(kind) = read_frame(&mut reader, &mut payload).await? {
+        if kind == Kind::Detach {
+            // Fails only when the other direction is over, which ends both.
+            let _ = leave.send(());
+            return std::future::pending().await;
+        }
         let Some(input) = &input else { continue };
         match kind {
             Kind::Stdin if stdin => drop(input.send(&payload).await),
@@ -252,10 +283,11 @@ async fn talk_to_exec(io: Io, session: Exec, stdin: bool) -> std::io::Result<()>
     let (reader, writer) = tokio::io::split(io);
     let mut writer = BufWriter::with_capacity(WRITE_BUFFER, writer);
     let input = session.input();
+    let (leave, left) = oneshot::channel();
     tokio::select! {
         // A client that goes away takes its process with it: the session is dropped.
-        read = take_input(reader, Some(input), stdin) => read.map_err(std::io::Error::other),
-        written = show_exec(&mut writer, session) => written,
+        read = take_input(reader, Some(input), stdin, leave) => read.map_err(std::io::Error::other),
+        written = show_exec(&mut writer, session, left) => written,
     }
 }
 
@@ -271,17 +303,21 @@ async fn leave_exec(io: Io, mut session: Exec) -> std::io::Result<()> {
     if end.is_ok() {
         frames::write(&mut writer, Kind::Started, &[]).await?;
     }
-    let left = v1::ExitStatus {
-        exit_code: 0,
-        reason: None,
-    };
-    finish(&mut writer, end.map(|()| left).map_err(|error| *error.0)).await
+    finish(&mut writer, end.map(|()| goes_on()).map_err(|error| *error.0)).await
 }
 
-async fn show_exec(writer: &mut BufWriter<WriteHalf<Io>>, mut session: Exec) -> std::io::Result<()> {
+async fn show_exec(
+    writer: &mut BufWriter<WriteHalf<Io>>,
+    mut session: Exec,
+    mut left: oneshot::Receiver<()>,
+) -> std::io::Result<()> {
     loop {
         let event = tokio::select! {
             biased;
+            Ok(()) = &mut left => {
+                let end = session.let_go().map_err(|error| *ApiError::from(error).0);
+                return finish(writer, end.map(|()| goes_on())).await;
+            }
             event = session.next() => event,
             // Nothing more at hand: what was gathered goes out while we wait.
             flushed = writer.flush(), if !writer.buffer().is_empty() => {

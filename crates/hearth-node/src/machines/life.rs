@@ -28,6 +28,7 @@ use super::error::StartError;
 use super::events::EventLog;
 use super::full_disk;
 use super::log::LogWriter;
+use super::missed::Missed;
 use super::output::{Pump, SessionEnd, Subscriber, now_unix_ns};
 use super::pace::Pace;
 use super::paused;
@@ -329,6 +330,7 @@ async fn run_on(
         directory: plan.parts.layout.machine_data(plan.id),
         subscribers: std::mem::take(&mut plan.subscribers),
         joining,
+        missed: Missed::new(plan.io.terminal),
     };
     let guest = running.guest.clone();
     let pump = plan.parts.tasks.spawn(pump.run());

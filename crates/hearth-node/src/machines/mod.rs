@@ -20,6 +20,7 @@ mod handle;
 mod idle;
 mod life;
 mod log;
+mod missed;
 mod names;
 mod output;
 mod pace;

@@ -8,6 +8,7 @@ use hearth_guest_protocol::message::{Failure, Outcome};
 use tokio::sync::mpsc;
 
 use super::log::LogWriter;
+use super::missed::Missed;
 use crate::guest::{Session, SessionEvent, Stream};
 use crate::host::failpoint;
 
@@ -42,6 +43,8 @@ pub(super) struct Pump {
     pub(super) directory: PathBuf,
     pub(super) subscribers: Vec<Subscriber>,
     pub(super) joining: mpsc::Receiver<Subscriber>,
+    /// What nobody has seen.
+    pub(super) missed: Missed,
 }
 
 impl Pump {
@@ -63,9 +66,19 @@ impl Pump {
                     SessionEvent::Failed(failure) => return SessionEnd::Failed(failure),
                     SessionEvent::ChannelLost => return SessionEnd::ChannelLost,
                 },
-                Some(subscriber) = self.joining.recv() => self.subscribers.push(subscriber),
+                Some(subscriber) = self.joining.recv() => self.join(subscriber).await,
             }
         }
+    }
+
+    /// Takes an attached client in, with what nobody has seen.
+    async fn join(&mut self, subscriber: Subscriber) {
+        let missed = self.missed.take();
+        // There is room: it is the first piece. One that is gone again is found out by the next.
+        if !missed.is_empty() && subscriber.send((Stream::Stdout, missed.clone())).await.is_err() {
+            return self.missed.keep(&missed);
+        }
+        self.subscribers.push(subscriber);
     }
 
     /// Logs a piece; `lost` counts the bytes that could not be since the last that could.
@@ -93,6 +106,9 @@ impl Pump {
             if subscriber.send((stream, bytes.clone())).await.is_err() {
                 gone.push(index);
             }
+        }
+        if gone.len() == self.subscribers.len() {
+            self.missed.keep(bytes);
         }
         gone.into_iter()
             .rev()
