@@ -14,6 +14,7 @@ mod login;
 mod logs;
 mod many;
 mod node;
+mod parity;
 mod pause;
 mod ports;
 mod process;
@@ -56,6 +57,7 @@ on_driver!(
         container::settings_shape_the_workloads_world,
         container::settings_that_cannot_be_are_refused,
         container::a_detached_exec_goes_on,
+        parity::run_and_exec_behave_as_the_reference_does,
         streams::outputs_stay_apart_and_whole,
         streams::eight_mib_go_through_cat_unchanged,
         streams::a_command_may_end_before_its_input,
