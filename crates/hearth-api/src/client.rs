@@ -398,7 +398,17 @@ impl Client {
             ("timestamps", options.timestamps.to_string()),
         ];
         query.extend(options.tail.map(|lines| ("tail", lines.to_string())));
+        query.extend(options.since.clone().map(|time| ("since", time)));
+        query.extend(options.until.clone().map(|time| ("until", time)));
         self.bytes(&uri(path::MACHINE_LOGS, &[machine], &query)).await
+    }
+
+    /// Returns what machines use, a line of JSON ([`v1::StatsSample`]) for each look; all that run when none is named, one look
+    /// unless `stream`. [`reader`] reads it.
+    pub async fn stats(&self, machines: &[String], stream: bool) -> Result<Incoming, ClientError> {
+        let mut query = vec![("stream", stream.to_string())];
+        query.extend((!machines.is_empty()).then(|| ("machines", machines.join(","))));
+        self.bytes(&uri(path::STATS, &[], &query)).await
     }
 
     /// Returns a machine's serial console.
@@ -602,6 +612,10 @@ pub struct LogOptions {
     pub tail: Option<u64>,
     /// RFC 3339 before each line.
     pub timestamps: bool,
+    /// Only what was printed at this time (RFC 3339) or later.
+    pub since: Option<String>,
+    /// Only what was printed at this time (RFC 3339) or before.
+    pub until: Option<String>,
 }
 
 #[cfg(test)]

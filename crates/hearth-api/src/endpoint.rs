@@ -51,6 +51,8 @@ pub mod path {
     pub const MACHINE_EXEC: &str = "/v1/machines/{machine}/exec";
     /// What its workload printed.
     pub const MACHINE_LOGS: &str = "/v1/machines/{machine}/logs";
+    /// What machines use.
+    pub const STATS: &str = "/v1/stats";
     /// Its serial console.
     pub const MACHINE_CONSOLE: &str = "/v1/machines/{machine}/console";
     /// Files in it.
@@ -80,7 +82,7 @@ pub mod path {
 pub enum Answer {
     /// One JSON document.
     Json,
-    /// JSON, a line each: [`v1::ProgressLine`], [`v1::EventLine`].
+    /// JSON, a line each: the response's type, most often [`v1::ProgressLine`].
     Lines,
     /// Frames of [`crate::stream`] on the upgraded connection.
     Upgrade,
@@ -392,7 +394,28 @@ pub const ALL: &[Endpoint] = &[
         ("follow", "true: goes on until the machine ends"),
         ("tail", "only so many of the last lines"),
         ("timestamps", "true: RFC 3339 before each line"),
+        ("since", "only what was printed at this time (RFC 3339) or later"),
+        ("until", "only what was printed at this time (RFC 3339) or before"),
     ]),
+    endpoint(
+        "get",
+        path::STATS,
+        "machine_stats",
+        "Tells what machines use, a line of JSON for each look.",
+        Answer::Lines,
+    )
+    .query(&[
+        (
+            "machines",
+            "names or ids, with commas between; all that run when absent",
+        ),
+        ("stream", "true: a line each interval, until the client goes away"),
+        (
+            "interval_ms",
+            "time between two looks in milliseconds; 1000 when absent",
+        ),
+    ])
+    .gives(schema::<v1::StatsSample>),
     endpoint(
         "get",
         path::MACHINE_CONSOLE,

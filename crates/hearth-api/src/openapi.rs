@@ -81,7 +81,7 @@ fn success(endpoint: &Endpoint, generator: &mut SchemaGenerator) -> (&'static st
         ),
         Answer::Lines => (
             "200",
-            json!({ "description": "Progress, then the result.", "content": content("application/x-ndjson") }),
+            json!({ "description": "Documents, a line each.", "content": content("application/x-ndjson") }),
         ),
         Answer::Frames | Answer::Bytes => (
             "200",

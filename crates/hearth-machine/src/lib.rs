@@ -7,6 +7,7 @@
 
 pub mod container;
 pub mod filter;
+pub mod health;
 pub mod id;
 pub mod process;
 pub mod restart;
@@ -17,6 +18,7 @@ pub mod state;
 
 pub use container::{Container, ContainerError, ExtraHost, Limit, Tmpfs};
 pub use filter::{Filters, InvalidFilter};
+pub use health::{Health, HealthCheck, HealthOptions, HealthStatus, Probe, ProbeChoice, ProbeResult};
 pub use id::{MachineId, MachineName};
 pub use process::{ImageDefaults, ImageHealthCheck, Process};
 pub use restart::{History, InvalidRestartPolicy, RestartPolicy};

@@ -123,9 +123,8 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::RestartPolicy;
-    use crate::spec::{DISK_DEFAULT, MEMORY_DEFAULT};
-    use crate::{CpuMilli, DriverChoice};
+    use crate::spec::{DISK_DEFAULT, LOG_DEFAULT, MEMORY_DEFAULT};
+    use crate::{CpuMilli, DriverChoice, HealthOptions, RestartPolicy};
 
     fn texts(list: &[&str]) -> Vec<String> {
         list.iter().map(ToString::to_string).collect()
@@ -150,6 +149,8 @@ mod tests {
             stop_signal: None,
             ports: Vec::new(),
             container: crate::Container::default(),
+            log: LOG_DEFAULT,
+            health: HealthOptions::default(),
         }
     }
 

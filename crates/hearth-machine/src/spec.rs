@@ -4,6 +4,7 @@ use core::net::IpAddr;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use crate::health::{HealthError, HealthOptions};
 use crate::{ByteSize, Container, ContainerError, CpuMilli, RestartPolicy, Shape, Signal};
 
 /// The least memory a machine can have: below, the kernel and the agent leave nothing for a workload.
@@ -16,6 +17,13 @@ pub const DISK_MIN: ByteSize = ByteSize::from_mib(16);
 pub const DISK_DEFAULT: ByteSize = ByteSize::from_mib(2048);
 /// The most disk a machine can have.
 pub const DISK_MAX: ByteSize = ByteSize::from_mib(16 * 1024 * 1024);
+
+/// The least log a machine can have: two files, with room for some lines in each.
+pub const LOG_MIN: ByteSize = ByteSize::from_bytes(64 << 10);
+/// The log of a machine that does not say.
+pub const LOG_DEFAULT: ByteSize = ByteSize::from_mib(64);
+/// The most log a machine can have.
+pub const LOG_MAX: ByteSize = ByteSize::from_mib(1024 * 1024);
 
 /// What the host has to give.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,6 +93,10 @@ pub struct Spec {
     pub ports: Vec<PublishedPort>,
     /// How the workload sees its machine.
     pub container: Container,
+    /// What of its output is kept at most.
+    pub log: ByteSize,
+    /// How to find out whether it works.
+    pub health: HealthOptions,
 }
 
 /// Says what of a request cannot be.
@@ -125,6 +137,12 @@ pub enum SpecError {
     /// Disk out of bounds.
     #[error("a disk of {0} cannot be: {DISK_MIN} to {DISK_MAX} can")]
     Disk(ByteSize),
+    /// Log out of bounds.
+    #[error("a log of {0} cannot be: {LOG_MIN} to {LOG_MAX} can")]
+    Log(ByteSize),
+    /// A health check that cannot be.
+    #[error(transparent)]
+    Health(#[from] HealthError),
     /// An environment entry without a name.
     #[error("{0:?} is not an environment entry: NAME=value is, without NUL")]
     Environment(String),
@@ -177,6 +195,7 @@ impl Spec {
         }
         check_ports(&self.ports)?;
         self.container = self.container.check()?;
+        self.health.check()?;
         Ok(self)
     }
 
@@ -204,6 +223,9 @@ impl Spec {
         }
         if self.disk < DISK_MIN || self.disk > DISK_MAX {
             return Err(SpecError::Disk(self.disk));
+        }
+        if self.log < LOG_MIN || self.log > LOG_MAX {
+            return Err(SpecError::Log(self.log));
         }
         let limits = [self.timeout, self.idle_timeout];
         if limits.into_iter().flatten().any(|limit| limit.is_zero()) {
@@ -288,6 +310,8 @@ mod tests {
             stop_signal: None,
             ports: vec![port(8080), port(0), port(0)],
             container: Container::default(),
+            log: LOG_DEFAULT,
+            health: HealthOptions::default(),
         }
     }
 
@@ -375,6 +399,14 @@ mod tests {
         assert!(matches!(
             refused(|s| s.disk = ByteSize::from_mib(1)),
             SpecError::Disk(_)
+        ));
+        assert!(matches!(
+            refused(|s| s.log = ByteSize::from_bytes(1000)),
+            SpecError::Log(_)
+        ));
+        assert!(matches!(
+            refused(|s| s.health.retries = Some(0)),
+            SpecError::Health(_)
         ));
         assert!(matches!(
             refused(|s| s.timeout = Some(Duration::ZERO)),

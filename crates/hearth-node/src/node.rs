@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::api::{self, Identity, Service};
-use crate::host::cgroup::Processors;
+use crate::host::cgroup::Groups;
 use crate::host::failpoint::{self, BadFailpoint};
 use crate::host::{files, lock, own};
 use crate::images::{ImageError, Images};
@@ -210,7 +210,7 @@ async fn build(layout: &Layout) -> Result<Machines, NodeError> {
         events: EventLog::open(layout.events()),
         pace: Pace::default(),
         host_boot: own::host_boot(),
-        processors: Processors::find(),
+        groups: groups(),
     };
     let memory = ByteSize::from_bytes(own::memory_bytes());
     let host = HostLimits {
@@ -220,6 +220,17 @@ async fn build(layout: &Layout) -> Result<Machines, NodeError> {
         processors: own::processors(),
     };
     Ok(Machines::new(Arc::new(parts), host))
+}
+
+/// Finds out what limits machines here, and says once what does not.
+fn groups() -> Groups {
+    let groups = Groups::find();
+    let absent = groups.absent();
+    if !absent.is_empty() {
+        let absent = absent.join(", ");
+        tracing::warn!(%absent, "this node has no such cgroup controllers: machines run without these limits");
+    }
+    groups
 }
 
 /// Binds the socket, for its owner alone. Who holds the lock may replace what an earlier node left.

@@ -30,6 +30,7 @@ fn cli_tells_its_version_and_its_verbs() -> Result<()> {
             "rm",
             "wait",
             "logs",
+            "stats",
             "console",
             "inspect",
             "cp",

@@ -7,6 +7,7 @@ mod container;
 mod failure;
 mod fidelity;
 mod files;
+mod health;
 mod hostile;
 mod image;
 mod lifecycle;
@@ -20,6 +21,7 @@ mod ports;
 mod process;
 mod pull;
 mod recovery;
+mod resources;
 mod secret;
 mod setup;
 mod store;
@@ -78,7 +80,17 @@ on_driver!(
         lifecycle::timeout_stops_the_machine,
         logs::logs_keep_both_outputs,
         logs::logs_follow_to_the_end,
+        logs::since_and_until_cut_a_stretch_out,
+        logs::a_follower_sees_every_line_across_rotations,
+        logs::a_flood_reaches_who_is_attached_and_little_is_kept,
         logs::console_shows_the_kernel,
+        health::health_follows_the_probes_and_outlives_the_node,
+        health::probes_reach_the_guests_loopback,
+        health::a_probe_that_hangs_is_killed_at_its_limit,
+        health::nothing_is_probed_while_the_machine_is_paused,
+        health::a_health_check_that_cannot_be_is_refused,
+        resources::stats_agree_with_other_measurements,
+        resources::a_monitor_is_confined_by_cgroups,
         files::a_file_survives_both_ways,
         files::a_tree_survives_both_ways,
         files::archives_go_through_pipes,

@@ -7,6 +7,8 @@ use schemars::JsonSchema;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::health::{Health, HealthCheck, HealthOptions};
+
 /// Asks for a new machine. It is created, not started.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -104,6 +106,12 @@ pub struct MachineSpec {
     /// Groups of the user beside its own, by name or number.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub groups: Vec<String>,
+    /// What of its output is kept at most, in bytes; 64 MiB when absent, 64 KiB at least.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_max_bytes: Option<u64>,
+    /// How to find out whether it works; as the image says when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<HealthOptions>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
@@ -234,6 +242,9 @@ pub struct Machine {
     /// Restarts by its policy since the last start by hand.
     #[serde(default)]
     pub restart_count: u32,
+    /// How it is found out whether it works, where it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_check: Option<HealthCheck>,
     /// Counts changes of this machine's record.
     pub generation: u64,
     /// Where the time of its last start went, in order.
@@ -260,6 +271,9 @@ pub struct MachineState {
     /// Why it failed or ended otherwise than by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// Whether its workload works, since its last start, where that is found out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<Health>,
     /// Process id of the virtual machine monitor, while there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,

@@ -6,15 +6,18 @@
 pub mod doctor;
 pub mod error;
 pub mod event;
+pub mod health;
 pub mod image;
 pub mod machine;
 pub mod node;
 pub mod progress;
 pub mod setup;
+pub mod stats;
 
 pub use doctor::{DoctorCheck, DoctorReport, DoctorState};
 pub use error::{ErrorBody, ErrorCode};
 pub use event::{Event, EventAction, EventLine};
+pub use health::{Health, HealthCheck, HealthOptions, HealthProbe, HealthResult, HealthStatus};
 pub use image::{
     BuildImage, Image, ImageConfig, ImageHealthCheck, ImageLayer, Login, PruneImages, PrunedImages,
     PullImage, Recipe, RegistryCredentials, SaveImages, TagImage,
@@ -27,3 +30,4 @@ pub use machine::{
 pub use node::{NodeStatus, StopNode};
 pub use progress::{Progress, ProgressLine, Unit};
 pub use setup::{Artefact, ArtefactKind, SetupReport, SetupRequest};
+pub use stats::{GuestStats, MachineStats, MonitorStats, StatsSample};

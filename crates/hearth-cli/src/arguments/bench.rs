@@ -11,12 +11,13 @@ use hearth_machine::ByteSize;
 Examples:
   hearth image build busybox -t busybox && hearth bench
   hearth bench run --runs 100
+  hearth bench busy -n 20          100 execs, with and without twenty busy machines
   hearth bench channel copy --json")]
 pub(crate) struct Bench {
     /// What to measure; everything when none is named
     #[arg(value_enum, value_name = "SUBJECT")]
     pub(crate) subjects: Vec<Subject>,
-    /// Image with sh, true, dd, cat, cp and sleep
+    /// Image with sh, true, dd, cat, cp, nc and sleep
     #[arg(long, default_value = "busybox")]
     pub(crate) image: String,
     /// Cold starts, and a fifth of the execs
@@ -40,6 +41,12 @@ pub(crate) enum Subject {
     Run,
     /// Processes beside a workload
     Exec,
+    /// The same while twenty machines are busy
+    Busy,
+    /// Connections to published ports
+    Ports,
+    /// What workloads print
+    Logs,
     /// Bytes through the guest channel
     Channel,
     /// A large file, both ways

@@ -8,7 +8,9 @@ use clap::Args;
 Examples:
   hearth logs web
   hearth logs -f --tail 20 web
-  hearth logs -t web 2>errors.txt")]
+  hearth logs -t web 2>errors.txt
+  hearth logs --since 10m --until 5m web
+  hearth logs --since 2026-01-31T12:00:00Z web")]
 pub(crate) struct Logs {
     /// Machine, by name, id or start of an id
     #[arg(value_name = "MACHINE")]
@@ -22,6 +24,12 @@ pub(crate) struct Logs {
     /// Put the time before each line
     #[arg(short, long)]
     pub(crate) timestamps: bool,
+    /// Only what was printed since a time, or in the last so long: as in 2026-01-31T12:00:00Z, 1769860800 (Unix time) or 10m
+    #[arg(long, value_name = "TIME|DURATION")]
+    pub(crate) since: Option<String>,
+    /// Only what was printed until then; with --follow, end then
+    #[arg(long, value_name = "TIME|DURATION")]
+    pub(crate) until: Option<String>,
 }
 
 /// Print a machine's serial console: what its kernel said.

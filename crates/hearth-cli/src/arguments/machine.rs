@@ -70,6 +70,29 @@ pub(crate) struct Port {
     pub(crate) json: bool,
 }
 
+/// Tell what machines use, again and again.
+///
+/// CPU: time of the host's processors, in percent of one. MEMORY: what the machine takes of the host (proportional set size).
+/// DISK: what its writable disk takes of the host. CHANNEL: bytes of its output, its input, files and ports, from it and to it.
+/// GUEST: used and whole, as its own kernel says; PROCS: processes in it. Units are binary: 1K is 1024 bytes.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  hearth stats
+  hearth stats --no-stream web db
+  hearth stats --json web | jq .machines[0].monitor.cpu_percent")]
+pub(crate) struct Stats {
+    /// Machines, by name, id or start of an id; all that run when none is named
+    #[arg(value_name = "MACHINE")]
+    pub(crate) machines: Vec<String>,
+    /// Only once, after a second
+    #[arg(long)]
+    pub(crate) no_stream: bool,
+    /// Print JSON, a line each time
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 /// Stop machines, and start them again.
 #[derive(Debug, Args)]
 #[command(after_help = "\

@@ -4,6 +4,7 @@ mod attachment;
 mod bench;
 mod container;
 mod files;
+mod health;
 mod host;
 mod image;
 mod machine;
@@ -21,6 +22,7 @@ pub(crate) use attachment::{KeyFlags, StayFlags};
 pub(crate) use bench::{Bench, Subject};
 pub(crate) use container::ContainerFlags;
 pub(crate) use files::{Console, Copy, Logs};
+pub(crate) use health::HealthFlags;
 pub(crate) use host::{
     Completions, Doctor, Node, NodeCommand, NodeStatus, NodeStop, Setup, SetupCommand, Version,
 };
@@ -29,8 +31,8 @@ pub(crate) use image::{
     ImageSave, ImageTag, Recipe,
 };
 pub(crate) use machine::{
-    Attach, Events, Inspect, Kill, List, Pause, Port, Prune, Remove, Rename, Restart, Start, Stop, Top,
-    Unpause, Update, Wait,
+    Attach, Events, Inspect, Kill, List, Pause, Port, Prune, Remove, Rename, Restart, Start, Stats, Stop,
+    Top, Unpause, Update, Wait,
 };
 pub(crate) use run::{Create, Driver, Exec, Pull, Run};
 
@@ -94,6 +96,7 @@ pub(crate) enum Command {
     Wait(Wait),
     Attach(Attach),
     Logs(Logs),
+    Stats(Stats),
     Console(Console),
     Inspect(Inspect),
     Top(Top),

@@ -5,14 +5,14 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use hearth_machine::{ByteSize, CpuMilli};
 
-use super::{ContainerFlags, KeyFlags, StayFlags};
+use super::{ContainerFlags, HealthFlags, KeyFlags, StayFlags};
 
 const RUN_EXAMPLES: &str = "\
 Examples:
   hearth run --rm busybox echo hello
   hearth run -it --rm debian:12 bash
   hearth run -d --name db -m 1g --cpus 2 -e MODE=test localhost:5000/db:latest
-  hearth run -d -p 8080:80 localhost:5000/web:latest
+  hearth run -d -p 8080:80 --health-http 80/healthz localhost:5000/web:latest
   hearth run -d --init --read-only --tmpfs /run --ulimit nofile=4096 busybox sleep 1d
   hearth run --rm --secret TOKEN=@token.txt --timeout 5m oci:./image sh -c 'deploy'
 
@@ -67,6 +67,9 @@ pub(crate) struct Run {
     /// Whether the workload is started again when it has ended: no, on-failure[:N], always, unless-stopped [default: no]
     #[arg(long, value_name = "POLICY")]
     pub(crate) restart: Option<String>,
+    /// What of its output is kept at most, as in 10m; 64k at least, older lines go first [default: 64m]
+    #[arg(long, value_name = "SIZE", help_heading = "Resources")]
+    pub(crate) log_max_size: Option<ByteSize>,
     /// Environment variable; NAME alone takes its value from here
     #[arg(short, long, value_name = "NAME[=VALUE]", help_heading = "Process")]
     pub(crate) env: Vec<String>,
@@ -96,6 +99,8 @@ pub(crate) struct Run {
     /// TCP port of the machine that is reachable on this host; without a host's port one that is free ('hearth port' tells)
     #[arg(short, long, value_name = "[[IP:]HOST:]GUEST")]
     pub(crate) publish: Vec<String>,
+    #[command(flatten)]
+    pub(crate) health: HealthFlags,
     /// Label
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     pub(crate) label: Vec<String>,

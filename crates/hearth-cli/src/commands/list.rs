@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use hearth_api::v1::{Border, Machine, MachineState, MachineStatus, PortMapping};
+use hearth_api::v1::{Border, HealthStatus, Machine, MachineState, MachineStatus, PortMapping};
 use jiff::Timestamp;
 
 use crate::arguments::List;
@@ -84,6 +84,16 @@ fn driver(machine: &Machine) -> Cell {
     }
 }
 
+/// Adds docker's words for a workload's health.
+fn health(state: &MachineState, up: &str) -> Cell {
+    match state.health.as_ref().map(|health| health.status) {
+        None => Cell::from(up),
+        Some(HealthStatus::Starting) => Cell::from(format!("{up} (health: starting)")),
+        Some(HealthStatus::Healthy) => Cell::from(format!("{up} (healthy)")),
+        Some(HealthStatus::Unhealthy) => Cell::from(format!("{up} (unhealthy)")).styled(WARNING),
+    }
+}
+
 fn status(state: &MachineState, now: Timestamp) -> Cell {
     let ended = || {
         state
@@ -98,7 +108,7 @@ fn status(state: &MachineState, now: Timestamp) -> Cell {
     match state.status {
         MachineStatus::Created => "Created".into(),
         MachineStatus::Starting => "Starting".into(),
-        MachineStatus::Running => up().into(),
+        MachineStatus::Running => health(state, &up()),
         MachineStatus::Paused => Cell::from(format!("{} (Paused)", up())),
         MachineStatus::Restarting => Cell::from(format!(
             "Restarting ({}){}",
@@ -139,6 +149,7 @@ mod tests {
                 status,
                 exit_code: Some(137),
                 reason: None,
+                health: None,
                 pid: None,
                 started_at: Some("2025-01-01T11:57:00Z".into()),
                 finished_at: Some("2025-01-01T11:58:00Z".into()),
@@ -155,6 +166,7 @@ mod tests {
                 guest: 80,
             })),
             restart_count: 0,
+            health_check: None,
             generation: 1,
             stages: Vec::new(),
         }
@@ -178,6 +190,26 @@ ID             NAME   IMAGE                                COMMAND              
 ";
         assert_eq!(rendered(Some(200), false), expected);
         assert!(rendered(None, true).contains("\"python3 -m http.server 8000\""));
+    }
+
+    #[test]
+    fn health_is_told_in_dockers_words() {
+        let now = "2025-01-01T12:00:00Z".parse().unwrap();
+        let told = |status| {
+            let mut machine = machine(MachineStatus::Running, Border::Kvm);
+            machine.state.health = Some(hearth_api::v1::Health {
+                status,
+                failing_streak: 0,
+                log: Vec::new(),
+            });
+            table(&[machine], false, now).render(Screen {
+                width: None,
+                colour: false,
+            })
+        };
+        assert!(told(HealthStatus::Starting).contains("  Up 3 minutes (health: starting)  "));
+        assert!(told(HealthStatus::Healthy).contains("  Up 3 minutes (healthy)  "));
+        assert!(told(HealthStatus::Unhealthy).contains("  Up 3 minutes (unhealthy)  "));
     }
 
     #[test]

@@ -16,6 +16,7 @@ mod output;
 mod program;
 mod run;
 mod setup;
+mod stats;
 
 pub(crate) use bench::BenchError;
 
@@ -60,6 +61,7 @@ pub(crate) async fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
         Command::Wait(arguments) => machine::wait(&node, &arguments).await,
         Command::Attach(arguments) => machine::attach(&node, &arguments).await,
         Command::Logs(arguments) => output::logs(&node, &arguments).await,
+        Command::Stats(arguments) => stats::stats(&node, &arguments).await,
         Command::Console(arguments) => output::console(&node, &arguments).await,
         Command::Inspect(arguments) => machine::inspect(&node, &arguments).await,
         Command::Cp(arguments) => copy::copy(&node, &arguments).await,

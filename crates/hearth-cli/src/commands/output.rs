@@ -9,7 +9,7 @@ use tokio::io::AsyncReadExt as _;
 use crate::arguments::{Console, Logs};
 use crate::error::CliError;
 use crate::node::Node;
-use crate::resolve::ResolveError;
+use crate::resolve::{ResolveError, moment};
 use crate::stream::{Output, Target, copy_frames};
 
 /// How much of a console is read at once, in bytes.
@@ -17,10 +17,21 @@ const PIECE: usize = 64 * 1024;
 
 /// Prints what a workload has printed.
 pub(super) async fn logs(node: &Node, arguments: &Logs) -> Result<ExitCode, CliError> {
+    let now = jiff::Timestamp::now();
     let options = LogOptions {
         follow: arguments.follow,
         tail: lines(&arguments.tail)?,
         timestamps: arguments.timestamps,
+        since: arguments
+            .since
+            .as_deref()
+            .map(|text| moment(text, now))
+            .transpose()?,
+        until: arguments
+            .until
+            .as_deref()
+            .map(|text| moment(text, now))
+            .transpose()?,
     };
     let body = node
         .call(async |client| client.logs(&arguments.machine, &options).await)

@@ -4,6 +4,7 @@ mod container;
 mod copy;
 mod duration;
 mod environment;
+mod health;
 mod keys;
 mod ports;
 mod reference;
@@ -14,6 +15,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 pub(crate) use copy::{CopyPlan, CopyRefused, Place, Side, place_in_machine, plan as plan_copy};
+pub(crate) use duration::moment;
 pub(crate) use keys::Keys;
 pub(crate) use ports::shown as shown_port;
 pub(crate) use reference::{absolute, image_reference, registry_and_repository};
@@ -92,6 +94,17 @@ pub(crate) enum ResolveError {
     /// A time span.
     #[error("{0:?} is not a duration: a number of seconds, or one as in 30s, 5m or 1h30m")]
     Duration(String),
+    /// A moment.
+    #[error(
+        "{0:?} is neither a time, as in 2026-01-31T12:00:00Z or 1769860800, nor a duration before now, as in 10m"
+    )]
+    Moment(String),
+    /// A page that no health check can ask for.
+    #[error(
+        "{0:?} is not a page to probe: [PORT][/PATH] is, as in 8080/healthz, or http://localhost:PORT/PATH; no other \
+         host, and not https"
+    )]
+    HealthPage(String),
     /// A port that is none.
     #[error("{0:?} is not a port to publish: [[IP:]HOST:]GUEST is, as in 8080:80; TCP only")]
     Port(String),

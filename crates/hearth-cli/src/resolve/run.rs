@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use hearth_api::v1;
 
-use super::{Host, Keys, ResolveError, container, duration, environment, image_reference, ports};
+use super::{Host, Keys, ResolveError, container, duration, environment, health, image_reference, ports};
 use crate::arguments::{Driver, Exec, Pull, Run, StayFlags};
 
 /// Everything that `run` asks for.
@@ -96,6 +96,8 @@ pub(crate) fn run(arguments: Run, host: &impl Host) -> Result<RunRequest, Resolv
         extra_hosts: each(&world.add_host, container::extra_host)?,
         ulimits: each(&world.ulimit, container::ulimit)?,
         groups: world.group_add,
+        log_max_bytes: arguments.log_max_size.map(|size| size.bytes()),
+        health: health::options(&arguments.health)?,
     };
     let secrets = environment::secrets(&arguments.secret, host)?;
     let attachment = Attachment {
@@ -211,7 +213,7 @@ mod tests {
         let flags = "-it --detach-keys ctrl-a,d --sig-proxy=false --rm --name web --cpus 1.5 -m 512m --disk 2g -e A=1 -w /srv -u app:app --entrypoint /init \
                      -l team=x -l bare --timeout 5m --idle-timeout 90s --driver qemu --pull never --hostname h --stop-signal INT \
                      --init --read-only --tmpfs /run:size=1m --add-host db:::1 --ulimit nofile=64:128 --group-add wheel \
-                     --secret TOKEN=s dir:rootfs -- serve --port 80";
+                     --log-max-size 1m --health-tcp 80 --health-interval 2s --secret TOKEN=s dir:rootfs -- serve --port 80";
         let request = resolved(flags).unwrap();
         let expected = v1::MachineSpec {
             image: "dir:/work/rootfs".into(),
@@ -250,6 +252,12 @@ mod tests {
                 hard: 128,
             }],
             groups: vec!["wheel".into()],
+            log_max_bytes: Some(1 << 20),
+            health: Some(v1::HealthOptions {
+                probe: Some(v1::HealthProbe::Tcp(80)),
+                interval_ms: Some(2000),
+                ..v1::HealthOptions::default()
+            }),
         };
         assert_eq!(request.create.spec, expected);
         assert_eq!(request.create.name.as_deref(), Some("web"));

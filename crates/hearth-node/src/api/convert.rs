@@ -9,6 +9,7 @@ use hearth_machine::{CpuMilli, ImageHealthCheck, State};
 use crate::doctor;
 use crate::images::{Credentials, ImageInfo, LayerInfo, Login};
 use crate::machines::View;
+use crate::records::health::health_fact;
 use crate::records::spec;
 use crate::setup;
 
@@ -37,6 +38,7 @@ fn state(view: &View) -> v1::MachineState {
         status,
         exit_code,
         reason,
+        health: view.health.as_ref().map(health_fact),
         pid: view.record.vmm.map(|vmm| vmm.pid),
         started_at: view.record.started_at.clone(),
         finished_at: view.record.finished_at.clone(),
@@ -67,6 +69,7 @@ pub(super) fn machine(view: &View) -> v1::Machine {
         memory_mib: memory.mib_rounded_up(),
         ports: record.ports.clone(),
         restart_count: record.restart.restarts,
+        health_check: record.health_check.clone(),
         generation: record.generation,
         stages: record.stages.clone(),
     }

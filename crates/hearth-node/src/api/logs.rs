@@ -2,18 +2,20 @@
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use axum::response::Response;
 use hearth_api::stream::{self as frames, Kind};
+use jiff::Timestamp;
 use serde::Deserialize;
 use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
 
 use super::Service;
-use super::error::{ApiError, internal};
+use super::error::{ApiError, internal, invalid};
 use super::progress::received;
 use crate::guest::Stream;
 use crate::host::watch::FileWatch;
@@ -21,16 +23,71 @@ use crate::machines::{LogReader, Machine, MachineError, Piece};
 
 /// Pieces that wait for the client.
 const QUEUE: usize = 16;
-/// Pieces that are read in one go, off the runtime's threads.
+/// Pieces, and bytes of them, that are read in one go, off the runtime's threads.
 const BATCH: usize = 256;
+const BATCH_BYTES: usize = 1 << 20;
 
-#[derive(Debug, Clone, Copy, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 pub(super) struct LogQuery {
     #[serde(default)]
     follow: bool,
     tail: Option<usize>,
     #[serde(default)]
     timestamps: bool,
+    since: Option<String>,
+    until: Option<String>,
+}
+
+/// What of a log is asked for.
+#[derive(Debug, Clone, Copy)]
+struct Wanted {
+    follow: bool,
+    tail: Option<usize>,
+    timestamps: bool,
+    span: Span,
+}
+
+/// A stretch of time, its ends included, in nanoseconds since 1970.
+#[derive(Debug, Clone, Copy)]
+struct Span {
+    since: u64,
+    until: u64,
+}
+
+impl Span {
+    fn holds(self, piece: &Piece) -> bool {
+        (self.since..=self.until).contains(&piece.time_unix_ns)
+    }
+
+    /// Waits until it is over.
+    async fn over(self) {
+        let left = self.until.saturating_sub(now_unix_ns());
+        tokio::time::sleep(Duration::from_nanos(left)).await;
+    }
+
+    fn is_over(self) -> bool {
+        now_unix_ns() > self.until
+    }
+}
+
+impl LogQuery {
+    fn check(self) -> Result<Wanted, ApiError> {
+        let time = |text: &str| {
+            let time: Timestamp = text
+                .parse()
+                .map_err(|_| invalid(format!("{text:?} is no time as RFC 3339 has them")))?;
+            Ok::<_, ApiError>(u64::try_from(time.as_nanosecond()).unwrap_or(0))
+        };
+        Ok(Wanted {
+            follow: self.follow,
+            tail: self.tail,
+            timestamps: self.timestamps,
+            span: Span {
+                since: self.since.as_deref().map(time).transpose()?.unwrap_or(0),
+                until: self.until.as_deref().map(time).transpose()?.unwrap_or(u64::MAX),
+            },
+        })
+    }
 }
 
 pub(super) async fn logs(
@@ -39,10 +96,11 @@ pub(super) async fn logs(
     query: Result<Query<LogQuery>, QueryRejection>,
 ) -> Result<Response, ApiError> {
     let Query(query) = query?;
+    let wanted = query.check()?;
     let machine = service.machines.find(&machine)?;
     let (sender, receiver) = mpsc::channel(QUEUE);
     service.tasks.spawn(async move {
-        if let Err(error) = send_logs(machine, query, sender).await {
+        if let Err(error) = send_logs(machine, wanted, sender).await {
             tracing::error!(%error, "a log could not be read");
         }
     });
@@ -51,24 +109,31 @@ pub(super) async fn logs(
 
 async fn send_logs(
     machine: Machine,
-    query: LogQuery,
+    wanted: Wanted,
     sender: mpsc::Sender<Bytes>,
 ) -> Result<(), MachineError> {
     let mut lines = Lines {
-        timestamps: query.timestamps,
+        timestamps: wanted.timestamps,
         ..Lines::default()
     };
     let mut reader = machine.output()?;
-    let mut tail = query.tail.map(|count| Tail {
+    let mut tail = wanted.tail.map(|count| Tail {
         count,
         lines: VecDeque::new(),
     });
     loop {
         // Ask first, then read: what is written in between is found by the next turn.
-        let alive = query.follow && machine.view().state.is_active();
+        let alive = wanted.follow && !wanted.span.is_over() && machine.view().state.is_active();
         let watch = FileWatch::new(&machine.output_path()).ok();
         while let Some(pieces) = batch(&mut reader, &machine).await? {
             for piece in pieces {
+                if piece.missed > 0 && sender.send(missed(piece.missed).into()).await.is_err() {
+                    return Ok(());
+                }
+                if !wanted.span.holds(&piece) {
+                    lines.pass_over(&piece);
+                    continue;
+                }
                 let out = match &mut tail {
                     Some(tail) => tail.take(&mut lines, &piece),
                     None => lines.frames(&piece),
@@ -86,7 +151,10 @@ async fn send_logs(
         if !alive {
             return Ok(());
         }
-        wait_for_more(&machine, watch, &sender).await;
+        tokio::select! {
+            () = wait_for_more(&machine, watch, &sender) => {}
+            () = wanted.span.over() => {}
+        }
         if reader.is_none() {
             reader = machine.output()?;
         }
@@ -118,10 +186,12 @@ async fn batch(
         return Ok(None);
     };
     let read = tokio::task::spawn_blocking(move || {
-        let mut pieces = Vec::new();
+        let (mut pieces, mut bytes) = (Vec::new(), 0);
         while pieces.len() < BATCH
+            && bytes < BATCH_BYTES
             && let Some(piece) = taken.next_piece()?
         {
+            bytes += piece.bytes.len();
             pieces.push(piece);
         }
         Ok((taken, pieces))
@@ -155,6 +225,11 @@ impl Lines {
         out
     }
 
+    /// Takes note of output that is not shown: a line that began in it and goes on is shown without its beginning, as a line.
+    fn pass_over(&mut self, piece: &Piece) {
+        self.inside[usize::from(piece.stream == Stream::Stderr)] = false;
+    }
+
     /// Calls back with each line or part of one; with its time before it where a line begins.
     fn each_line(&mut self, piece: &Piece, mut take: impl FnMut(&[u8])) {
         if !self.timestamps {
@@ -174,8 +249,20 @@ impl Lines {
     }
 }
 
+/// Says, as the workload's standard error, that the log was rotated faster than this client has read it.
+fn missed(bytes: u64) -> Vec<u8> {
+    let mut out = Vec::new();
+    let words = format!("hearth: {bytes} bytes of the log were rotated away before they were read\n");
+    push_frame(&mut out, Stream::Stderr, words.as_bytes());
+    out
+}
+
+fn now_unix_ns() -> u64 {
+    u64::try_from(Timestamp::now().as_nanosecond()).unwrap_or(0)
+}
+
 fn timestamp(time_unix_ns: u64) -> Vec<u8> {
-    let time = jiff::Timestamp::from_nanosecond(i128::from(time_unix_ns)).unwrap_or_default();
+    let time = Timestamp::from_nanosecond(i128::from(time_unix_ns)).unwrap_or_default();
     format!("{time:.9} ").into_bytes()
 }
 
@@ -285,6 +372,7 @@ mod tests {
             time_unix_ns: 1_500_000_000,
             stream,
             bytes: bytes.to_vec(),
+            missed: 0,
         }
     }
 
@@ -309,6 +397,31 @@ mod tests {
         out += &text(&lines.frames(&piece(Stream::Stdout, b"o\n")));
         let time = "1970-01-01T00:00:01.500000000Z ";
         assert_eq!(out, format!("{time}one\n{time}tw{time}err\no\n"));
+    }
+
+    #[test]
+    fn a_span_has_its_ends_and_open_ends_have_everything() {
+        let span = |since: Option<&str>, until: Option<&str>| {
+            let query = LogQuery {
+                follow: false,
+                tail: None,
+                timestamps: false,
+                since: since.map(str::to_owned),
+                until: until.map(str::to_owned),
+            };
+            query.check().map(|wanted| wanted.span)
+        };
+        let piece = piece(Stream::Stdout, b"x");
+        let holds = |since, until| span(since, until).unwrap().holds(&piece);
+        assert!(holds(None, None));
+        assert!(holds(
+            Some("1970-01-01T00:00:01.5Z"),
+            Some("1970-01-01T01:00:01.5+01:00")
+        ));
+        assert!(!holds(Some("1970-01-01T00:00:01.500000001Z"), None));
+        assert!(!holds(None, Some("1970-01-01T00:00:01Z")));
+        assert!(span(Some("yesterday"), None).is_err());
+        assert!(span(None, None).is_ok_and(|span| !span.is_over()));
     }
 
     #[test]

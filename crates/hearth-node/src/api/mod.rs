@@ -12,6 +12,7 @@ mod logs;
 mod machines;
 mod node;
 mod progress;
+mod stats;
 mod stream;
 
 pub use error::start_error;
@@ -103,6 +104,7 @@ fn routes() -> Vec<(&'static str, &'static str, MethodRouter<Service>)> {
         ("post", path::MACHINE_ATTACH, post(stream::attach)),
         ("post", path::MACHINE_EXEC, post(stream::exec)),
         ("get", path::MACHINE_LOGS, get(logs::logs)),
+        ("get", path::STATS, get(stats::stats)),
         ("get", path::MACHINE_CONSOLE, get(logs::console)),
         ("get", path::MACHINE_FILES, get(files::read)),
         ("put", path::MACHINE_FILES, put(files::write)),

@@ -8,6 +8,7 @@ use hearth_machine::ByteSize;
 use super::programs;
 use super::{Check, chain};
 use crate::configuration;
+use crate::host::cgroup::Groups;
 use crate::host::facts::{self, CgroupVersion, Cgroups, Memory, Nested, Place, Processor, Userfaultfd};
 use crate::host::kvm::{self, KvmAbsent, KvmAnswer, KvmProbe};
 use crate::host::own;
@@ -44,7 +45,7 @@ pub(super) fn all(layout: &Layout) -> Vec<Check> {
         reflink(layout.data()),
         userfaultfd(facts::userfaultfd()),
         namespaces(),
-        cgroups(&Cgroups::read()),
+        cgroups(&Cgroups::read(), &Groups::find().absent()),
         seccomp(),
         landlock(facts::landlock_abi()),
         device("vhost-vsock", "/dev/vhost-vsock", "modprobe vhost_vsock"),
@@ -251,7 +252,8 @@ fn namespaces() -> Check {
     }
 }
 
-fn cgroups(cgroups: &Cgroups) -> Check {
+/// Judges what there is, and what of it this node may use.
+fn cgroups(cgroups: &Cgroups, unusable: &[&str]) -> Check {
     let version = match cgroups.version {
         CgroupVersion::V2 => "v2",
         CgroupVersion::V1 => "v1",
@@ -265,6 +267,11 @@ fn cgroups(cgroups: &Cgroups) -> Check {
     let has = |name: &&str| cgroups.controllers.iter().any(|known| known == name);
     let (there, absent): (Vec<&str>, Vec<&str>) = CONTROLLERS.into_iter().partition(has);
     let detail = format!("{version}: {}", there.join(" "));
+    if absent.is_empty() && !unusable.is_empty() {
+        return Check::absent("cgroups", format!("{detail}, and not for this node"))
+            .because("only root's node makes groups, so what machines take of the host is limited by nothing")
+            .remedy("run the node as root, where machines must not starve others");
+    }
     if absent.is_empty() {
         return Check::ok("cgroups", detail);
     }
@@ -360,16 +367,23 @@ mod tests {
     }
 
     #[test]
-    fn a_controller_that_is_not_there_is_named() {
-        let check = cgroups(&Cgroups {
+    fn a_controller_that_is_not_there_or_not_for_this_node_is_named() {
+        let two = Cgroups {
             version: CgroupVersion::V2,
             controllers: vec!["cpu".to_owned(), "pids".to_owned()],
-        });
+        };
+        let check = cgroups(&two, &["memory"]);
         assert_eq!(check.state, State::Warning);
         assert_eq!(
             check.cause.as_deref(),
             Some("the controllers memory cannot be used")
         );
+        let all = Cgroups {
+            controllers: CONTROLLERS.map(str::to_owned).to_vec(),
+            ..two
+        };
+        assert_eq!(cgroups(&all, &[]).state, State::Ok);
+        assert_eq!(cgroups(&all, &CONTROLLERS).state, State::Absent);
     }
 
     #[test]

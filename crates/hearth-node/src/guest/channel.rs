@@ -1,7 +1,7 @@
 //! The connection to a guest: greeting, requests, and the two tasks that carry frames.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -99,6 +99,18 @@ struct Shared {
     lost: watch::Sender<bool>,
     stop: CancellationToken,
     activity: Arc<Activity>,
+    received: AtomicU64,
+    /// The writer's task counts, which does not hold the rest.
+    sent: Arc<AtomicU64>,
+}
+
+/// What has gone over a connection, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Traffic {
+    /// From the guest.
+    pub received: u64,
+    /// To the guest.
+    pub sent: u64,
 }
 
 #[derive(Debug, Default)]
@@ -185,6 +197,7 @@ impl Guest {
         let (outgoing, queue) = mpsc::channel(WRITE_QUEUE);
         let (urgent, urgent_queue) = mpsc::unbounded_channel();
         let stop = CancellationToken::new();
+        let sent = Arc::new(AtomicU64::new(0));
         let shared = Arc::new(Shared {
             info,
             outgoing,
@@ -194,11 +207,13 @@ impl Guest {
             lost: watch::Sender::new(false),
             stop: stop.clone(),
             activity: Arc::default(),
+            received: AtomicU64::new(0),
+            sent: Arc::clone(&sent),
         });
         let weak = Arc::downgrade(&shared);
         tasks.spawn(
             stop.clone()
-                .run_until_cancelled_owned(write_frames(writer, queue, urgent_queue)),
+                .run_until_cancelled_owned(write_frames(writer, queue, urgent_queue, sent)),
         );
         tasks.spawn(stop.run_until_cancelled_owned(async move {
             let cause = read_frames(reader, decoder, &weak).await;
@@ -259,6 +274,14 @@ impl Guest {
     /// Returns what the guest says of itself.
     pub fn info(&self) -> &GuestInfo {
         &self.shared.info
+    }
+
+    /// Returns what has gone over this connection.
+    pub fn traffic(&self) -> Traffic {
+        Traffic {
+            received: self.shared.received.load(Ordering::Relaxed),
+            sent: self.shared.sent.load(Ordering::Relaxed),
+        }
     }
 
     /// Waits until the connection breaks.
@@ -600,6 +623,7 @@ async fn read_frames(
     mut decoder: Decoder,
     shared: &std::sync::Weak<Shared>,
 ) -> BadFrame {
+    let mut received = 0;
     loop {
         let Some(shared) = shared.upgrade() else {
             return BadFrame::Unwanted;
@@ -619,10 +643,16 @@ async fn read_frames(
             return bad;
         }
         // Not held while waiting: the last handle's drop must end this task.
+        shared
+            .received
+            .fetch_add(std::mem::take(&mut received), Ordering::Relaxed);
         drop(shared);
         match reader.read(decoder.space()).await {
             Ok(0) => return BadFrame::Ended,
-            Ok(count) => decoder.filled(count),
+            Ok(count) => {
+                decoder.filled(count);
+                received = count as u64;
+            }
             Err(error) => return error.into(),
         }
     }
@@ -632,6 +662,7 @@ async fn write_frames(
     mut writer: impl AsyncWrite + Unpin,
     mut queue: mpsc::Receiver<Vec<u8>>,
     mut urgent: mpsc::UnboundedReceiver<Vec<u8>>,
+    sent: Arc<AtomicU64>,
 ) {
     loop {
         let frame = tokio::select! {
@@ -643,5 +674,6 @@ async fn write_frames(
         if writer.write_all(&frame).await.is_err() {
             return; // The reader sees the same break and tells everybody.
         }
+        sent.fetch_add(frame.len() as u64, Ordering::Relaxed);
     }
 }

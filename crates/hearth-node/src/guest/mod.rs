@@ -18,5 +18,5 @@ mod session;
 mod tests;
 
 pub use activity::Activity;
-pub use channel::{ConnectError, Guest, GuestInfo, RequestError};
+pub use channel::{ConnectError, Guest, GuestInfo, RequestError, Traffic};
 pub use session::{Input, Session, SessionEvent, Stream};

@@ -15,4 +15,5 @@ pub mod process;
 #[cfg(test)]
 pub mod skip;
 pub mod unix_socket;
+pub mod usage;
 pub mod watch;

@@ -8,7 +8,7 @@ use std::path::Path;
 use rustix::fs::inotify;
 use tokio::io::unix::AsyncFd;
 
-/// Watches one file for writes.
+/// Watches one file for writes, and for a new name: then what is written later may go to another file.
 #[derive(Debug)]
 pub struct FileWatch {
     events: AsyncFd<OwnedFd>,
@@ -21,13 +21,14 @@ impl FileWatch {
     /// Returns the kernel's error, also when the file does not exist.
     pub fn new(path: &Path) -> io::Result<Self> {
         let descriptor = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
-        inotify::add_watch(&descriptor, path, inotify::WatchFlags::MODIFY)?;
+        let wanted = inotify::WatchFlags::MODIFY | inotify::WatchFlags::MOVE_SELF;
+        inotify::add_watch(&descriptor, path, wanted)?;
         // SAFETY: the descriptor is owned by the value that watches it, and is closed after it is deregistered.
         let events = unsafe { AsyncFd::register(descriptor)? };
         Ok(Self { events })
     }
 
-    /// Waits until the file was written since the last call.
+    /// Waits until the file was written or renamed since the last call.
     ///
     /// # Errors
     /// Returns the kernel's error.
@@ -62,6 +63,19 @@ mod tests {
         tokio::time::timeout(std::time::Duration::from_secs(10), wait)
             .await
             .unwrap()
+            .unwrap()
+            .unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_new_name_wakes_the_watcher() {
+        let directory = tempfile::tempdir().unwrap();
+        let (file, renamed) = (directory.path().join("file"), directory.path().join("renamed"));
+        std::fs::write(&file, "x").unwrap();
+        let watch = FileWatch::new(&file).unwrap();
+        std::fs::rename(&file, renamed).unwrap();
+        tokio::time::timeout(std::time::Duration::from_secs(10), watch.changed())
+            .await
             .unwrap()
             .unwrap();
     }

@@ -6,11 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hearth_api::v1::{EventAction, MachineSpec};
-use hearth_machine::{Ended, Event, History, MachineId, MachineName, Process, Signal, Spec, State};
+use hearth_machine::{
+    Ended, Event, Health, History, MachineId, MachineName, ProbeResult, Process, Signal, Spec, State,
+};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use super::error::{MachineError, StartError};
+use super::health::{self, Patient, Prober};
 use super::idle;
 use super::life::{self, Life, LifeEvent, Limits, Order, Origin, Parts, Plan, Running};
 use super::output::{Attached, Subscriber, subscription};
@@ -19,7 +22,7 @@ use super::registry::Table;
 use super::session::WorkloadIo;
 use crate::guest::{Guest, Input};
 use crate::host::{failpoint, files};
-use crate::records::{MachineRecord, RecordedState, Records, spec};
+use crate::records::{self, MachineRecord, RecordedState, Records, spec};
 use crate::vmm::ControlError;
 
 /// What everybody may see of a machine.
@@ -31,6 +34,8 @@ pub struct View {
     pub end: Option<State>,
     /// Its record.
     pub record: Arc<MachineRecord>,
+    /// Whether its workload works.
+    pub health: Option<Health>,
     /// The guest, while its workload runs.
     pub(super) running: Option<Arc<Running>>,
 }
@@ -134,6 +139,7 @@ pub(super) struct Actor {
     pub(super) secrets: Option<Arc<BTreeMap<String, String>>>,
     pub(super) state: State,
     pub(super) record: MachineRecord,
+    pub(super) health: Option<Health>,
     pub(super) view: watch::Sender<View>,
     pub(super) records: Records,
     pub(super) parts: Arc<Parts>,
@@ -146,6 +152,7 @@ struct Work {
     events: mpsc::Receiver<LifeEvent>,
     send_events: mpsc::Sender<LifeEvent>,
     running: Option<Arc<Running>>,
+    prober: Option<Prober>,
     /// The state in which the last start ended.
     end: Option<State>,
     /// Whether the record on the disk is not the one here.
@@ -174,6 +181,7 @@ impl Actor {
             events,
             send_events,
             running: None,
+            prober: None,
             end: None,
             unwritten: false,
             early: Vec::new(),
@@ -433,6 +441,7 @@ impl Actor {
             subscribers: Vec::new(),
             border: self.record.border,
             parts: Arc::clone(&self.parts),
+            limiting: None,
         }
     }
 
@@ -510,6 +519,7 @@ impl Actor {
                 if !running.stages.is_empty() {
                     self.record.stages.clone_from(&running.stages);
                 }
+                work.prober = self.prober(work, &running);
                 work.running = Some(Arc::from(running));
                 let state = self
                     .state
@@ -539,13 +549,14 @@ impl Actor {
                     self.enter(work, state);
                 }
             }
+            LifeEvent::Probed(result) => self.probed(work, result),
             LifeEvent::Over { event, error } => self.end(work, event, error),
         }
     }
 
     fn end(&mut self, work: &mut Work, event: Event, error: Option<StartError>) {
         let ran = work.running.is_some();
-        (work.life, work.running, self.record.vmm) = (None, None, None);
+        (work.life, work.running, work.prober, self.record.vmm) = (None, None, None, None);
         self.record.ports.clear();
         work.early.clear();
         let now = jiff::Timestamp::now();
@@ -614,6 +625,7 @@ impl Actor {
         self.record.started_at = Some(jiff::Timestamp::now().to_string());
         self.record.finished_at = None;
         self.record.host_boot = Some(self.parts.host_boot.clone());
+        self.health = self.record.health_check.as_ref().map(|_| Health::default());
         self.take_on(state);
         if let Err(error) = self.records.write(self.id, &self.record) {
             (self.state, self.record) = before;
@@ -621,6 +633,26 @@ impl Actor {
         }
         self.show(work);
         Ok(())
+    }
+
+    fn prober(&self, work: &Work, running: &Running) -> Option<Prober> {
+        let patient = Patient {
+            process: self.process.clone(),
+            container: self.spec.container.clone(),
+            guest: running.guest.unseen(),
+            view: self.view.subscribe(),
+            events: work.send_events.clone(),
+        };
+        Prober::begin(patient, &self.record, &self.parts.tasks)
+    }
+
+    fn probed(&mut self, work: &mut Work, result: ProbeResult) {
+        let changed = health::take(&mut self.health, &self.state, &self.record, result);
+        let Some(status) = changed else {
+            return self.show(work);
+        };
+        self.enter(work, State::Running);
+        self.tell(EventAction::HealthStatus, [health::attribute(status)]);
     }
 
     /// Enters a state: writes it down, then shows it.
@@ -632,6 +664,7 @@ impl Actor {
 
     fn take_on(&mut self, state: State) {
         self.state = state;
+        self.record.health = self.health.as_ref().map(records::health::health_fact);
         self.record.state = recorded(&self.state);
         // One that is being found again is what it was until that is done.
         self.record.paused &= self.state == State::Starting;
@@ -656,6 +689,7 @@ impl Actor {
             state: self.state.clone(),
             end: work.end.clone(),
             record: Arc::new(self.record.clone()),
+            health: self.health.clone(),
             running: work.running.clone(),
         });
     }

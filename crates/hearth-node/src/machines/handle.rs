@@ -231,6 +231,11 @@ impl Machine {
         super::log::path(&self.parts.layout.machine_data(self.id))
     }
 
+    /// Returns the file of its writable disk.
+    pub(super) fn disk_path(&self) -> std::path::PathBuf {
+        self.parts.layout.machine_disk(self.id)
+    }
+
     /// Returns the file of its serial console.
     pub fn console_path(&self) -> std::path::PathBuf {
         life::dirs(&self.parts.layout, self.id).console_log()

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use hearth_api::v1::{Border, Stage};
 use hearth_guest_protocol::message::{Configure, FailureCode, Outcome, Stop};
-use hearth_machine::{Ended, Event, MachineId, Process, PublishedPort, Spec};
+use hearth_machine::{Ended, Event, MachineId, ProbeResult, Process, PublishedPort, Spec};
 use serde_bytes::ByteBuf;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -27,6 +27,7 @@ use super::drivers::Drivers;
 use super::error::StartError;
 use super::events::EventLog;
 use super::full_disk;
+use super::limits;
 use super::log::LogWriter;
 use super::missed::Missed;
 use super::output::{Pump, SessionEnd, Subscriber, now_unix_ns};
@@ -36,7 +37,7 @@ use super::ports::Listeners;
 use super::recovery::end_process;
 use super::session::{self, WorkloadIo};
 use crate::guest::{Guest, Input, RequestError, SessionEvent};
-use crate::host::cgroup::Processors;
+use crate::host::cgroup::Groups;
 use crate::host::{console, failpoint, files, own};
 use crate::images::{Images, ROOTFS_FILESYSTEM};
 use crate::layout::Layout;
@@ -69,8 +70,8 @@ pub struct Parts {
     pub pace: Pace,
     /// The host's present boot, as its kernel names it.
     pub host_boot: String,
-    /// Who enforces processor quotas; `None` where this node may not.
-    pub processors: Option<Processors>,
+    /// What limits monitors.
+    pub groups: Groups,
 }
 
 /// What one life needs of its machine.
@@ -93,6 +94,8 @@ pub(super) struct Plan {
     pub(super) subscribers: Vec<Subscriber>,
     pub(super) border: Border,
     pub(super) parts: Arc<Parts>,
+    /// Puts the monitor's limits in force; over before its groups are removed.
+    pub(super) limiting: Option<JoinHandle<()>>,
 }
 
 /// How long a machine may live.
@@ -136,6 +139,8 @@ pub(super) enum LifeEvent {
     Resumed(Result<(), ControlError>),
     /// Its time is over; it is being stopped.
     TimedOut,
+    /// A probe has found something out.
+    Probed(ProbeResult),
     /// Nothing is left; the last event.
     Over { event: Event, error: Option<StartError> },
 }
@@ -249,6 +254,7 @@ async fn live(
         Err(error) => failed(explained(error, &plan, &vm).await),
     };
     end_vm(&vm, id).await;
+    limits::settled(&mut plan).await;
     release(&parts, id);
     failpoint::pass("stop-released");
     over
@@ -276,6 +282,8 @@ async fn live_on(
             });
         }
     };
+    // The earlier node may have died before it did this.
+    limits::impose(&mut plan, vmm);
     let listeners = Listeners::bind(&plan.spec.ports)
         .await
         .inspect_err(|error| tracing::error!(machine = %id, error = %chain(error), "no port is published"))
@@ -283,6 +291,7 @@ async fn live_on(
     let clients = Clients { listeners, joining };
     if let Err(over) = paused::adopt(&mut plan, &vm, &mut orders, events).await {
         end_vm(&vm, id).await;
+        limits::settled(&mut plan).await;
         release(&parts, id);
         return over;
     }
@@ -293,6 +302,7 @@ async fn live_on(
         }),
     };
     end_vm(&vm, id).await;
+    limits::settled(&mut plan).await;
     release(&parts, id);
     failpoint::pass("stop-released");
     over
@@ -368,7 +378,7 @@ async fn find_vm(plan: &Plan, vmm: VmmFact) -> Result<Vm, StartError> {
 /// Finds the workload in a guest that an earlier node has set to work.
 async fn find_workload(plan: &Plan, vm: &Vm) -> Result<Workload, StartError> {
     let directory = plan.parts.layout.machine_data(plan.id);
-    let log = LogWriter::open(&directory)
+    let log = LogWriter::open(&directory, plan.spec.log.bytes())
         .inspect_err(|error| tracing::error!(directory = %directory.display(), %error, "no output log"))
         .ok();
     let received = log.as_ref().map_or(0, LogWriter::printed);
@@ -447,11 +457,11 @@ pub(super) fn chain(error: &dyn std::error::Error) -> String {
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
-/// Removes what a virtual machine leaves: its memory, its sockets and its processor quota.
+/// Removes what a virtual machine leaves: its memory, its sockets and its limits.
 pub(super) fn release(parts: &Parts, id: MachineId) {
     let layout = &parts.layout;
-    if let Some(Err(error)) = parts.processors.as_ref().map(|all| all.release(&id.to_string())) {
-        tracing::error!(machine = %id, %error, "its processor quota is left behind");
+    if let Err(error) = parts.groups.release(&id.to_string()) {
+        tracing::error!(machine = %id, %error, "its cgroups are left behind");
     }
     let memory = layout.machine_memory(id);
     let run = layout.machine_run(id);
@@ -548,9 +558,11 @@ fn make_directories(dirs: &MachineDirs) -> Result<(), StartError> {
 async fn bring_up(plan: &mut Plan, vm: &Vm, stages: &mut Stages) -> Result<Workload, StartError> {
     // While the guest boots. A log that cannot be begun is a full disk, most often: better said now than later.
     let directory = plan.parts.layout.machine_data(plan.id);
-    let log = LogWriter::begin(&directory, now_unix_ns()).map_err(|source| StartError::Write {
-        path: super::log::path(&directory),
-        source,
+    let log = LogWriter::begin(&directory, plan.spec.log.bytes(), now_unix_ns()).map_err(|source| {
+        StartError::Write {
+            path: super::log::path(&directory),
+            source,
+        }
     })?;
     let guest = greet(plan, vm).await?;
     failpoint::pass("start-greeted");
@@ -561,7 +573,7 @@ async fn bring_up(plan: &mut Plan, vm: &Vm, stages: &mut Stages) -> Result<Workl
         .await?;
     failpoint::pass("start-configured");
     stages.end("configure");
-    limit_processors(plan, vm);
+    limits::impose(plan, vm_fact(vm));
     let environment = session::environment(&plan.process, &hostname, plan.secrets.iter());
     let container = &plan.spec.container;
     let launch = session::workload(&plan.process, &environment, container, plan.terminal, &plan.io);
@@ -587,21 +599,6 @@ async fn bring_up(plan: &mut Plan, vm: &Vm, stages: &mut Stages) -> Result<Workl
         session: workload,
         log: Some(log),
     })
-}
-
-/// Puts the quota in force once the guest is up: what was asked for is the workload's share, and booting with it would
-/// take many times as long.
-fn limit_processors(plan: &Plan, vm: &Vm) {
-    let Some(quota_us) = plan.spec.cpus.quota_us_per_100ms() else {
-        return;
-    };
-    let limited = match &plan.parts.processors {
-        Some(processors) => processors.limit(&plan.id.to_string(), vm_fact(vm).pid, quota_us),
-        None => Err(std::io::Error::other("this node may not make cgroups")),
-    };
-    if let Err(error) = limited {
-        tracing::warn!(machine = %plan.id, quota_us, %error, "the machine runs without its processor quota");
-    }
 }
 
 /// Waits for the guest's greeting: until the deadline, or until the monitor dies.

@@ -17,8 +17,10 @@ mod events;
 mod exec;
 mod full_disk;
 mod handle;
+mod health;
 mod idle;
 mod life;
+mod limits;
 mod log;
 mod missed;
 mod names;
@@ -30,6 +32,7 @@ mod prune;
 mod recovery;
 mod registry;
 mod session;
+mod stats;
 
 pub use actor::{AttachedMachine, Change, View};
 pub use drivers::{Drivers, SelectError};
@@ -44,6 +47,7 @@ pub use pace::Pace;
 pub use ports::PortError;
 pub use registry::{Machines, NewMachine};
 pub use session::{ExecSpec, terminal_size};
+pub use stats::Usage;
 
 #[cfg(test)]
 mod tests;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use hearth_api::v1::{Border, EventAction, MachineSpec};
 use hearth_machine::spec::check_environment;
-use hearth_machine::{HostLimits, MachineId, MachineName, Process, Spec, State};
+use hearth_machine::{HealthCheck, HostLimits, MachineId, MachineName, Process, Spec, State};
 use tokio::sync::{mpsc, watch};
 
 use super::actor::{Actor, MAILBOX, View};
@@ -17,7 +17,9 @@ use super::life::{self, Parts};
 use crate::host::facts::{self, Place};
 use crate::host::{failpoint, files};
 use crate::images::ResolvedImage;
-use crate::records::{ImageFact, MachineRecord, ProcessFact, RecordedState, Records, RestartFact, spec};
+use crate::records::{
+    self, ImageFact, MachineRecord, ProcessFact, RecordedState, Records, RestartFact, spec,
+};
 use crate::vmm::{self, Vmm as _};
 
 /// How long tasks of machines may take to end with the node.
@@ -128,6 +130,7 @@ impl Machines {
         }
         let image = self.parts.images.resolve(&new.spec.image).await?;
         let process = Process::of(&spec, &image.defaults)?;
+        let check = HealthCheck::of(&spec.health, image.defaults.health_check.as_ref());
         let capabilities = self.parts.drivers.select(spec.driver).await?.capabilities();
         let id = self.unused_id()?;
         let name: MachineName = match &new.name {
@@ -162,6 +165,8 @@ impl Machines {
             stopping: false,
             host_boot: None,
             restart: RestartFact::default(),
+            health_check: check.as_ref().map(records::health::check_fact),
+            health: None,
         };
         let secrets = Some(Arc::new(new.secrets));
         let known = Known {
@@ -250,6 +255,7 @@ impl Machines {
             state: known.state.clone(),
             end: None,
             record: Arc::new(known.record.clone()),
+            health: known.record.health.as_ref().map(records::health::health),
             running: None,
         };
         let (show, view) = watch::channel(view);
@@ -271,6 +277,7 @@ impl Machines {
             process: known.process,
             secrets: known.secrets,
             state: known.state,
+            health: known.record.health.as_ref().map(records::health::health),
             record: known.record,
             view: show,
             records: self.records.clone(),

@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 
 use super::*;
+use crate::host::cgroup::Groups;
 use crate::images::Images;
 use crate::layout::Layout;
 use crate::setup::{Artefacts, KernelSource, SetupRequest, tests as samples};
@@ -96,7 +97,7 @@ impl Bench {
             tasks: TaskTracker::new(),
             pace,
             host_boot: host_boot.to_owned(),
-            processors: None,
+            groups: Groups::default(),
         };
         let memory = ByteSize::from_mib(1024);
         let host = HostLimits {

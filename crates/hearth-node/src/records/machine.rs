@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use hearth_api::v1::{Border, MachineSpec, PortMapping, Stage, strict_spec};
+use hearth_api::v1::{Border, Health, HealthCheck, MachineSpec, PortMapping, Stage, strict_spec};
 use hearth_machine::{History, MachineId, Process, Signal};
 use serde::{Deserialize, Serialize};
 
@@ -66,6 +66,12 @@ pub struct MachineRecord {
     /// What its restart policy asks for.
     #[serde(default, skip_serializing_if = "RestartFact::is_default")]
     pub restart: RestartFact,
+    /// How it is found out whether it works: image and spec put together once, when it was created.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_check: Option<HealthCheck>,
+    /// What is known of that since its last start, as of the last change.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<Health>,
 }
 
 /// The history of a machine, as far as restart policies ask.
@@ -367,6 +373,8 @@ pub(crate) mod tests {
             ports: vec![],
             paused: false,
             restart: RestartFact::default(),
+            health_check: None,
+            health: None,
             stages: vec![],
             stopping: false,
             host_boot: None,

@@ -3,6 +3,7 @@
 //! A record holds the accepted v1 spec as it came, and facts; the checked domain type is made from it anew on load
 //! ([`spec`]). Written by atomic rename with a generation that counts changes. One writer: the machine's actor.
 
+pub mod health;
 pub(crate) mod machine;
 pub mod spec;
 

@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use hearth_api::v1;
-use hearth_machine::spec::{DISK_DEFAULT, MEMORY_DEFAULT};
+use hearth_machine::spec::{DISK_DEFAULT, LOG_DEFAULT, MEMORY_DEFAULT};
 use hearth_machine::{
     ByteSize, Container, ContainerError, CpuMilli, DriverChoice, ExtraHost, HostLimits, Limit, PublishedPort,
     RestartPolicy, Spec, SpecError, Tmpfs,
 };
+
+use super::health;
 
 /// The processor share of a machine that does not say, in thousandths.
 pub const CPU_DEFAULT: u32 = 1000;
@@ -64,6 +66,8 @@ pub fn check(wire: &v1::MachineSpec, host: HostLimits) -> Result<Spec, InvalidSp
         stop_signal: wire.stop_signal.as_deref().map(str::parse).transpose()?,
         ports: wire.ports.iter().map(port).collect::<Result<_, _>>()?,
         container: container(wire).map_err(SpecError::from)?,
+        log: wire.log_max_bytes.map_or(LOG_DEFAULT, ByteSize::from_bytes),
+        health: wire.health.as_ref().map(health::options).unwrap_or_default(),
     };
     if wire.auto_remove && spec.restart != RestartPolicy::No {
         return Err(InvalidSpec::RestartOfRemoved);

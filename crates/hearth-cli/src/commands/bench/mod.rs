@@ -3,7 +3,10 @@
 //! ```text
 //! run      `hearth run IMAGE true`, cold, against bare QEMU up to the guest's first line; where the time goes
 //! exec     `hearth exec MACHINE true`, against the guest making a process by itself
+//! busy     the same with twenty machines that are busy, against none
 //! channel  bytes through `hearth exec`, both ways, against a pipe inside the guest
+//! ports    round trips, connections and bytes through published ports, against a plain TCP relay
+//! logs     bytes that a workload prints, to who is attached and into the log, against an exec's
 //! copy     `hearth cp` of a large file, both ways, against `cp` inside the guest
 //! memory   what the node holds for itself and for each machine
 //! ```
@@ -13,6 +16,8 @@
 mod baseline;
 mod figures;
 mod machines;
+mod output;
+mod ports;
 mod subjects;
 
 use std::process::ExitCode;
@@ -79,6 +84,9 @@ pub(crate) enum BenchError {
         #[source]
         source: std::io::Error,
     },
+    /// A connection to a published port, or to the relay beside it.
+    #[error("a connection to a port broke")]
+    Port(#[source] std::io::Error),
     /// The user asked to end.
     #[error("interrupted")]
     Interrupted,
@@ -122,6 +130,15 @@ async fn measure(node: &Node, machines: &Machines<'_>, arguments: &Bench) -> Res
     }
     if wanted(Subject::Exec) {
         bencher.exec(&mut report).await?;
+    }
+    if wanted(Subject::Busy) {
+        bencher.busy(&mut report).await?;
+    }
+    if wanted(Subject::Ports) {
+        bencher.ports(&mut report).await?;
+    }
+    if wanted(Subject::Logs) {
+        bencher.logs(&mut report).await?;
     }
     if wanted(Subject::Channel) {
         bencher.channel(&mut report).await?;

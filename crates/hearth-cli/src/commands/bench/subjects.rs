@@ -17,10 +17,13 @@ use crate::node::Node;
 
 /// Machines that run at once for the node's memory.
 const CROWD: u64 = 8;
+/// Machines that keep the host's processors busy, and the memory of each: the least that a kernel and a shell get on with.
+const BUSY: u32 = 20;
+const BUSY_MEMORY: u64 = 80 << 20;
 /// Execs in a row that warm up nothing but the page cache.
 const WARM_UP: u32 = 2;
 /// How often bytes are moved: a long stretch each time.
-const TRANSFERS: u32 = 5;
+pub(super) const TRANSFERS: u32 = 5;
 /// Processes that the guest makes by itself, for one sample.
 const SPAWNS: u32 = 20;
 /// What a machine has whose memory is to hold the file of `copy` twice, beside the file.
@@ -97,6 +100,39 @@ impl Bencher<'_> {
         }
         let against = "fork, execve and wait inside the guest";
         report.add_against("exec true", Unit::Milliseconds, &times, against, &own);
+        Ok(())
+    }
+
+    /// The same while machines beside it keep the host's processors busy.
+    pub(super) async fn busy(&self, report: &mut Report) -> Result<(), CliError> {
+        let machine = self.idle("asked", self.memory).await?;
+        let arguments = ["exec", &machine, "true"];
+        let mut calm = Vec::new();
+        for turn in 0..WARM_UP + self.runs * 5 {
+            let took = milliseconds(self.machines.time(&arguments).await?);
+            calm.extend((turn >= WARM_UP).then_some(took));
+        }
+        let mut names = Vec::new();
+        for turn in 0..BUSY {
+            let name = self.machines.name(format!("busy-{turn}"));
+            let mut run = self.machines.run_arguments(&name, BUSY_MEMORY);
+            let command = ["--detach", self.image, "sh", "-c", "while :; do :; done"];
+            run.extend(command.map(str::to_owned));
+            self.machines.time(&run).await?;
+            names.push(name);
+        }
+        let mut times = Vec::new();
+        for turn in 0..WARM_UP + self.runs * 5 {
+            let took = milliseconds(self.machines.time(&arguments).await?);
+            times.extend((turn >= WARM_UP).then_some(took));
+        }
+        for name in &names {
+            self.node
+                .call(async |client| client.remove(name, true).await)
+                .await?;
+        }
+        let name = format!("exec true, {BUSY} machines busy");
+        report.add_against(&name, Unit::Milliseconds, &times, "nothing else runs", &calm);
         Ok(())
     }
 
@@ -188,13 +224,13 @@ impl Bencher<'_> {
         Ok(())
     }
 
-    async fn node_kibibytes(&self) -> Result<f64, CliError> {
+    pub(super) async fn node_kibibytes(&self) -> Result<f64, CliError> {
         let status = self.node.call(async |client| client.node_status().await).await?;
         Ok(status.rss_bytes as f64 / 1024.0)
     }
 
     /// Returns the name of a machine whose workload waits.
-    async fn idle(&self, suffix: &str, memory: u64) -> Result<String, CliError> {
+    pub(super) async fn idle(&self, suffix: &str, memory: u64) -> Result<String, CliError> {
         let name = self.machines.name(suffix);
         let mut arguments = self.machines.run_arguments(&name, memory);
         arguments.extend(["--detach", self.image, "sleep", "86400"].map(str::to_owned));
@@ -212,7 +248,12 @@ impl Bencher<'_> {
         Ok(bare)
     }
 
-    async fn out_of(&self, machine: &str, source: &str, size: u64) -> Result<Duration, BenchError> {
+    pub(super) async fn out_of(
+        &self,
+        machine: &str,
+        source: &str,
+        size: u64,
+    ) -> Result<Duration, BenchError> {
         let arguments = ["exec", machine, "sh", "-c", source];
         let broken = |source| BenchError::Program {
             line: line(&arguments),

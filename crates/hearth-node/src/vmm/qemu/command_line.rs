@@ -31,6 +31,10 @@ const KERNEL_COMMON: &str = "console=ttyS0 quiet panic=-1 reboot=t tsc=reliable 
 /// Under emulation the processor's speculation is the host's, and the guest's mitigations only cost time.
 const KERNEL_EMULATED: &str = "mitigations=off";
 
+/// Emulation: a thread for each processor, and 256 MiB at most for translated code. QEMU's own measure is an eighth of the host's
+/// memory, up to 1 GiB, which no limit of the machine's memory would have room for.
+const TCG: &str = "tcg,thread=multi,tb-size=256";
+
 /// The processor under emulation: x86-64-v2, which current distributions ask for, on an AMD vendor id, so that Linux leaves out
 /// page-table isolation, whose switches are the slowest thing there. RDRAND for entropy. Not AVX, PCLMUL, AES, ERMS: programs
 /// that find them prefer them, and QEMU runs them slower than the plain code.
@@ -75,9 +79,7 @@ fn machine(line: &mut Line, request: &BootRequest, border: Border) {
     );
     match border {
         Border::Kvm => line.option("-accel", "kvm").option("-cpu", "host"),
-        Border::Emulated => line
-            .option("-accel", "tcg,thread=multi")
-            .option("-cpu", CPU_EMULATED),
+        Border::Emulated => line.option("-accel", TCG).option("-cpu", CPU_EMULATED),
     };
     line.option("-smp", request.shape.vcpus.to_string());
     line.option("-m", format!("{}M", request.shape.memory_mib));
@@ -238,7 +240,7 @@ mod tests {
             "-machine",
             "q35,memory-backend=memory,hpet=off,vmport=off,smm=off,sata=off,smbus=off,usb=off,graphics=off,dump-guest-core=off,mem-merge=off",
             "-accel",
-            "tcg,thread=multi",
+            "tcg,thread=multi,tb-size=256",
             "-cpu",
             CPU_EMULATED,
             "-smp",
