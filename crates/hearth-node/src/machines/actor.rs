@@ -5,13 +5,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hearth_api::v1::{EventAction, MachineSpec};
+use hearth_api::v1::EventAction;
 use hearth_machine::{
     Ended, Event, Health, History, MachineId, MachineName, ProbeResult, Process, Signal, Spec, State,
 };
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
+use super::command::{Change, Command, Reply, View};
 use super::error::{MachineError, StartError};
 use super::health::{self, Patient, Prober};
 use super::idle;
@@ -20,113 +21,10 @@ use super::output::{Attached, Subscriber, subscription};
 use super::recovery::ANY_HOST;
 use super::registry::Table;
 use super::session::WorkloadIo;
-use crate::guest::{Guest, Input};
 use crate::host::{failpoint, files};
 use crate::records::{self, MachineRecord, RecordedState, Records, spec};
 use crate::vmm::ControlError;
 
-/// What everybody may see of a machine.
-#[derive(Debug, Clone)]
-pub struct View {
-    /// How it stands.
-    pub state: State,
-    /// The state in which its last start ended; it stays when the machine is removed.
-    pub end: Option<State>,
-    /// Its record.
-    pub record: Arc<MachineRecord>,
-    /// Whether its workload works.
-    pub health: Option<Health>,
-    /// The guest, while its workload runs.
-    pub(super) running: Option<Arc<Running>>,
-}
-
-/// A client's connection to a workload.
-#[derive(Debug)]
-pub struct AttachedMachine {
-    /// What it prints from here on.
-    pub output: Attached,
-    /// Its input, once it runs.
-    pub input: Option<Input>,
-}
-
-/// What is to be different; what is absent stays as it is.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Change {
-    /// Labels to set.
-    pub labels: BTreeMap<String, String>,
-    /// Names of labels to remove.
-    pub remove_labels: Vec<String>,
-    /// Restart policy, as the wire has it.
-    pub restart: Option<String>,
-    /// Life time from the start on; zero for none.
-    pub timeout: Option<Duration>,
-    /// How long it may do nothing; zero for ever.
-    pub idle_timeout: Option<Duration>,
-}
-
-impl Change {
-    fn apply(self, spec: &mut MachineSpec) {
-        spec.labels.retain(|name, _| !self.remove_labels.contains(name));
-        spec.labels.extend(self.labels);
-        spec.restart = self.restart.or(spec.restart.take());
-        let changed = |new: Option<Duration>, old| match new {
-            Some(limit) => Some(limit.as_secs()).filter(|&seconds| seconds > 0),
-            None => old,
-        };
-        spec.timeout_seconds = changed(self.timeout, spec.timeout_seconds);
-        spec.idle_timeout_seconds = changed(self.idle_timeout, spec.idle_timeout_seconds);
-    }
-}
-
-/// What a machine's actor can be asked.
-#[derive(Debug)]
-pub(super) enum Command {
-    Start {
-        terminal: Option<(u16, u16)>,
-        reply: Reply<()>,
-    },
-    Stop {
-        grace: Duration,
-        reply: Reply<()>,
-    },
-    Kill {
-        reply: Reply<()>,
-    },
-    Restart {
-        grace: Duration,
-        reply: Reply<()>,
-    },
-    /// What comes is somebody's wish: the restart policy has no say.
-    EndByHand {
-        reply: Reply<()>,
-    },
-    Rename {
-        name: MachineName,
-        reply: Reply<()>,
-    },
-    Update {
-        change: Change,
-        reply: Reply<()>,
-    },
-    Pause {
-        reply: Reply<()>,
-    },
-    Resume {
-        reply: Reply<()>,
-    },
-    Remove {
-        force: bool,
-        reply: Reply<()>,
-    },
-    Attach {
-        reply: Reply<Attached>,
-    },
-}
-
-pub(super) type Reply<T> = oneshot::Sender<Result<T, MachineError>>;
-
-/// Commands that wait for the actor.
-pub(super) const MAILBOX: usize = 32;
 const EVENTS: usize = 8;
 /// How long the disk has to make room before a record is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -770,28 +668,5 @@ fn recorded(state: &State) -> RecordedState {
             reason: reason.clone(),
         },
         State::Removing => RecordedState::Removing,
-    }
-}
-
-impl View {
-    /// Returns the guest of a running machine.
-    ///
-    /// # Errors
-    /// Returns [`MachineError::NotRunning`] or [`MachineError::Paused`].
-    pub fn guest(&self) -> Result<&Guest, MachineError> {
-        self.running().map(|running| &running.guest)
-    }
-
-    pub(super) fn running(&self) -> Result<&Arc<Running>, MachineError> {
-        let not_running = || MachineError::NotRunning {
-            name: self.record.name.clone(),
-            state: self.state.name(),
-        };
-        if self.state == State::Paused {
-            return Err(MachineError::Paused {
-                name: self.record.name.clone(),
-            });
-        }
-        self.running.as_ref().ok_or_else(not_running)
     }
 }

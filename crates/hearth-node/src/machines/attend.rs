@@ -6,8 +6,9 @@ use hearth_machine::Event;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use super::boot::last_words;
 use super::idle;
-use super::life::{LifeEvent, Order, Plan, died, drain, ended, last_words, obey, over};
+use super::life::{LifeEvent, Order, Plan, died, drain, ended, obey, over};
 use super::output::SessionEnd;
 use super::paused;
 use crate::guest::Guest;

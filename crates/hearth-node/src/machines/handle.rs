@@ -8,7 +8,7 @@ use hearth_guest_protocol::message::Processes;
 use hearth_machine::{Container, HostLimits, MachineId, MachineName, Process, State};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::actor::{AttachedMachine, Change, Command, Reply, View};
+use super::command::{AttachedMachine, Change, Command, Reply, View};
 use super::error::{MachineError, StartError};
 use super::exec::Exec;
 use super::life::{self, Parts};

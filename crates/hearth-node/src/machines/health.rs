@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
-use super::actor::View;
+use super::command::View;
 use super::life::LifeEvent;
 use super::output::now_unix_ns;
 use super::session::{self, ExecSpec};

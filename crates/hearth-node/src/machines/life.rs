@@ -12,17 +12,17 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hearth_api::v1::{Border, Stage};
-use hearth_guest_protocol::message::{Configure, FailureCode, Outcome, Stop};
+use hearth_guest_protocol::message::{FailureCode, Outcome, Stop};
 use hearth_machine::{Ended, Event, MachineId, ProbeResult, Process, PublishedPort, Spec};
-use serde_bytes::ByteBuf;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
 use super::attend;
+use super::boot::{Stages, bring_up, last_words, power_on, words};
 use super::drivers::Drivers;
 use super::error::StartError;
 use super::events::EventLog;
@@ -30,24 +30,21 @@ use super::full_disk;
 use super::limits;
 use super::log::LogWriter;
 use super::missed::Missed;
-use super::output::{Pump, SessionEnd, Subscriber, now_unix_ns};
+use super::output::{Pump, SessionEnd, Subscriber};
 use super::pace::Pace;
 use super::paused;
 use super::ports::Listeners;
 use super::recovery::end_process;
-use super::session::{self, WorkloadIo};
-use crate::guest::{Guest, Input, RequestError, SessionEvent};
+use super::session::WorkloadIo;
+use crate::guest::{Guest, Input, RequestError};
 use crate::host::cgroup::Groups;
-use crate::host::{console, failpoint, files, own};
-use crate::images::{Images, ROOTFS_FILESYSTEM};
+use crate::host::{failpoint, files, own};
+use crate::images::Images;
 use crate::layout::Layout;
 use crate::records::VmmFact;
-use crate::setup::{AgentState, Artefacts};
+use crate::setup::Artefacts;
 use crate::storage::Disks;
-use crate::vmm::{
-    AdoptRequest, BootRequest, ControlError, DiskAccess, DiskAttachment, HostUser, Machine as _, MachineDirs,
-    ProcessId, Vm, Vmm as _, VmmExit,
-};
+use crate::vmm::{AdoptRequest, ControlError, HostUser, Machine as _, MachineDirs, ProcessId, Vm, Vmm as _};
 
 /// What lives need of the node; shared by all machines.
 #[derive(Debug)]
@@ -163,7 +160,7 @@ pub(super) struct Life {
 }
 
 /// How long the guest may take for what needs no booting: mounting, starting a process, bringing disks to rest.
-const GUEST_DEADLINE: Duration = Duration::from_secs(30);
+pub(super) const GUEST_DEADLINE: Duration = Duration::from_secs(30);
 /// How long a guest that is killed may take to write its disks out.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
 /// How long the pump may take to deliver what is left to attached clients once the machine is dead.
@@ -171,8 +168,6 @@ const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
 /// Orders and clients that wait to be taken.
 const ORDERS: usize = 8;
 const JOINING: usize = 4;
-/// The end of the console that goes into an error, in bytes.
-const CONSOLE_TAIL: u64 = 2048;
 
 /// What a life begins with.
 pub(super) enum Origin {
@@ -196,32 +191,6 @@ pub(super) fn begin(plan: Plan, origin: Origin, events: mpsc::Sender<LifeEvent>)
         let _ = events.send(over).await;
     });
     Life { orders, attach }
-}
-
-/// Measures the stages of a start.
-struct Stages {
-    since: Instant,
-    list: Vec<Stage>,
-}
-
-impl Stages {
-    fn begin() -> Self {
-        Self {
-            since: Instant::now(),
-            list: Vec::new(),
-        }
-    }
-
-    fn end(&mut self, name: &str) {
-        let now = Instant::now();
-        let took = now.duration_since(self.since);
-        self.since = now;
-        let duration_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        self.list.push(Stage {
-            name: name.to_owned(),
-            duration_us,
-        });
-    }
 }
 
 async fn live(
@@ -309,10 +278,10 @@ async fn live_on(
 }
 
 /// A workload that runs, its session, and where its output goes.
-struct Workload {
-    running: Running,
-    session: crate::guest::Session,
-    log: Option<LogWriter>,
+pub(super) struct Workload {
+    pub(super) running: Running,
+    pub(super) session: crate::guest::Session,
+    pub(super) log: Option<LogWriter>,
 }
 
 /// The ways by which clients come.
@@ -475,7 +444,7 @@ pub(super) fn release(parts: &Parts, id: MachineId) {
     }
 }
 
-fn vm_fact(vm: &Vm) -> VmmFact {
+pub(super) fn vm_fact(vm: &Vm) -> VmmFact {
     let process = vm.process();
     VmmFact {
         pid: process.pid.unsigned_abs(),
@@ -501,167 +470,6 @@ pub(super) fn host_user(id: MachineId) -> Option<HostUser> {
     let [.., a, b, c] = id.bytes();
     let uid = FIRST_UID + u32::from_be_bytes([0, a, b, c]);
     (own::uid() == 0).then_some(HostUser { uid, gid: uid })
-}
-
-async fn power_on(plan: &Plan, stages: &mut Stages) -> Result<Vm, StartError> {
-    let (parts, id) = (&plan.parts, plan.id);
-    let mut boot_set = parts.artefacts.boot_set()?;
-    if matches!(boot_set.agent, AgentState::Changed { .. }) {
-        parts.artefacts.refresh_agent().await.map_err(StartError::Agent)?;
-        boot_set = parts.artefacts.boot_set()?;
-    }
-    let (dirs, user) = (dirs(&parts.layout, id), host_user(id));
-    make_directories(&dirs)?;
-    let disk = parts.layout.machine_disk(id);
-    parts.disks.prepare(plan.spec.disk, &disk, user).await?;
-    failpoint::reach("start-disk-made").map_err(|source| StartError::Write {
-        path: dirs.data.clone(),
-        source,
-    })?;
-    stages.end("disk");
-    let driver = parts.drivers.select(plan.spec.driver).await?;
-    let request = BootRequest {
-        id,
-        shape: plan.spec.shape(),
-        kernel: boot_set.kernel,
-        initramfs: boot_set.initramfs,
-        append: String::new(),
-        disks: vec![
-            DiskAttachment {
-                path: parts.layout.machine_rootfs(id),
-                access: DiskAccess::ReadOnly,
-            },
-            DiskAttachment {
-                path: disk,
-                access: DiskAccess::ReadWrite,
-            },
-        ],
-        dirs,
-        user,
-    };
-    let vm = driver.boot(&request).await.map_err(StartError::Boot)?;
-    stages.end("vmm");
-    Ok(vm)
-}
-
-fn make_directories(dirs: &MachineDirs) -> Result<(), StartError> {
-    let memory = dirs.memory.parent().unwrap_or(&dirs.memory);
-    for path in [dirs.run.as_path(), memory] {
-        files::make_directory(path, own::passage_mode()).map_err(|source| StartError::Directory {
-            path: path.to_owned(),
-            source,
-        })?;
-    }
-    Ok(())
-}
-
-async fn bring_up(plan: &mut Plan, vm: &Vm, stages: &mut Stages) -> Result<Workload, StartError> {
-    // While the guest boots. A log that cannot be begun is a full disk, most often: better said now than later.
-    let directory = plan.parts.layout.machine_data(plan.id);
-    let log = LogWriter::begin(&directory, plan.spec.log.bytes(), now_unix_ns()).map_err(|source| {
-        StartError::Write {
-            path: super::log::path(&directory),
-            source,
-        }
-    })?;
-    let guest = greet(plan, vm).await?;
-    failpoint::pass("start-greeted");
-    stages.end("kernel");
-    let hostname = session::hostname(&plan.spec, plan.id);
-    guest
-        .configure(&configuration(&plan.spec, &hostname)?, GUEST_DEADLINE)
-        .await?;
-    failpoint::pass("start-configured");
-    stages.end("configure");
-    limits::impose(plan, vm_fact(vm));
-    let environment = session::environment(&plan.process, &hostname, plan.secrets.iter());
-    let container = &plan.spec.container;
-    let launch = session::workload(&plan.process, &environment, container, plan.terminal, &plan.io);
-    let mut workload = guest.launch(&launch).await?;
-    let started = tokio::time::timeout(GUEST_DEADLINE, workload.next()).await;
-    match started.map_err(|_| RequestError::Timeout(GUEST_DEADLINE))? {
-        SessionEvent::Started { .. } => {}
-        SessionEvent::Failed(failure) => return Err(StartError::Workload(failure)),
-        _ => return Err(RequestError::ChannelLost.into()),
-    }
-    failpoint::pass("start-executed");
-    stages.end("start");
-    let input = workload.input();
-    let stages = std::mem::take(&mut stages.list);
-    let running = Running {
-        guest,
-        input,
-        stages,
-        ports: Vec::new(),
-    };
-    Ok(Workload {
-        running,
-        session: workload,
-        log: Some(log),
-    })
-}
-
-/// Waits for the guest's greeting: until the deadline, or until the monitor dies.
-async fn greet(plan: &Plan, vm: &Vm) -> Result<Guest, StartError> {
-    let limit = plan.parts.pace.boot_deadline(plan.border);
-    let begun = Instant::now();
-    let greeting = async {
-        let stream = vm.connect_guest().await.map_err(crate::guest::ConnectError::Io)?;
-        let (reader, writer) = stream.into_split();
-        Guest::connect(reader, writer, &plan.parts.tasks).await
-    };
-    tokio::select! {
-        greeted = tokio::time::timeout(limit, greeting) => match greeted {
-            Ok(Ok(guest)) => {
-                plan.parts.pace.booted_in(begun.elapsed());
-                Ok(guest)
-            }
-            // A monitor that dies closes the stream, too: its own words say more.
-            Ok(Err(error)) => match tokio::time::timeout(Duration::from_secs(1), vm.wait()).await {
-                Ok(exit) => Err(StartError::DiedInBoot { words: words(plan, exit) }),
-                Err(_) => Err(error.into()),
-            },
-            Err(_) => Err(StartError::NoHello { limit, console: console_tail(plan) }),
-        },
-        exit = vm.wait() => Err(StartError::DiedInBoot { words: words(plan, exit) }),
-    }
-}
-
-/// What a monitor that died said last; where it said nothing, what the guest's kernel said.
-fn words(plan: &Plan, exit: std::io::Result<VmmExit>) -> String {
-    let monitor = last_words(exit);
-    if monitor.trim().is_empty() {
-        console_tail(plan)
-    } else {
-        monitor
-    }
-}
-
-pub(super) fn last_words(exit: std::io::Result<VmmExit>) -> String {
-    exit.map_or_else(|error| error.to_string(), |exit| exit.last_words)
-}
-
-fn console_tail(plan: &Plan) -> String {
-    let path = dirs(&plan.parts.layout, plan.id).console_log();
-    let tail = console::tail(&path, CONSOLE_TAIL).unwrap_or_default();
-    // A serial console ends its lines for a terminal.
-    String::from_utf8_lossy(&tail).replace('\r', "")
-}
-
-fn configuration(spec: &Spec, hostname: &str) -> Result<Configure, StartError> {
-    let mut entropy = [0; 32];
-    getrandom::fill(&mut entropy)
-        .map_err(|error| crate::guest::ConnectError::Io(std::io::Error::other(error)))?;
-    Ok(Configure {
-        hostname: hostname.to_owned(),
-        image_device: "/dev/vda".to_owned(),
-        image_filesystem: ROOTFS_FILESYSTEM.to_owned(),
-        disk_device: "/dev/vdb".to_owned(),
-        hosts: ByteBuf::from(session::hosts_file(hostname, &spec.container.hosts).into_bytes()),
-        resolv_conf: ByteBuf::new(),
-        clock_unix_ns: now_unix_ns(),
-        entropy,
-    })
 }
 
 pub(super) async fn obey(

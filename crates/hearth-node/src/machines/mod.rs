@@ -11,6 +11,8 @@
 
 mod actor;
 mod attend;
+mod boot;
+mod command;
 mod drivers;
 mod error;
 mod events;
@@ -34,7 +36,7 @@ mod registry;
 mod session;
 mod stats;
 
-pub use actor::{AttachedMachine, Change, View};
+pub use command::{AttachedMachine, Change, View};
 pub use drivers::{Drivers, SelectError};
 pub use error::{CreateError, MachineError, StartError};
 pub use events::{EVENTS_MAX, EventLog, Reader, Told, time_of};

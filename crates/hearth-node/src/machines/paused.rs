@@ -9,7 +9,8 @@ use hearth_machine::Event;
 use tokio::sync::mpsc;
 
 use super::attend::time_over;
-use super::life::{LifeEvent, Order, Plan, chain, died, last_words, over};
+use super::boot::last_words;
+use super::life::{LifeEvent, Order, Plan, chain, died, over};
 use super::output::now_unix_ns;
 use crate::guest::Guest;
 use crate::vmm::{ControlError, Machine as _, Vm};

@@ -10,7 +10,8 @@ use hearth_machine::spec::check_environment;
 use hearth_machine::{HealthCheck, HostLimits, MachineId, MachineName, Process, Spec, State};
 use tokio::sync::{mpsc, watch};
 
-use super::actor::{Actor, MAILBOX, View};
+use super::actor::Actor;
+use super::command::{MAILBOX, View};
 use super::error::{CreateError, MachineError};
 use super::handle::Machine;
 use super::life::{self, Parts};
