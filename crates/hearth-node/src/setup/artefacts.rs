@@ -216,10 +216,7 @@ impl Artefacts {
     /// # Errors
     /// [`NotSetUp`].
     pub fn boot_set(&self) -> Result<BootSet, NotSetUp> {
-        let index = self.index()?;
-        for stored in [&index.kernel.stored, &index.initramfs] {
-            self.look_at(stored)?;
-        }
+        let index = self.whole_index()?;
         Ok(BootSet {
             kernel: self.path(&index.kernel.stored),
             initramfs: self.path(&index.initramfs),
@@ -229,6 +226,23 @@ impl Artefacts {
             initramfs_digest: index.initramfs.digest,
             agent: self.agent_state(&index),
         })
+    }
+
+    /// Returns the index whose files are there. A set that has been replaced twice since its index was read is gone, files and all:
+    /// then the one in its place counts.
+    fn whole_index(&self) -> Result<Index, NotSetUp> {
+        let mut index = self.index()?;
+        loop {
+            let files = [&index.kernel.stored, &index.initramfs];
+            let Err(error) = files.into_iter().try_for_each(|stored| self.look_at(stored)) else {
+                return Ok(index);
+            };
+            let now = self.index()?;
+            if now == index {
+                return Err(error);
+            }
+            index = now;
+        }
     }
 
     /// Tells whether the agent's file is another than the one that was taken in, without reading it.
