@@ -4,6 +4,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use tempfile::TempDir;
@@ -11,9 +12,13 @@ use tempfile::TempDir;
 use crate::command::Invocation;
 use crate::image::Layout;
 use crate::skip::missing_program;
+use crate::text::contains;
 
 /// Runtimes that podman may use: crun refuses hosts that have both versions of cgroups.
 const RUNTIMES: [&str; 2] = ["crun", "runc"];
+
+/// How long its monitors may take to end.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A podman of a test's own.
 #[derive(Debug)]
@@ -113,10 +118,26 @@ impl Podman {
     }
 }
 
+impl Podman {
+    /// Tells whether a process was started with a path of its home.
+    fn is_in_use(&self) -> bool {
+        let home = self.home.path().to_string_lossy().into_owned();
+        let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+        processes
+            .filter_map(|entry| fs::read(entry.path().join("cmdline")).ok())
+            .any(|line| contains(&line, home.as_bytes()))
+    }
+}
+
 impl Drop for Podman {
     fn drop(&mut self) {
-        // What cannot be removed is reported by the removal of its home.
+        // What cannot be removed stays where the next lines do not find it empty.
         let _ = self.call(["rm", "--all", "--force", "--time", "0"]).run();
+        // Its monitors clean up behind themselves, in the home that is removed next.
+        let end = Instant::now() + PATIENCE;
+        while self.is_in_use() && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(50));
+        }
         let groups = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten();
         for group in groups.map(|entry| entry.path()).chain(["/sys/fs/cgroup".into()]) {
             // Empty ones are nobody's; the kernel refuses the others.

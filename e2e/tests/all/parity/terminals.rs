@@ -74,13 +74,13 @@ pub(super) const CASES: &[Case] = &[
     ),
     by(
         "tty: ^C",
-        |subject| shown(subject, &[], "echo ready; exec sleep 100", &[("ready", "\x03")]),
-        "130 ready\r\n^C",
+        |subject| ended_by(subject, "\x03"),
+        "130 ready\r\nx\r\nx\r\n^C",
     ),
     by(
         "tty: ^\\",
-        |subject| shown(subject, &[], "echo ready; exec sleep 100", &[("ready", "\x1c")]),
-        "131 ready\r\n^\\",
+        |subject| ended_by(subject, "\x1c"),
+        "131 ready\r\nx\r\nx\r\n^\\",
     ),
     by(
         "tty: ^D",
@@ -153,6 +153,16 @@ fn shown(subject: &Subject<'_>, flags: &[&str], script: &str, keys: &[(&str, &st
         "{code} {}",
         String::from_utf8_lossy(&screen.all(DEADLINE)?)
     ))
+}
+
+/// Types a key that ends `cat`, once that has answered: the shell before it is deaf to some.
+fn ended_by(subject: &Subject<'_>, key: &str) -> Result<String> {
+    shown(
+        subject,
+        &[],
+        "echo ready; exec cat",
+        &[("ready", "x\r"), ("x\r\nx\r\n", key)],
+    )
 }
 
 fn resized(subject: &Subject<'_>) -> Result<String> {
