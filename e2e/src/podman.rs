@@ -129,19 +129,27 @@ impl Podman {
     }
 }
 
+/// Removes podman's empty cgroups, which are nobody's; tells whether all are gone. The kernel refuses those that are in use.
+fn remove_cgroups() -> bool {
+    let groups = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten();
+    let groups = groups.map(|entry| entry.path()).chain(["/sys/fs/cgroup".into()]);
+    let parents = groups.map(|group| group.join("libpod_parent"));
+    let left = parents.filter(|parent| {
+        let children = fs::read_dir(parent).into_iter().flatten().flatten();
+        children.for_each(|child| drop(fs::remove_dir(child.path())));
+        fs::remove_dir(parent).is_err() && parent.exists()
+    });
+    left.count() == 0
+}
+
 impl Drop for Podman {
     fn drop(&mut self) {
         // What cannot be removed stays where the next lines do not find it empty.
         let _ = self.call(["rm", "--all", "--force", "--time", "0"]).run();
-        // Its monitors clean up behind themselves, in the home that is removed next.
+        // Its monitors clean up behind themselves, in the home that is removed next; then their cgroups are empty.
         let end = Instant::now() + PATIENCE;
-        while self.is_in_use() && Instant::now() < end {
+        while (self.is_in_use() || !remove_cgroups()) && Instant::now() < end {
             std::thread::sleep(Duration::from_millis(50));
-        }
-        let groups = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten();
-        for group in groups.map(|entry| entry.path()).chain(["/sys/fs/cgroup".into()]) {
-            // Empty ones are nobody's; the kernel refuses the others.
-            let _ = fs::remove_dir(group.join("libpod_parent"));
         }
     }
 }

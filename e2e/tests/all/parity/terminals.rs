@@ -67,7 +67,7 @@ pub(super) const CASES: &[Case] = &[
                 subject,
                 &[],
                 "echo ready; read line; echo got $line",
-                &[("ready", "hello\r")],
+                &[("ready\r\n", "hello\r")],
             )
         },
         "0 ready\r\nhello\r\ngot hello\r\n",
@@ -89,7 +89,7 @@ pub(super) const CASES: &[Case] = &[
                 subject,
                 &[],
                 "echo ready; exec cat",
-                &[("ready", "abc\r"), ("abc\r\nabc\r\n", "\x04")],
+                &[("ready\r\n", "abc\r"), ("abc\r\nabc\r\n", "\x04")],
             )
         },
         "0 ready\r\nabc\r\nabc\r\n",
@@ -102,7 +102,7 @@ pub(super) const CASES: &[Case] = &[
                 subject,
                 &[],
                 "echo ready; read line; echo got $line",
-                &[("ready", "\x13a\x11\r")],
+                &[("ready\r\n", "\x13a\x11\r")],
             )
         },
         "0 ready\r\na\r\ngot a\r\n",
@@ -161,7 +161,7 @@ fn ended_by(subject: &Subject<'_>, key: &str) -> Result<String> {
         subject,
         &[],
         "echo ready; exec cat",
-        &[("ready", "x\r"), ("x\r\nx\r\n", key)],
+        &[("ready\r\n", "x\r"), ("x\r\nx\r\n", key)],
     )
 }
 
@@ -172,7 +172,7 @@ fn resized(subject: &Subject<'_>) -> Result<String> {
     let terminal = subject
         .exec(&["-it"], &["sh", "-c", script])
         .on_terminal(ROWS, COLUMNS)?;
-    terminal.screen.wait_for("ready", DEADLINE)?;
+    terminal.screen.wait_for("ready\r\n", DEADLINE)?;
     terminal.resize(41, 132)?;
     terminal.screen.wait_for("41 132", DEADLINE)?;
     Ok(format!("{} 41 132", terminal.finish(DEADLINE)?.code))
@@ -195,7 +195,7 @@ fn suspended(subject: &Subject<'_>) -> Result<String> {
 fn raw_mode(subject: &Subject<'_>) -> Result<String> {
     let call = subject.exec(&["-it"], &["sh", "-c", "echo ready; exec cat"]);
     let mut terminal = call.on_terminal(ROWS, COLUMNS)?;
-    terminal.screen.wait_for("ready", DEADLINE)?;
+    terminal.screen.wait_for("ready\r\n", DEADLINE)?;
     let line = terminal.line()?;
     let name = |raw| if raw { "raw" } else { "not" };
     let before = name(is_raw(&line)?);
@@ -208,7 +208,7 @@ fn detached(subject: &Subject<'_>) -> Result<String> {
     let flags = ["-it", "--detach-keys", "ctrl-a,d"];
     let call = subject.exec(&flags, &["sh", "-c", "echo ready; exec sleep 7001"]);
     let mut terminal = call.on_terminal(ROWS, COLUMNS)?;
-    terminal.screen.wait_for("ready", DEADLINE)?;
+    terminal.screen.wait_for("ready\r\n", DEADLINE)?;
     subject.leave(&mut terminal)?;
     let code = terminal.finish(DEADLINE)?.code;
     let goes_on = subject.goes_on("sleep 7001")?;
