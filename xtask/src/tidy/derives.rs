@@ -8,7 +8,7 @@ use super::source::Source;
 const TRAITS: [&str; 2] = ["Serialize", "Deserialize"];
 
 /// Where bytes cross a border, and which one.
-const HOMES: [(&str, &str); 16] = [
+const HOMES: [(&str, &str); 17] = [
     ("hearth_api", "HTTP"),
     ("hearth_guest_protocol::message", "the channel to the guest"),
     (
@@ -36,6 +36,7 @@ const HOMES: [(&str, &str); 16] = [
         "digests in the index of what was set up",
     ),
     ("hearth_node::setup::index", "that index, on the disk"),
+    ("hearth_node::setup::firecracker::index", "the index beside it"),
     ("hearth_node::vmm::qemu::qmp", "QEMU's monitor"),
 ];
 

@@ -29,5 +29,5 @@ pub use machine::{
 };
 pub use node::{NodeStatus, StopNode};
 pub use progress::{Progress, ProgressLine, Unit};
-pub use setup::{Artefact, ArtefactKind, SetupReport, SetupRequest};
+pub use setup::{Artefact, ArtefactKind, FirecrackerSetup, SetupReport, SetupRequest};
 pub use stats::{GuestStats, MachineStats, MonitorStats, StatsSample};

@@ -23,6 +23,22 @@ pub struct SetupRequest {
     /// Takes the distribution's newest kernel, even if another one is set up. Not sent when false: older nodes do not know it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub distribution: bool,
+    /// Installs Firecracker, and leaves everything else as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub firecracker: Option<FirecrackerSetup>,
+}
+
+/// Which Firecracker to install.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FirecrackerSetup {
+    /// The version that it must be, as in `1.12.1`; the pinned release, or what `from` holds, when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// An absolute path on the node's host: the program, a directory, a release's tarball, a wheel. The official release when
+    /// absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
 }
 
 /// What is set up now.
@@ -59,4 +75,8 @@ pub enum ArtefactKind {
     Agent,
     /// What the guest boots from: agent and modules.
     Initramfs,
+    /// A virtual machine monitor beside QEMU.
+    Firecracker,
+    /// The program that locks it up.
+    Jailer,
 }

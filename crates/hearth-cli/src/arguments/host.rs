@@ -15,6 +15,7 @@ Examples:
   hearth setup --distribution                       its newest, even if another one is set up
   hearth setup --list
   hearth setup kernel --build                       a small kernel that boots in half the time
+  hearth setup firecracker --from firecracker.tgz   a monitor beside QEMU, for hosts with KVM
   hearth setup --kernel bzImage --modules /lib/modules/6.12.1
 
 What is there already is kept."
@@ -50,6 +51,23 @@ pub(crate) enum SetupCommand {
         /// Build it from the distribution's source, with Hearth's configuration: minutes, not seconds
         #[arg(long, required = true)]
         build: bool,
+    },
+    /// Install Firecracker and its jailer, which run machines where KVM does
+    ///
+    /// Versions from 1.10 on are driven, but not 1.16.0. Without --from it is the official release of 1.12.1, checked by its
+    /// published digests.
+    #[command(after_help = "\
+Examples:
+  hearth setup firecracker                                          the official release
+  hearth setup firecracker --from firecracker-v1.12.1-x86_64.tgz
+  hearth setup firecracker --version 1.13.1 --from /opt/firecracker")]
+    Firecracker {
+        /// Version that it must be
+        #[arg(long, value_name = "VERSION")]
+        version: Option<String>,
+        /// Program, directory, release tarball (.tgz) or wheel to take it from
+        #[arg(long, value_name = "PATH")]
+        from: Option<PathBuf>,
     },
 }
 

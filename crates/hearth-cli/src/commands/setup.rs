@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use hearth_api::v1::{ArtefactKind, SetupReport, SetupRequest};
+use hearth_api::v1::{ArtefactKind, FirecrackerSetup, SetupReport, SetupRequest};
 use hearth_machine::ByteSize;
 
 use super::image::short;
@@ -41,12 +41,20 @@ fn request(arguments: &Setup) -> Result<SetupRequest, ResolveError> {
         let path: Option<&Path> = path.as_deref();
         path.map(|path| absolute(path, &System)).transpose()
     };
+    let firecracker = match &arguments.command {
+        Some(SetupCommand::Firecracker { version, from }) => Some(FirecrackerSetup {
+            version: version.clone(),
+            from: full(from)?,
+        }),
+        _ => None,
+    };
     Ok(SetupRequest {
         kernel: full(&arguments.kernel)?,
         modules: full(&arguments.modules)?,
         agent: full(&arguments.agent)?,
         distribution: arguments.distribution,
         build_kernel: matches!(arguments.command, Some(SetupCommand::Kernel { build: true })),
+        firecracker,
     })
 }
 
@@ -64,6 +72,8 @@ fn table(report: &SetupReport) -> Table {
             ArtefactKind::Modules => "modules",
             ArtefactKind::Agent => "agent",
             ArtefactKind::Initramfs => "initramfs",
+            ArtefactKind::Firecracker => "firecracker",
+            ArtefactKind::Jailer => "jailer",
         };
         table.push([
             Cell::from(kind),

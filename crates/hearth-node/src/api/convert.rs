@@ -192,6 +192,8 @@ pub(super) fn artefacts(list: Vec<setup::Artefact>) -> v1::SetupReport {
             setup::ArtefactKind::Modules => v1::ArtefactKind::Modules,
             setup::ArtefactKind::Agent => v1::ArtefactKind::Agent,
             setup::ArtefactKind::Initramfs => v1::ArtefactKind::Initramfs,
+            setup::ArtefactKind::Firecracker => v1::ArtefactKind::Firecracker,
+            setup::ArtefactKind::Jailer => v1::ArtefactKind::Jailer,
         },
         version: artefact.version,
         path: artefact.path.display().to_string(),

@@ -15,7 +15,7 @@ use super::error::{ApiError, invalid};
 use super::progress::lines;
 use crate::doctor;
 use crate::host::own;
-use crate::setup::{self, KernelSource, SetupRequest};
+use crate::setup::{self, FirecrackerRequest, KernelSource, SetupRequest};
 
 /// How long machines have to end when the node is asked to end with them.
 const GRACE: Duration = Duration::from_secs(10);
@@ -76,17 +76,47 @@ pub(super) async fn setup(
     body: Result<Json<v1::SetupRequest>, JsonRejection>,
 ) -> Result<Response, ApiError> {
     let Json(request) = body?;
+    let artefacts = service.machines.parts().artefacts.clone();
+    if let Some(firecracker) = &request.firecracker {
+        let firecracker = firecracker_request(&request, firecracker)?;
+        return Ok(lines(&service.tasks, move |teller| async move {
+            let report = artefacts
+                .install_firecracker(firecracker, move |progress| teller.tell(wire(progress)))
+                .await?;
+            Ok(convert::artefacts(report.artefacts))
+        }));
+    }
     let request = SetupRequest {
         kernel: kernel_source(&request)?,
         agent: request.agent.map(Into::into),
     };
-    let artefacts = service.machines.parts().artefacts.clone();
     Ok(lines(&service.tasks, move |teller| async move {
         let report = artefacts
             .run(request, move |progress| teller.tell(wire(progress)))
             .await?;
         Ok(convert::artefacts(report.artefacts))
     }))
+}
+
+fn firecracker_request(
+    request: &v1::SetupRequest,
+    firecracker: &v1::FirecrackerSetup,
+) -> Result<FirecrackerRequest, ApiError> {
+    let alone = v1::SetupRequest {
+        firecracker: Some(firecracker.clone()),
+        ..v1::SetupRequest::default()
+    };
+    if *request != alone {
+        return Err(invalid(
+            "Firecracker is set up alone: ask for the rest in another request",
+        ));
+    }
+    let version = firecracker.version.as_deref().map(str::parse).transpose();
+    Ok(FirecrackerRequest {
+        version: version
+            .map_err(|error: hearth_firecracker::version::InvalidVersion| invalid(error.to_string()))?,
+        from: firecracker.from.as_ref().map(Into::into),
+    })
 }
 
 fn kernel_source(request: &v1::SetupRequest) -> Result<KernelSource, ApiError> {

@@ -40,7 +40,7 @@ pub(super) fn all(layout: &Layout) -> Vec<Check> {
         memory(),
         processor(),
         processors(),
-        programs::firecracker(),
+        programs::firecracker(&artefacts),
         nested(facts::nested_virtualization()),
         reflink(layout.data()),
         userfaultfd(facts::userfaultfd()),

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::{Check, chain};
 use crate::host::command::HostCommand;
 use crate::host::facts::find_program;
+use crate::setup::Artefacts;
 
 /// The oldest QEMU that Hearth drives: the one of Debian 12.
 const OLDEST_QEMU: Version = Version(7, 2);
@@ -69,15 +70,27 @@ fn parse_qemu_version(output: &str) -> Option<(Version, &str)> {
     Some((version, text))
 }
 
-/// Looks for Firecracker, which no machine of this version needs.
-pub(super) fn firecracker() -> Check {
-    match find_program("firecracker") {
-        Some(path) => Check::ok("firecracker", path.display().to_string()),
-        None => Check::absent("firecracker", "not installed")
-            .because("firecracker is in none of the directories of PATH")
-            .remedy(
-                "put the release binary from github.com/firecracker-microvm/firecracker into /usr/local/bin",
-            ),
+/// Looks for the Firecracker that set-up has installed; machines run under QEMU without.
+pub(super) fn firecracker(artefacts: &Artefacts) -> Check {
+    match artefacts.firecracker() {
+        Ok(installed) => {
+            let jailer = if installed.jailer.is_some() {
+                "with"
+            } else {
+                "without"
+            };
+            Check::ok(
+                "firecracker",
+                format!(
+                    "{}, {jailer} jailer ({})",
+                    installed.version,
+                    installed.program.display()
+                ),
+            )
+        }
+        Err(error) => Check::absent("firecracker", "not installed")
+            .because(chain(&error))
+            .remedy("hearth setup firecracker"),
     }
 }
 

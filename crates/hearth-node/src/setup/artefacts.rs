@@ -33,16 +33,22 @@ pub enum ArtefactKind {
     Agent,
     /// A cpio archive of the modules and the agent.
     Initramfs,
+    /// The virtual machine monitor.
+    Firecracker,
+    /// The program that locks it up.
+    Jailer,
 }
 
 impl ArtefactKind {
-    /// Returns the kind's name: `kernel`, `modules`, `agent` or `initramfs`.
+    /// Returns the kind's name: `kernel`, `modules`, `agent`, `initramfs`, `firecracker` or `jailer`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Kernel => "kernel",
             Self::Modules => "modules",
             Self::Agent => "agent",
             Self::Initramfs => "initramfs",
+            Self::Firecracker => "firecracker",
+            Self::Jailer => "jailer",
         }
     }
 }
@@ -164,7 +170,7 @@ impl Artefacts {
     pub fn list(&self) -> Result<Vec<Artefact>, NotSetUp> {
         match self.index() {
             Ok(index) => Ok(self.artefacts(&index)),
-            Err(NotSetUp::Never) => Ok(Vec::new()),
+            Err(NotSetUp::Never) => Ok(self.firecracker_artefacts()),
             Err(error) => Err(error),
         }
     }
@@ -184,6 +190,7 @@ impl Artefacts {
                 artefact(ArtefactKind::Agent, &index.agent.stored),
                 artefact(ArtefactKind::Initramfs, &index.initramfs),
             ])
+            .chain(self.firecracker_artefacts())
             .collect()
     }
 

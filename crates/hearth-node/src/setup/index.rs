@@ -158,7 +158,7 @@ pub(super) fn store(directory: &Path, version: &str, bytes: &[u8]) -> io::Result
 /// Writes a file that is there whole or not at all, also after a crash of the host.
 ///
 /// It is readable by all (0644): the virtual machine monitor runs as a user of its own.
-fn put(directory: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+pub(super) fn put(directory: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
     let mut file = tempfile::Builder::new()
         .prefix(UNFINISHED)
         .tempfile_in(directory)?;

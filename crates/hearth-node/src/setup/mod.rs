@@ -8,6 +8,7 @@
 //! package | file | source  ->  kernel (ELF) ----------------------------> index.json
 //!                          ->  modules (cpio) --+                          ^
 //! hearth-guest             ->  agent (cpio) ----+->  initramfs (cpio) -----'
+//! release | file | archive ->  firecracker, jailer ---------------------> firecracker.json
 //! ```
 
 mod agent;
@@ -17,6 +18,7 @@ mod deb;
 mod decompress;
 mod digest;
 mod distribution;
+mod firecracker;
 mod index;
 mod initramfs;
 mod kernel;
@@ -31,6 +33,7 @@ pub use build::BuildError;
 pub use deb::DebError;
 pub use digest::{Digest, InvalidDigest};
 pub use distribution::PackageError;
+pub use firecracker::{FirecrackerError, FirecrackerRequest, InstalledFirecracker, NoFirecracker};
 pub use index::Origin;
 pub use kernel::KernelError;
 pub use modules::ModulesError;

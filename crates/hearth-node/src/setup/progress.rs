@@ -26,6 +26,8 @@ pub enum Step {
     Agent,
     /// Writes the initramfs.
     Initramfs,
+    /// Looks for Firecracker, checks and installs it.
+    Firecracker,
 }
 
 impl fmt::Display for Step {
@@ -41,6 +43,7 @@ impl fmt::Display for Step {
             Self::Modules => "modules",
             Self::Agent => "agent",
             Self::Initramfs => "initramfs",
+            Self::Firecracker => "firecracker",
         })
     }
 }

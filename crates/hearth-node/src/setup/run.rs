@@ -11,6 +11,7 @@ use tokio::sync::OwnedMutexGuard;
 use super::agent::{AgentError, read_agent};
 use super::artefacts::{AgentState, Artefact, Artefacts, NotSetUp};
 use super::build;
+use super::firecracker::FirecrackerError;
 use super::index::{Agent, FileStamp, Index, Origin, Stored, UNFINISHED, store};
 use super::initramfs;
 use super::kernel::{self, KernelError, KernelSet};
@@ -90,6 +91,9 @@ pub enum SetupError {
     /// The agent was to be renewed, and there is nothing yet that it could be renewed in.
     #[error(transparent)]
     NotSetUp(#[from] NotSetUp),
+    /// No Firecracker was installed.
+    #[error(transparent)]
+    Firecracker(#[from] FirecrackerError),
 }
 
 impl Artefacts {
@@ -237,7 +241,7 @@ impl Artefacts {
 
     /// Makes the directory, waits for the others in this process, keeps other processes out, and sweeps what a killed
     /// set-up left behind.
-    async fn hold(&self) -> Result<(OwnedMutexGuard<()>, File), SetupError> {
+    pub(super) async fn hold(&self) -> Result<(OwnedMutexGuard<()>, File), SetupError> {
         let turn = self.turn.clone().lock_owned().await;
         make_directory(&self.directory).map_err(self.cannot_write())?;
         let lock = lock::try_lock(&self.directory.join(LOCK_NAME)).map_err(self.cannot_write())?;
@@ -269,7 +273,7 @@ impl Artefacts {
     }
 
     /// Removes the entries that are unwanted. What cannot be removed costs space and nothing else.
-    fn remove(&self, unwanted: impl Fn(&DirEntry, &str) -> bool) {
+    pub(super) fn remove(&self, unwanted: impl Fn(&DirEntry, &str) -> bool) {
         let Ok(entries) = std::fs::read_dir(&self.directory) else {
             return;
         };
