@@ -116,12 +116,19 @@ fn copy_data(source: &File, target: &File) -> io::Result<()> {
     let length = source.metadata()?.len();
     target.set_len(length)?;
     let mut at = 0;
-    while let Some(data) = next_data(source, at)? {
-        let hole = seek(source, SeekFrom::Hole(data))?;
+    while let Some((data, hole)) = next_stretch(source, at)? {
         copy_stretch(source, target, data, hole - data)?;
         at = hole;
     }
     Ok(())
+}
+
+/// Returns where the next data of a file begins and ends; none when there is no more.
+pub(super) fn next_stretch(source: &File, from: u64) -> io::Result<Option<(u64, u64)>> {
+    let Some(data) = next_data(source, from)? else {
+        return Ok(None);
+    };
+    Ok(Some((data, seek(source, SeekFrom::Hole(data))?)))
 }
 
 fn next_data(source: &File, from: u64) -> io::Result<Option<u64>> {

@@ -9,6 +9,7 @@ pub mod files;
 pub mod kvm;
 pub mod launch;
 pub mod lock;
+pub mod memory_image;
 pub mod network_namespace;
 pub mod own;
 pub mod process;

@@ -1,13 +1,20 @@
 //! Unix sockets with a path, made by the node and handed to a monitor: the path exists before the monitor does, so a
 //! client connects at once, and a later node finds the same door.
 
-use std::io;
-use std::os::fd::OwnedFd;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::Mode;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::net::{
+    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags,
+    SocketType, sendmsg,
+};
+use tokio::io::{AsyncWriteExt as _, Interest};
+use tokio::net::UnixStream;
+use tokio::net::unix::OwnedWriteHalf;
 
 /// The longest path of a Unix socket, in bytes: `sun_path` has 108, and one is the NUL (unix(7)).
 pub const PATH_LIMIT: usize = 107;
@@ -71,6 +78,30 @@ fn bind_and_listen(path: &Path) -> io::Result<OwnedFd> {
     rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
     rustix::net::listen(&socket, 8)?;
     Ok(socket)
+}
+
+/// Writes bytes, with the first of which a descriptor goes to the other end.
+///
+/// # Errors
+/// Returns the kernel's error.
+pub async fn write_with(to: &mut OwnedWriteHalf, bytes: &[u8], descriptor: &OwnedFd) -> io::Result<()> {
+    let descriptors = [descriptor.as_fd()];
+    let sent = loop {
+        to.writable().await?;
+        let stream: &UnixStream = to.as_ref();
+        let sent = stream.try_io(Interest::WRITABLE, || {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut ancillary = SendAncillaryBuffer::new(&mut space);
+            ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
+            let flags = SendFlags::NOSIGNAL;
+            Ok(sendmsg(stream, &[IoSlice::new(bytes)], &mut ancillary, flags)?)
+        });
+        match sent {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            other => break other?,
+        }
+    };
+    to.write_all(&bytes[sent..]).await
 }
 
 #[cfg(test)]

@@ -94,6 +94,93 @@ pub(super) async fn adopt_and_kill(driver: &Driver, vm: Vm, dirs: &MachineDirs, 
     exit
 }
 
+/// Makes an empty directory for a snapshot beside the files of a machine.
+pub(super) fn place_for_snapshot(dirs: &MachineDirs, name: &str) -> PathBuf {
+    let place = dirs.data.join(name);
+    std::fs::create_dir(&place).unwrap();
+    place
+}
+
+/// Makes the request for another machine of the same form, with directories of its own.
+pub(super) fn another(request: &BootRequest, number: u8) -> BootRequest {
+    let root = request.dirs.data.join(format!("another{number}"));
+    let (data, run) = (root.join("data"), root.join("run"));
+    for directory in [&data, &run] {
+        std::fs::create_dir_all(directory).unwrap();
+    }
+    BootRequest {
+        id: MachineId::from_random([number; 6]),
+        dirs: MachineDirs {
+            data,
+            run,
+            memory: root.join("memory"),
+        },
+        ..request.clone()
+    }
+}
+
+/// A machine stands still behind a snapshot and goes on when it is told to; machines that are restored from it do so as well,
+/// and snapshots of those are as good.
+pub(super) async fn snapshots(driver: &Driver, vm: &Vm, request: &BootRequest) -> Vec<(BootRequest, Vm)> {
+    let mut restored = Vec::new();
+    let mut source = vm;
+    for number in 1..=2 {
+        let place = place_for_snapshot(&request.dirs, &format!("snapshot{number}"));
+        let mut events = source.events();
+        within(source.snapshot(&place, SnapshotKind::Full)).await.unwrap();
+        assert_eq!(next(&mut events).await, VmmEvent::Paused);
+        source.resume().await.unwrap();
+        assert_eq!(next(&mut events).await, VmmEvent::Resumed);
+
+        let boot = another(request, number);
+        let asked = RestoreRequest {
+            boot: boot.clone(),
+            snapshot: place.clone(),
+            memory: MemoryBackend::File,
+        };
+        let clone = within(driver.restore(&asked)).await.unwrap();
+        std::fs::remove_dir_all(&place).unwrap();
+        let mut events = clone.events();
+        clone.pause().await.unwrap();
+        assert!(events.try_recv().is_err(), "it stands still already");
+        clone.resume().await.unwrap();
+        assert_eq!(next(&mut events).await, VmmEvent::Resumed);
+        restored.push((boot, clone));
+        source = &restored[restored.len() - 1].1;
+    }
+    restored
+}
+
+/// A snapshot that cannot be written leaves the machine as it was.
+pub(super) async fn a_snapshot_that_fails_changes_nothing(vm: &Vm, nowhere: &Path) {
+    let refused = within(vm.snapshot(nowhere, SnapshotKind::Full))
+        .await
+        .unwrap_err();
+    assert!(matches!(refused, SnapshotError::Write { .. }), "{refused}");
+    pause_and_resume(vm).await;
+}
+
+/// What a driver says that it cannot do is refused.
+pub(super) async fn what_it_cannot_do_is_refused(driver: &Driver, vm: &Vm, request: &BootRequest) {
+    let place = place_for_snapshot(&request.dirs, "refused");
+    if !driver.capabilities().diff_snapshots {
+        let refused = vm.snapshot(&place, SnapshotKind::Diff).await.unwrap_err();
+        assert!(matches!(refused, SnapshotError::Unsupported { .. }), "{refused}");
+    }
+    let asked = |memory| RestoreRequest {
+        boot: another(request, 77),
+        snapshot: place.clone(),
+        memory,
+    };
+    if !driver.capabilities().pager {
+        let socket = place.join("pager");
+        let refused = driver.restore(&asked(MemoryBackend::Pager { socket })).await;
+        assert!(matches!(refused, Err(RestoreError::Unsupported { .. })));
+    }
+    let nothing = driver.restore(&asked(MemoryBackend::File)).await;
+    assert!(matches!(nothing, Err(RestoreError::Read { .. })));
+}
+
 /// A process with the same number and another start time is somebody else.
 pub(super) async fn a_reused_number_is_not_adopted(
     driver: &Driver,
@@ -163,6 +250,32 @@ mod of_the_fake {
         a_reused_number_is_not_adopted(&driver, &vm, &request.dirs, request.id).await;
         let exit = adopt_and_kill(&driver, vm, &request.dirs, request.id).await;
         assert_eq!(exit.exit, Exit::Signal(9));
+    }
+
+    #[tokio::test]
+    async fn the_fake_takes_snapshots_and_restores() {
+        let (driver, guests) = driver();
+        let directory = tempfile::tempdir().unwrap();
+        let request = BootRequest {
+            dirs: MachineDirs {
+                data: directory.path().to_owned(),
+                ..request().dirs
+            },
+            ..request()
+        };
+        let mut playing = tokio::task::JoinSet::new();
+        playing.spawn(play(guests));
+        let vm = driver.boot(&request).await.unwrap();
+        what_it_cannot_do_is_refused(&driver, &vm, &request).await;
+        for (_, clone) in snapshots(&driver, &vm, &request).await {
+            stream(&clone).await;
+        }
+        let Driver::Fake(fake) = &driver else {
+            unreachable!()
+        };
+        fake.behave(Behaviour::FailSnapshots);
+        let vm = driver.boot(&request).await.unwrap();
+        a_snapshot_that_fails_changes_nothing(&vm, directory.path()).await;
     }
 
     #[tokio::test]

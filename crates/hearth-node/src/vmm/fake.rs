@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -14,9 +15,11 @@ use tokio::net::UnixStream;
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinSet;
 
+use super::snapshot::{MEMORY_FILE, STATE_FILE};
 use super::{
     AdoptError, AdoptRequest, BootError, BootRequest, Border, Capabilities, ControlError, EndCause, Exit,
-    GuestStream, Machine, ProcessId, Vmm, VmmEvent, VmmExit,
+    GuestStream, Machine, MemoryBackend, ProcessId, RestoreError, RestoreRequest, SnapshotError,
+    SnapshotKind, Vmm, VmmEvent, VmmExit,
 };
 
 /// What goes wrong with the machines that are booted from now on.
@@ -28,6 +31,8 @@ pub enum Behaviour {
     DieInBoot(String),
     /// The machine runs, and its guest never opens its end of the stream.
     NeverSayHello,
+    /// The machine runs, and its snapshots fail as on a full disk.
+    FailSnapshots,
 }
 
 /// The guest's end of a stream that somebody opened.
@@ -67,6 +72,7 @@ struct Running {
     events: broadcast::Sender<VmmEvent>,
     guests: mpsc::Sender<GuestEnd>,
     says_hello: bool,
+    fails_snapshots: bool,
     pumps: Mutex<JoinSet<()>>,
 }
 
@@ -85,6 +91,9 @@ impl Fake {
                 border: Border::Emulated,
                 max_vcpus: 4,
                 max_disks: 2,
+                snapshots: true,
+                diff_snapshots: false,
+                pager: false,
             },
             guests,
             state: Mutex::new(State {
@@ -107,6 +116,36 @@ impl Fake {
         if let Some(running) = running {
             running.end(exit, cause);
         }
+    }
+}
+
+impl Fake {
+    fn begin(&self, request: &BootRequest, paused: bool) -> Result<FakeVm, BootError> {
+        let mut state = lock(&self.state);
+        if let Behaviour::DieInBoot(last_words) = &state.behaviour {
+            return Err(BootError::Died {
+                id: request.id,
+                exit: Exit::Code(1),
+                last_words: last_words.clone(),
+            });
+        }
+        state.next_pid += 1;
+        let running = Arc::new(Running {
+            id: request.id,
+            process: ProcessId {
+                pid: state.next_pid,
+                start_time: 1,
+            },
+            paused: watch::Sender::new(paused),
+            exit: watch::Sender::new(None),
+            events: broadcast::Sender::new(64),
+            guests: self.guests.clone(),
+            says_hello: state.behaviour != Behaviour::NeverSayHello,
+            fails_snapshots: state.behaviour == Behaviour::FailSnapshots,
+            pumps: Mutex::new(JoinSet::new()),
+        });
+        state.machines.insert(request.id, Arc::clone(&running));
+        Ok(FakeVm(running))
     }
 }
 
@@ -176,30 +215,21 @@ impl Vmm for Fake {
     }
 
     async fn boot(&self, request: &BootRequest) -> Result<FakeVm, BootError> {
-        let mut state = lock(&self.state);
-        if let Behaviour::DieInBoot(last_words) = &state.behaviour {
-            return Err(BootError::Died {
-                id: request.id,
-                exit: Exit::Code(1),
-                last_words: last_words.clone(),
+        self.begin(request, false)
+    }
+
+    async fn restore(&self, request: &RestoreRequest) -> Result<FakeVm, RestoreError> {
+        if request.memory != MemoryBackend::File {
+            return Err(RestoreError::Unsupported {
+                driver: "fake",
+                what: "from a pager",
             });
         }
-        state.next_pid += 1;
-        let running = Arc::new(Running {
-            id: request.id,
-            process: ProcessId {
-                pid: state.next_pid,
-                start_time: 1,
-            },
-            paused: watch::Sender::new(false),
-            exit: watch::Sender::new(None),
-            events: broadcast::Sender::new(64),
-            guests: self.guests.clone(),
-            says_hello: state.behaviour != Behaviour::NeverSayHello,
-            pumps: Mutex::new(JoinSet::new()),
-        });
-        state.machines.insert(request.id, Arc::clone(&running));
-        Ok(FakeVm(running))
+        for name in [STATE_FILE, MEMORY_FILE] {
+            let path = request.snapshot.join(name);
+            std::fs::read(&path).map_err(RestoreError::read(&path))?;
+        }
+        Ok(self.begin(&request.boot, true)?)
     }
 
     async fn adopt(&self, request: &AdoptRequest) -> Result<FakeVm, AdoptError> {
@@ -255,6 +285,23 @@ impl Machine for FakeVm {
 
     async fn resume(&self) -> Result<(), ControlError> {
         self.0.set_paused(false)
+    }
+
+    async fn snapshot(&self, directory: &Path, kind: SnapshotKind) -> Result<(), SnapshotError> {
+        if kind == SnapshotKind::Diff {
+            return Err(SnapshotError::Unsupported {
+                driver: "fake",
+                what: "what has changed only",
+            });
+        }
+        let path = directory.join(STATE_FILE);
+        if self.0.fails_snapshots {
+            return Err(SnapshotError::write(&path)(io::ErrorKind::StorageFull.into()));
+        }
+        self.0.set_paused(true)?;
+        std::fs::write(&path, b"state").map_err(SnapshotError::write(&path))?;
+        let path = directory.join(MEMORY_FILE);
+        std::fs::write(&path, b"memory").map_err(SnapshotError::write(&path))
     }
 
     fn events(&self) -> broadcast::Receiver<VmmEvent> {

@@ -5,10 +5,10 @@
 //! driver it has, it asks [`Capabilities`].
 //!
 //! ```text
-//!              boot                    pause
-//!  (nothing) --------> [Vm: running] <-------> [Vm: paused]
-//!      ^      adopt        |   resume              |
-//!      `---- exit <--------+--- quit, kill, guest -'
+//!              boot                    pause, snapshot
+//!  (nothing) --------> [Vm: running] <-----------------> [Vm: paused] <-- restore -- (a snapshot)
+//!      ^      adopt        |   resume                        |
+//!      `---- exit <--------+------- quit, kill, guest -------'
 //! ```
 //!
 //! A driver owns the process of the monitor, its sockets and the file of the guest's memory. It does not own the machine's
@@ -19,12 +19,13 @@ mod contract;
 #[cfg(test)]
 pub mod fake;
 pub mod qemu;
+pub mod snapshot;
 mod stream;
 
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hearth_machine::{MachineId, Shape};
@@ -32,6 +33,7 @@ use tokio::sync::broadcast;
 
 pub use crate::host::launch::HostUser;
 pub use crate::host::process::{Exit, ProcessId};
+pub use snapshot::{MemoryBackend, RestoreError, RestoreRequest, SnapshotError, SnapshotKind};
 pub use stream::GuestStream;
 
 /// What separates a guest from the host.
@@ -65,6 +67,12 @@ pub struct Capabilities {
     pub max_vcpus: u32,
     /// The most disks that one machine may have.
     pub max_disks: usize,
+    /// Whether it takes snapshots and restores machines from them.
+    pub snapshots: bool,
+    /// Whether it takes [`SnapshotKind::Diff`].
+    pub diff_snapshots: bool,
+    /// Whether it restores from [`MemoryBackend::Pager`].
+    pub pager: bool,
 }
 
 /// A file that the guest sees as a disk.
@@ -385,6 +393,19 @@ pub trait Vmm {
     /// [`BootError`].
     fn boot(&self, request: &BootRequest) -> impl Future<Output = Result<Self::Machine, BootError>> + Send;
 
+    /// Makes a machine of a snapshot. Its processors stand still when this returns; [`Machine::resume`] lets them go on from the
+    /// instant of the snapshot. What is written to the guest's stream before that waits. All else is as with [`Vmm::boot`].
+    ///
+    /// The snapshot must be of this driver, its version, border, and this kind of host: the caller makes sure of that. Any number of
+    /// machines may be restored from one.
+    ///
+    /// # Errors
+    /// [`RestoreError`].
+    fn restore(
+        &self,
+        request: &RestoreRequest,
+    ) -> impl Future<Output = Result<Self::Machine, RestoreError>> + Send;
+
     /// Finds a machine that a former node, or a dropped value, left running. At most one value per machine may be in use.
     ///
     /// # Errors
@@ -422,6 +443,20 @@ pub trait Machine {
     /// # Errors
     /// [`ControlError`].
     fn resume(&self) -> impl Future<Output = Result<(), ControlError>> + Send;
+
+    /// Writes a snapshot: files for [`Vmm::restore`] in `directory`, which exists and is empty, is the node's, and may be moved
+    /// afterwards. When this returns the processors stand still at the instant of the snapshot, so that the caller can copy the
+    /// disks, whose files are at that instant as well, and then resume. A machine may be one that was restored.
+    ///
+    /// Not to be given up half-way: the machine may then stand still.
+    ///
+    /// # Errors
+    /// [`SnapshotError`]; the machine goes on as before then, and the directory is empty.
+    fn snapshot(
+        &self,
+        directory: &Path,
+        kind: SnapshotKind,
+    ) -> impl Future<Output = Result<(), SnapshotError>> + Send;
 
     /// Listens to what the monitor tells. Bounded: a listener that is more than 64 events behind loses the oldest. Ends with
     /// the monitor.
@@ -499,6 +534,14 @@ impl Vmm for Driver {
         }
     }
 
+    async fn restore(&self, request: &RestoreRequest) -> Result<Vm, RestoreError> {
+        match self {
+            Self::Qemu(qemu) => qemu.restore(request).await.map(Vm::Qemu),
+            #[cfg(test)]
+            Self::Fake(fake) => fake.restore(request).await.map(Vm::Fake),
+        }
+    }
+
     async fn adopt(&self, request: &AdoptRequest) -> Result<Vm, AdoptError> {
         match self {
             Self::Qemu(qemu) => qemu.adopt(request).await.map(Vm::Qemu),
@@ -523,6 +566,10 @@ impl Machine for Vm {
 
     async fn resume(&self) -> Result<(), ControlError> {
         dispatch!(Vm, self, vm => vm.resume().await)
+    }
+
+    async fn snapshot(&self, directory: &Path, kind: SnapshotKind) -> Result<(), SnapshotError> {
+        dispatch!(Vm, self, vm => vm.snapshot(directory, kind).await)
     }
 
     fn events(&self) -> broadcast::Receiver<VmmEvent> {

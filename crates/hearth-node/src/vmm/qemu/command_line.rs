@@ -18,6 +18,17 @@ pub(super) struct Descriptors {
     pub guest: i32,
 }
 
+/// What the guest's memory is at first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Memory {
+    /// A file of the machine's own, and the guest boots.
+    Boot,
+    /// A file of the machine's own, which is filled from the machine's state.
+    Filled,
+    /// What this inherited descriptor holds, of which pages that the guest writes become its own.
+    Private(i32),
+}
+
 /// The kernel's command line under every border.
 ///
 /// - `console=ttyS0`: the one serial port; `quiet` because each byte costs an exit, warnings still come.
@@ -46,6 +57,7 @@ pub(super) fn arguments(
     border: Border,
     firmware: Option<&Path>,
     descriptors: Descriptors,
+    memory: Memory,
 ) -> Vec<OsString> {
     let mut line = Line(Vec::new());
     line.flag("-nodefaults")
@@ -60,7 +72,11 @@ pub(super) fn arguments(
     if let Some(firmware) = firmware {
         line.option("-bios", firmware);
     }
-    machine(&mut line, request, border);
+    if memory != Memory::Boot {
+        // The state comes when the control connection is there; the processors stand still until they are told to go on.
+        line.flag("-S").option("-incoming", "defer");
+    }
+    machine(&mut line, request, border, memory);
     kernel(&mut line, request, border);
     channels(&mut line, request, descriptors);
     for (index, disk) in request.disks.iter().enumerate() {
@@ -71,7 +87,7 @@ pub(super) fn arguments(
     line.0
 }
 
-fn machine(line: &mut Line, request: &BootRequest, border: Border) {
+fn machine(line: &mut Line, request: &BootRequest, border: Border, memory: Memory) {
     line.option(
         "-machine",
         "q35,memory-backend=memory,hpet=off,vmport=off,smm=off,sata=off,smbus=off,usb=off,graphics=off,\
@@ -83,11 +99,19 @@ fn machine(line: &mut Line, request: &BootRequest, border: Border) {
     };
     line.option("-smp", request.shape.vcpus.to_string());
     line.option("-m", format!("{}M", request.shape.memory_mib));
-    let size = format!(
-        "memory-backend-file,id=memory,size={}M,share=on,mem-path=",
-        request.shape.memory_mib
+    let mebibytes = request.shape.memory_mib;
+    let backend = |share, path: &Path| {
+        let before = format!("memory-backend-file,id=memory,size={mebibytes}M,share={share},mem-path=");
+        joined(&before, path, "")
+    };
+    line.option(
+        "-object",
+        match memory {
+            Memory::Boot | Memory::Filled => backend("on", &request.dirs.memory),
+            // QEMU opens it for writing, too; what it is given is sealed against that.
+            Memory::Private(descriptor) => backend("off", Path::new(&format!("/proc/self/fd/{descriptor}"))),
+        },
     );
-    line.option("-object", joined(&size, &request.dirs.memory, ""));
 }
 
 fn kernel(line: &mut Line, request: &BootRequest, border: Border) {
@@ -215,7 +239,8 @@ mod tests {
 
     fn text(border: Border) -> String {
         let firmware = Some(Path::new("/share/qboot.rom"));
-        let line = arguments(&request(), border, firmware, Descriptors { control: 3, guest: 4 });
+        let descriptors = Descriptors { control: 3, guest: 4 };
+        let line = arguments(&request(), border, firmware, descriptors, Memory::Boot);
         line.iter()
             .map(|part| part.to_str().unwrap())
             .collect::<Vec<_>>()
@@ -283,6 +308,17 @@ mod tests {
             "virtio-rng-pci,rng=entropy,disable-legacy=on",
         ];
         assert_eq!(text(Border::Emulated), expected.join("\n"));
+    }
+
+    #[test]
+    fn a_restored_machine_differs_in_where_its_memory_is_and_in_waiting_for_its_state() {
+        let descriptors = Descriptors { control: 3, guest: 4 };
+        let of = |memory| arguments(&request(), Border::Emulated, None, descriptors, memory);
+        let (booted, restored) = (of(Memory::Boot), of(Memory::Private(6)));
+        let more: Vec<_> = restored.iter().filter(|part| !booted.contains(part)).collect();
+        let memory = "memory-backend-file,id=memory,size=512M,share=off,mem-path=/proc/self/fd/6";
+        assert_eq!(more, ["-S", "-incoming", "defer", memory]);
+        assert_eq!(restored.len(), booted.len() + 3);
     }
 
     #[test]

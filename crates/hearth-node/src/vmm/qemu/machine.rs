@@ -1,18 +1,22 @@
 //! A machine that QEMU runs: its process, its control connection, its console.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::net::UnixStream;
 use tokio::sync::{broadcast, watch};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::migration::{self, SaveError};
 use super::qmp::message::{Continue, Event, Quit, ShutdownCause, Stop};
 use super::qmp::{Client, QmpError};
 use crate::host::console::{self, ConsoleLog};
 use crate::host::process::Process;
-use crate::vmm::{ControlError, EndCause, GuestStream, Machine, MachineDirs, ProcessId, VmmEvent, VmmExit};
+use crate::vmm::{
+    ControlError, EndCause, GuestStream, Machine, MachineDirs, ProcessId, SnapshotError, SnapshotKind,
+    VmmEvent, VmmExit,
+};
 
 /// How long QEMU may take for a command that it answers at once.
 const COMMAND_LIMIT: Duration = Duration::from_secs(20);
@@ -136,6 +140,20 @@ impl Machine for QemuVm {
         match self.control.execute(&Continue {}, COMMAND_LIMIT).await {
             Ok(_) => Ok(()),
             Err(error) => Err(self.explain(error).await),
+        }
+    }
+
+    async fn snapshot(&self, directory: &Path, kind: SnapshotKind) -> Result<(), SnapshotError> {
+        if kind == SnapshotKind::Diff {
+            return Err(SnapshotError::Unsupported {
+                driver: "qemu",
+                what: "what has changed only",
+            });
+        }
+        match migration::save(&self.control, &self.dirs, directory).await {
+            Ok(()) => Ok(()),
+            Err(SaveError::File(error)) => Err(error),
+            Err(SaveError::Qmp(error)) => Err(self.explain(error).await.into()),
         }
     }
 

@@ -6,7 +6,9 @@
 
 mod command_line;
 mod firmware;
+mod images;
 mod machine;
+mod migration;
 mod prepare;
 pub mod qmp;
 mod version;
@@ -14,21 +16,29 @@ mod version;
 #[cfg(test)]
 mod tests;
 
+use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{AdoptError, AdoptRequest, BootError, BootRequest, Border, Capabilities, ControlError, Vmm};
+use super::snapshot::{MEMORY_FILE, STATE_FILE};
+use super::{
+    AdoptError, AdoptRequest, BootError, BootRequest, Border, Capabilities, ControlError, MemoryBackend,
+    RestoreError, RestoreRequest, Vmm,
+};
 use crate::host::console::{self, ConsoleLog};
 use crate::host::failpoint;
 use crate::host::launch::{FIRST_PASSED_FD, Launch, launch};
 use crate::host::network_namespace::EmptyNetwork;
 use crate::host::process::Process;
 
-use self::command_line::Descriptors;
+use self::command_line::{Descriptors, Memory};
+use self::images::MemoryImages;
 pub use self::machine::QemuVm;
-use self::prepare::Prepared;
+use self::migration::Pages;
+use self::prepare::{MemoryFile, Prepared};
 use self::qmp::{Client, QmpError};
 pub use self::version::{VersionError, find};
 
@@ -58,6 +68,29 @@ pub struct Qemu {
     network: Option<Arc<EmptyNetwork>>,
     /// The group that may open `/dev/kvm`, for monitors that run as users of their own.
     kvm_group: Option<u32>,
+    /// The memory that machines were restored from.
+    images: MemoryImages,
+}
+
+/// The descriptors that QEMU inherits, in this order from [`FIRST_PASSED_FD`] on: control, guest, console, state, memory.
+const STATE_FD: i32 = FIRST_PASSED_FD + 3;
+const MEMORY_FD: i32 = FIRST_PASSED_FD + 4;
+
+/// What a machine begins with.
+enum Origin {
+    Boot,
+    /// The state, and the memory unless that is in the state.
+    Snapshot(OwnedFd, Option<OwnedFd>),
+}
+
+impl Origin {
+    const fn memory(&self) -> Memory {
+        match self {
+            Self::Boot => Memory::Boot,
+            Self::Snapshot(_, None) => Memory::Filled,
+            Self::Snapshot(_, Some(_)) => Memory::Private(MEMORY_FD),
+        }
+    }
 }
 
 impl Qemu {
@@ -83,12 +116,16 @@ impl Qemu {
                 border,
                 max_vcpus: MAX_VCPUS,
                 max_disks: command_line::MAX_DISKS,
+                snapshots: true,
+                diff_snapshots: false,
+                pager: false,
             },
             network: network.map(Arc::new),
             kvm_group: match border {
                 Border::Kvm => std::fs::metadata("/dev/kvm").ok().map(|device| device.gid()),
                 Border::Emulated => None,
             },
+            images: MemoryImages::default(),
         })
     }
 
@@ -111,21 +148,28 @@ impl Qemu {
     }
 
     /// Starts the process. What is inherited is closed here once it runs, so that its end is seen as the end of its sockets.
-    fn start(&self, request: &BootRequest, prepared: Prepared) -> Result<Process, BootError> {
+    fn start(&self, request: &BootRequest, prepared: Prepared, origin: Origin) -> Result<Process, BootError> {
         let descriptors = Descriptors {
             control: FIRST_PASSED_FD,
             guest: FIRST_PASSED_FD + 1,
         };
+        let args = command_line::arguments(
+            request,
+            self.capabilities.border,
+            self.firmware.as_deref(),
+            descriptors,
+            origin.memory(),
+        );
+        let mut passed = vec![prepared.control, prepared.guest, prepared.console];
+        if let Origin::Snapshot(state, memory) = origin {
+            passed.push(state);
+            passed.extend(memory);
+        }
         launch(Launch {
             program: self.program.clone(),
-            args: command_line::arguments(
-                request,
-                self.capabilities.border,
-                self.firmware.as_deref(),
-                descriptors,
-            ),
+            args,
             log: prepared.log,
-            passed: vec![prepared.control, prepared.guest, prepared.console],
+            passed,
             user: request.user,
             groups: self.kvm_group.into_iter().collect(),
             network: self.network.clone(),
@@ -136,23 +180,28 @@ impl Qemu {
             source,
         })
     }
-}
 
-impl Vmm for Qemu {
-    type Machine = QemuVm;
-
-    fn capabilities(&self) -> &Capabilities {
-        &self.capabilities
-    }
-
-    async fn boot(&self, request: &BootRequest) -> Result<QemuVm, BootError> {
+    /// Brings a machine to where its processors run, or stand still behind a restore. Whatever goes wrong on the way, and when it
+    /// is given up, nothing is left.
+    async fn begin(&self, request: &BootRequest, origin: Origin) -> Result<QemuVm, BootError> {
         self.check_limits(request)?;
         let console_error = |source| BootError::Console {
             id: request.id,
             source,
         };
+        let pages = match origin.memory() {
+            Memory::Boot => None,
+            Memory::Filled => Some(Pages::State),
+            Memory::Private(_) => Some(Pages::File),
+        };
         let mut cleanup = Cleanup(Some(request));
-        let prepared = prepare::prepare(request)?;
+        let prepared = prepare::prepare(
+            request,
+            match pages {
+                Some(Pages::File) => MemoryFile::None,
+                None | Some(Pages::State) => MemoryFile::Own,
+            },
+        )?;
         failpoint::pass("start-prepared");
         let console = ConsoleLog::start(
             &machine::console_pipe(&request.dirs),
@@ -160,11 +209,18 @@ impl Vmm for Qemu {
             console::DEFAULT_CAP,
         )
         .map_err(console_error)?;
-        let process = self.start(request, prepared)?;
+        let process = self.start(request, prepared, origin)?;
         failpoint::pass("start-launched");
         let guard = KillOnDrop::armed(&process);
-        let connected = Client::connect(&machine::control_socket(&request.dirs), GREETING_LIMIT).await;
-        let (control, events) = match connected {
+        let ready = async {
+            let control = machine::control_socket(&request.dirs);
+            let connected = Client::connect(&control, GREETING_LIMIT).await?;
+            if let Some(pages) = pages {
+                migration::load(&connected.0, STATE_FD, pages).await?;
+            }
+            Ok(connected)
+        };
+        let (control, events) = match ready.await {
             Ok(connected) => connected,
             Err(error) => return Err(explain(request, &process, error).await),
         };
@@ -178,6 +234,33 @@ impl Vmm for Qemu {
             console,
             request.dirs.clone(),
         ))
+    }
+}
+
+impl Vmm for Qemu {
+    type Machine = QemuVm;
+
+    fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    async fn boot(&self, request: &BootRequest) -> Result<QemuVm, BootError> {
+        self.begin(request, Origin::Boot).await
+    }
+
+    async fn restore(&self, request: &RestoreRequest) -> Result<QemuVm, RestoreError> {
+        if request.memory != MemoryBackend::File {
+            return Err(RestoreError::Unsupported {
+                driver: self.capabilities.driver,
+                what: "from a pager",
+            });
+        }
+        let path = request.snapshot.join(MEMORY_FILE);
+        let memory = self.images.open(&path).await.map_err(RestoreError::read(&path))?;
+        let path = request.snapshot.join(STATE_FILE);
+        let state = File::open(&path).map_err(RestoreError::read(&path))?;
+        let origin = Origin::Snapshot(state.into(), memory);
+        Ok(self.begin(&request.boot, origin).await?)
     }
 
     async fn adopt(&self, request: &AdoptRequest) -> Result<QemuVm, AdoptError> {

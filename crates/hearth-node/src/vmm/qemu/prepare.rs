@@ -21,8 +21,15 @@ pub(super) struct Prepared {
     pub console: OwnedFd,
 }
 
+/// Whether the guest's memory is a file of the machine's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum MemoryFile {
+    Own,
+    None,
+}
+
 /// Makes everything anew, in place of what a former machine of that id left.
-pub(super) fn prepare(request: &BootRequest) -> Result<Prepared, BootError> {
+pub(super) fn prepare(request: &BootRequest, memory: MemoryFile) -> Result<Prepared, BootError> {
     let dirs = &request.dirs;
     let listen = |path: PathBuf| {
         unix_socket::listen(&path).map_err(|source| BootError::Socket {
@@ -41,7 +48,10 @@ pub(super) fn prepare(request: &BootRequest) -> Result<Prepared, BootError> {
             }
         })?,
     };
-    make_memory(request)?;
+    match memory {
+        MemoryFile::Own => make_memory(request)?,
+        MemoryFile::None => {}
+    }
     if let Some(user) = request.user {
         check_reachable(request, user)?;
     }

@@ -400,6 +400,86 @@ async fn more_than_the_driver_has_is_refused() {
     );
 }
 
+/// Waits until a machine of other directories has said `words` on its console.
+async fn hear_of(vm: &Vm, dirs: &MachineDirs, words: &str) {
+    let Vm::Qemu(vm) = vm else { unreachable!() };
+    let mut recorded = vm.console().recorded();
+    let said =
+        || String::from_utf8_lossy(&std::fs::read(dirs.console_log()).unwrap_or_default()).contains(words);
+    within(async {
+        while !said() {
+            recorded
+                .changed()
+                .await
+                .expect("the machine says it before it ends");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn machines_are_restored_from_snapshots_of_booted_and_of_restored_ones() {
+    let Some(mut bench) = Bench::new(&tiny_kernel("tick\n", Then::Repeat)).await else {
+        return;
+    };
+    if rustix::process::geteuid().is_root() {
+        // A monitor that must not be able to write to the memory that others share.
+        bench.request.user = Some(HostUser {
+            uid: 2_000_001,
+            gid: 2_000_001,
+        });
+    }
+    let vm = bench.boot().await;
+    bench.hear(&vm, "tick").await;
+    contract::a_snapshot_that_fails_changes_nothing(&vm, &bench.directory.path().join("nowhere")).await;
+    contract::what_it_cannot_do_is_refused(&bench.driver, &vm, &bench.request).await;
+    let clones = contract::snapshots(&bench.driver, &vm, &bench.request).await;
+    for (request, clone) in &clones {
+        hear_of(clone, &request.dirs, "tick").await;
+    }
+    let (request, first) = &clones[0];
+    let line = std::fs::read_to_string(format!("/proc/{}/cmdline", first.process().pid)).unwrap();
+    assert!(line.contains("share=off"), "{line}");
+    assert!(
+        !request.dirs.memory.exists(),
+        "a clone has no memory file of its own"
+    );
+    for (request, clone) in clones {
+        within(clone.kill()).await.unwrap();
+        request.dirs.release().unwrap();
+    }
+    within(vm.kill()).await.unwrap();
+    bench.request.dirs.release().unwrap();
+    bench.assert_nothing_is_left();
+}
+
+#[tokio::test]
+async fn a_state_that_makes_no_sense_is_an_error_and_leaves_nothing() {
+    let Some(bench) = Bench::new(&tiny_kernel("it runs\n", Then::Halt)).await else {
+        return;
+    };
+    let vm = bench.boot().await;
+    let place = contract::place_for_snapshot(&bench.request.dirs, "snapshot");
+    within(vm.snapshot(&place, crate::vmm::SnapshotKind::Full))
+        .await
+        .unwrap();
+    within(vm.kill()).await.unwrap();
+    bench.request.dirs.release().unwrap();
+    let state = place.join("state");
+    let whole = std::fs::read(&state).unwrap();
+    for broken in [&whole[..whole.len() / 2], b"this is no state", b""] {
+        std::fs::write(&state, broken).unwrap();
+        let asked = crate::vmm::RestoreRequest {
+            boot: bench.request.clone(),
+            snapshot: place.clone(),
+            memory: crate::vmm::MemoryBackend::File,
+        };
+        let error = within(bench.driver.restore(&asked)).await.unwrap_err();
+        assert!(matches!(error, crate::vmm::RestoreError::Boot(_)), "{error}");
+        bench.assert_nothing_is_left();
+    }
+}
+
 /// Makes an initramfs in which busybox answers with what it is sent, or says why there is none.
 fn echo_initramfs(busybox: &Path) -> Option<Vec<u8>> {
     const INIT: &str = "#!/bin/busybox sh\n\
@@ -460,6 +540,11 @@ async fn the_stream_reaches_a_linux_guest_and_stalls_while_it_is_paused() {
     };
     drop(vm);
     let vm = within(bench.driver.adopt(&request)).await.unwrap();
+    contract::stream(&vm).await;
+    for (_, clone) in contract::snapshots(&bench.driver, &vm, &bench.request).await {
+        contract::stream(&clone).await;
+        within(clone.kill()).await.unwrap();
+    }
     contract::stream(&vm).await;
     within(vm.kill()).await.unwrap();
 }

@@ -46,6 +46,43 @@ plain_commands! {
     Quit = "quit" -> Nothing;
     /// Asks how a migration goes.
     QueryMigrate = "query-migrate" -> MigrationInfo;
+    /// Asks for the memory backends.
+    QueryMemory = "query-memdev" -> Vec<MemoryInfo>;
+}
+
+/// Takes the descriptor that comes with the command, under a name.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct GetDescriptor {
+    /// The name.
+    #[serde(rename = "fdname")]
+    pub name: &'static str,
+}
+
+impl Command for GetDescriptor {
+    const NAME: &'static str = "getfd";
+    type Returns = Nothing;
+}
+
+/// Sets measures of migration.
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct MigrateSetParameters {
+    /// Bytes per second, at most.
+    pub max_bandwidth: u64,
+    /// The last round begins when it will take so long, in milliseconds.
+    pub downtime_limit: u64,
+}
+
+impl Command for MigrateSetParameters {
+    const NAME: &'static str = "migrate-set-parameters";
+    type Returns = Nothing;
+}
+
+/// What `query-memdev` returns of each backend.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct MemoryInfo {
+    /// Whether what the guest writes reaches the file.
+    pub share: bool,
 }
 
 /// Writes the machine's state to a destination.

@@ -13,6 +13,7 @@ pub mod message;
 
 use std::collections::HashMap;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -22,7 +23,9 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio_util::task::AbortOnDropHandle;
 
-use self::message::{Answer, Command, Event, Message, NegotiateCapabilities, Refusal};
+use crate::host::unix_socket;
+
+use self::message::{Answer, Command, Event, GetDescriptor, Message, NegotiateCapabilities, Refusal};
 
 /// The longest line that QEMU may send, in bytes. Its answers to our commands are under a kilobyte.
 const LINE_LIMIT: usize = 256 << 10;
@@ -76,11 +79,21 @@ pub enum QmpError {
         #[source]
         source: serde_json::Error,
     },
+    /// A migration came to nothing.
+    #[error("QEMU gave `{command}` up: {reason}")]
+    Migration {
+        /// The command that began it.
+        command: &'static str,
+        /// What QEMU says.
+        reason: String,
+    },
 }
 
 struct Request {
     id: u64,
     line: Vec<u8>,
+    /// Goes with the line.
+    descriptor: Option<OwnedFd>,
     answer: oneshot::Sender<Answer>,
 }
 
@@ -138,6 +151,30 @@ impl Client {
     /// # Errors
     /// [`QmpError`].
     pub async fn execute<C: Command>(&self, command: &C, limit: Duration) -> Result<C::Returns, QmpError> {
+        self.send(command, None, limit).await
+    }
+
+    /// Gives QEMU a descriptor, which commands of this connection then call `name`.
+    ///
+    /// # Errors
+    /// [`QmpError`].
+    pub async fn give(
+        &self,
+        name: &'static str,
+        descriptor: OwnedFd,
+        limit: Duration,
+    ) -> Result<(), QmpError> {
+        self.send(&GetDescriptor { name }, Some(descriptor), limit)
+            .await
+            .map(drop)
+    }
+
+    async fn send<C: Command>(
+        &self,
+        command: &C,
+        descriptor: Option<OwnedFd>,
+        limit: Duration,
+    ) -> Result<C::Returns, QmpError> {
         let form = |source| QmpError::Form {
             command: C::NAME,
             source,
@@ -147,7 +184,12 @@ impl Client {
         let (answer, answered) = oneshot::channel();
         let closed = || QmpError::Closed { command: C::NAME };
         let exchange = async {
-            let request = Request { id, line, answer };
+            let request = Request {
+                id,
+                line,
+                descriptor,
+                answer,
+            };
             self.requests.send(request).await.map_err(|_| closed())?;
             answered.await.map_err(|_| closed())
         };
@@ -192,7 +234,11 @@ impl Connection {
                     Some(request) => {
                         self.pending.retain(|_, caller| !caller.is_closed());
                         self.pending.insert(request.id, request.answer);
-                        if self.write.write_all(&request.line).await.is_err() {
+                        let written = match request.descriptor {
+                            Some(descriptor) => unix_socket::write_with(&mut self.write, &request.line, &descriptor).await,
+                            None => self.write.write_all(&request.line).await,
+                        };
+                        if written.is_err() {
                             return;
                         }
                     }

@@ -1,0 +1,110 @@
+//! What is said about snapshots between a driver and its callers.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::{BootError, BootRequest, ControlError};
+
+/// The files that [`super::Machine::snapshot`] writes, in the directory that it is given.
+pub const STATE_FILE: &str = "state";
+
+/// The guest's memory, sparse. Empty where `state` has it.
+pub const MEMORY_FILE: &str = "memory";
+
+/// What a machine is restored from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RestoreRequest {
+    /// The machine that it becomes: same shape, same number and sizes of disks, kernel, initramfs and `append` as at the boot
+    /// of the machine that the snapshot was taken of. Identity and directories are its own.
+    pub boot: BootRequest,
+    /// The directory with the files that [`super::Machine::snapshot`] wrote. They are read, and may be removed once the machine
+    /// is there.
+    pub snapshot: PathBuf,
+    /// Where its memory comes from.
+    pub memory: MemoryBackend,
+}
+
+/// Where a restored guest's memory comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MemoryBackend {
+    /// The file in the snapshot, mapped privately.
+    File,
+    /// A process that serves page faults; where [`super::Capabilities::pager`] is set.
+    Pager {
+        /// The socket on which it takes machines.
+        socket: PathBuf,
+    },
+}
+
+/// How much a snapshot holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SnapshotKind {
+    /// Everything.
+    Full,
+    /// What has changed since the last one; where [`super::Capabilities::diff_snapshots`] is set.
+    Diff,
+}
+
+/// Says why there is no restored machine. Nothing of it is left: no process, no socket, no memory.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// As in a boot. A monitor that does not take the state ends, or says so: [`BootError::Died`], [`BootError::Control`].
+    #[error("cannot restore it")]
+    Boot(#[from] BootError),
+    /// The snapshot cannot be read.
+    #[error("cannot read the snapshot's {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// The driver cannot do that.
+    #[error("{driver} cannot restore {what}")]
+    Unsupported {
+        /// The driver's name.
+        driver: &'static str,
+        /// What was asked for.
+        what: &'static str,
+    },
+}
+
+impl RestoreError {
+    pub(super) fn read(path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Read { path, source }
+    }
+}
+
+/// Says why there is no snapshot. What was begun of it is removed, and the machine goes on as before.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// The monitor did not write the state, or has ended.
+    #[error("the monitor does not write the machine's state")]
+    Control(#[from] ControlError),
+    /// A file of the snapshot cannot be written.
+    #[error("cannot write {}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// The driver cannot do that.
+    #[error("{driver} cannot take {what}")]
+    Unsupported {
+        /// The driver's name.
+        driver: &'static str,
+        /// What was asked for.
+        what: &'static str,
+    },
+}
+
+impl SnapshotError {
+    pub(super) fn write(path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Write { path, source }
+    }
+}
