@@ -47,8 +47,18 @@ enum Stopping {
     Stopped,
 }
 
+/// What the agent does with the stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Manner {
+    /// Keeps the protocol.
+    Protocol,
+    /// Sends every byte back.
+    Echo,
+}
+
 /// The state of the agent.
 pub(crate) struct Agent {
+    manner: Manner,
     /// What waits for the stream.
     pub(crate) out: Outbox,
     /// Who this is, once the host has said so.
@@ -66,8 +76,9 @@ pub(crate) struct Agent {
 
 impl Agent {
     /// Makes the state of an agent that has just started.
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(manner: Manner) -> Self {
         Self {
+            manner,
             out: Outbox::default(),
             identity: None,
             decoder: Some(Decoder::new()),
@@ -106,6 +117,9 @@ impl Agent {
 
     /// Takes bytes of the stream.
     pub(crate) fn received(&mut self, mut bytes: &[u8], machine: &mut Machine) {
+        if self.manner == Manner::Echo {
+            return self.out.raw(bytes);
+        }
         let Some(mut decoder) = self.decoder.take() else {
             return;
         };

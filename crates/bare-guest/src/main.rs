@@ -5,6 +5,9 @@
 //! [`hearth_guest_protocol::VSOCK_PORT`], and keeps the protocol as the real agent does: HELLO, CONFIGURE, EXECUTE with
 //! credit, SIGNAL, PING, STOP. What it executes is not programs but the commands of [`command`].
 //!
+//! Words of the command line change that, for tests of what is below the protocol: with `guest.echo` it sends back every byte of
+//! the stream instead, with `guest.panic` it does not come up.
+//!
 //! ```text
 //! main      one loop: ask every device, let every session go on, rest
 //! agent     the protocol; session: one command's input and output
@@ -38,7 +41,7 @@ mod vsock;
 use core::arch::global_asm;
 use core::panic::PanicInfo;
 
-use crate::agent::Agent;
+use crate::agent::{Agent, Manner};
 use crate::devices::Devices;
 use crate::memory::Pages;
 use crate::platform::{Clock, println};
@@ -78,7 +81,15 @@ extern "C" fn start(zero_page: usize) -> ! {
         clock: Clock::start(),
     };
     println!("bare-guest {}: {}", env!("CARGO_PKG_VERSION"), boot.command_line);
-    let mut agent = Agent::new();
+    let has = |word: &str| boot.command_line.split(' ').any(|found| found == word);
+    if has("guest.panic") {
+        panic!("it was told to");
+    }
+    let mut agent = Agent::new(if has("guest.echo") {
+        Manner::Echo
+    } else {
+        Manner::Protocol
+    });
     loop {
         let worked = turn(&mut machine, &mut agent);
         if !worked {

@@ -72,6 +72,11 @@ impl Outbox {
         header.write(payload, self.0.end());
     }
 
+    /// Adds bytes that are no frame.
+    pub(crate) fn raw(&mut self, bytes: &[u8]) {
+        self.0.end().extend_from_slice(bytes);
+    }
+
     /// Returns what waits.
     pub(crate) fn unsent(&self) -> &[u8] {
         self.0.bytes()

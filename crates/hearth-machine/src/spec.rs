@@ -43,6 +43,8 @@ pub enum DriverChoice {
     Auto,
     /// QEMU.
     Qemu,
+    /// Firecracker.
+    Firecracker,
 }
 
 /// A TCP port of the guest's loopback that is reachable on the host.

@@ -200,12 +200,13 @@ async fn wait_for_server(socket: &std::path::Path) {
 }
 
 async fn build(layout: &Layout) -> Result<Machines, NodeError> {
+    let artefacts = Artefacts::open(layout);
     let parts = Parts {
         layout: layout.clone(),
-        artefacts: Artefacts::open(layout),
+        drivers: Drivers::new(artefacts.clone()),
+        artefacts,
         images: Images::open(layout).await?,
         disks: Disks::new(layout.empty_disks()),
-        drivers: Drivers::default(),
         tasks: TaskTracker::new(),
         events: EventLog::open(layout.events()),
         pace: Pace::default(),

@@ -195,6 +195,8 @@ pub enum DriverChoice {
     Auto,
     /// QEMU.
     Qemu,
+    /// Firecracker.
+    Firecracker,
 }
 
 /// What lies between the workload and the host.
@@ -228,6 +230,9 @@ pub struct Machine {
     pub created_at: String,
     /// The virtual machine monitor, as in `qemu`.
     pub driver: String,
+    /// Why it is that one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub driver_reason: Option<String>,
     /// What lies between it and the host.
     pub border: Border,
     /// Virtual processors.

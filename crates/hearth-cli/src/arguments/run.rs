@@ -134,6 +134,8 @@ pub(crate) enum Driver {
     Auto,
     /// QEMU
     Qemu,
+    /// Firecracker, on hosts whose KVM is native; 'hearth setup firecracker' installs it
+    Firecracker,
 }
 
 /// When to fetch an image.

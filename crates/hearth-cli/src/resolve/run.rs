@@ -83,6 +83,7 @@ pub(crate) fn run(arguments: Run, host: &impl Host) -> Result<RunRequest, Resolv
         driver: match arguments.driver {
             Driver::Auto => v1::DriverChoice::Auto,
             Driver::Qemu => v1::DriverChoice::Qemu,
+            Driver::Firecracker => v1::DriverChoice::Firecracker,
         },
         stop_signal: arguments.stop_signal,
         ports: arguments

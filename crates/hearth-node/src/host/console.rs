@@ -83,6 +83,19 @@ pub fn make_pipe(path: &Path, owner: Option<HostUser>) -> Result<OwnedFd, Consol
     })
 }
 
+/// Opens the pipe for a monitor whose serial port it is to be as it is: one that is full refuses what more the guest says, and
+/// keeps neither monitor nor guest waiting. It keeps the pipe alive.
+///
+/// # Errors
+/// [`ConsoleError::Pipe`].
+pub fn writer(path: &Path) -> Result<OwnedFd, ConsoleError> {
+    let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty()).map_err(|error| ConsoleError::Pipe {
+        path: path.to_owned(),
+        source: error.into(),
+    })
+}
+
 /// The task that records one machine's console. Dropping it stops the recording and loses nothing: what is not yet read
 /// stays in the pipe.
 #[derive(Debug)]

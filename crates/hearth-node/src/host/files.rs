@@ -6,7 +6,7 @@ use std::os::fd::AsFd as _;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 
-use rustix::fs::{SeekFrom, copy_file_range, ioctl_ficlone, seek};
+use rustix::fs::{Mode, OFlags, SeekFrom, copy_file_range, ioctl_ficlone, seek};
 
 use super::failpoint;
 
@@ -65,6 +65,19 @@ pub fn give_to_group(path: &Path, group: Option<u32>) -> io::Result<()> {
 pub fn link_for_readers(from: &Path, to: &Path) -> io::Result<()> {
     fs::hard_link(from, to)?;
     fs::set_permissions(to, fs::Permissions::from_mode(0o444))
+}
+
+/// Opens a file that somebody else may have put there, to be read: links are not followed, and nothing but a file is opened.
+///
+/// # Errors
+/// Returns the file system's error.
+pub fn open_plain(path: &Path) -> io::Result<File> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::new(io::ErrorKind::InvalidData, "it is no file")),
+    }
 }
 
 /// Removes a tree if it is there.

@@ -45,8 +45,10 @@ pub struct Launch {
     pub program: PathBuf,
     /// Its arguments, without the program's own name.
     pub args: Vec<OsString>,
-    /// Where its standard output and standard error go.
+    /// Where its standard error goes, and its standard output unless that goes elsewhere.
     pub log: File,
+    /// Where its standard output goes.
+    pub output: Option<OwnedFd>,
     /// Descriptors that it is given as [`FIRST_PASSED_FD`] and up, in this order.
     pub passed: Vec<OwnedFd>,
     /// The user that it runs as, when not the node's; only root may ask for one.
@@ -55,8 +57,21 @@ pub struct Launch {
     pub groups: Vec<u32>,
     /// The network that it sees, when not the node's.
     pub network: Option<Arc<EmptyNetwork>>,
+    /// Where it works, when not in `/`.
+    pub directory: Option<PathBuf>,
+    /// What it alone sees elsewhere than it is; only root may ask for that.
+    pub mounts: Vec<Mount>,
     /// How gladly the kernel ends it when memory runs out: 0 as the node, 1000 first of all.
     pub oom_score_adj: i16,
+}
+
+/// A file that a program sees at another place, too.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mount {
+    /// The file.
+    pub from: PathBuf,
+    /// An empty file, which it covers.
+    pub to: PathBuf,
 }
 
 /// Says why a program was not started.
@@ -125,22 +140,28 @@ pub fn launch(launch: Launch) -> Result<Process, LaunchError> {
             count: launch.passed.len(),
         });
     }
-    let strings = Strings::of(&launch.program, &launch.args).ok_or_else(|| LaunchError::NulByte {
+    let strings = Strings::of(&launch).ok_or_else(|| LaunchError::NulByte {
         program: program.clone(),
     })?;
+    let output = launch
+        .output
+        .as_ref()
+        .map_or(launch.log.as_raw_fd(), AsRawFd::as_raw_fd);
     let null = File::open("/dev/null").map_err(prepare)?;
     let oom_score_adj = launch.oom_score_adj.to_string();
     let mut child = Child {
         program: strings.program.as_ptr(),
         argv: strings.argv(),
         envp: [c"LC_ALL=C.UTF-8".as_ptr(), std::ptr::null()],
-        standard: [null.as_raw_fd(), launch.log.as_raw_fd(), launch.log.as_raw_fd()],
+        standard: [null.as_raw_fd(), output, launch.log.as_raw_fd()],
         passed: launch.passed.iter().map(AsRawFd::as_raw_fd).collect(),
         parked: vec![0; launch.passed.len() + 3],
         namespaces: launch
             .network
             .as_deref()
             .map_or_else(Vec::new, EmptyNetwork::descriptors),
+        mounts: strings.mounts(),
+        directory: strings.directory.as_ptr(),
         user: launch.user,
         groups: &launch.groups,
         oom_score_adj: oom_score_adj.as_bytes(),
@@ -165,19 +186,34 @@ fn reap(pidfd: &OwnedFd) {
     let _ = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED);
 }
 
-/// The program's name and arguments in the form that `execve` reads.
+/// The program's name, its arguments and its paths in the form that the kernel reads.
 struct Strings {
     program: CString,
     args: Vec<CString>,
+    directory: CString,
+    mounts: Vec<(CString, CString)>,
 }
 
 impl Strings {
-    fn of(program: &Path, args: &[OsString]) -> Option<Self> {
+    fn of(launch: &Launch) -> Option<Self> {
         let c_string = |text: &OsStr| CString::new(text.as_bytes()).ok();
+        let path = |path: &Path| c_string(path.as_os_str());
+        let mount = |mount: &Mount| Some((path(&mount.from)?, path(&mount.to)?));
         Some(Self {
-            program: c_string(program.as_os_str())?,
-            args: args.iter().map(|arg| c_string(arg)).collect::<Option<_>>()?,
+            program: path(&launch.program)?,
+            args: launch
+                .args
+                .iter()
+                .map(|arg| c_string(arg))
+                .collect::<Option<_>>()?,
+            directory: path(launch.directory.as_deref().unwrap_or(Path::new("/")))?,
+            mounts: launch.mounts.iter().map(mount).collect::<Option<_>>()?,
         })
+    }
+
+    fn mounts(&self) -> Vec<[*const libc::c_char; 2]> {
+        let pointers = self.mounts.iter().map(|(from, to)| [from.as_ptr(), to.as_ptr()]);
+        pointers.collect()
     }
 
     fn argv(&self) -> Vec<*const libc::c_char> {
@@ -199,6 +235,9 @@ struct Child<'a> {
     /// Where the copies of `standard` and `passed` are, as long as they together.
     parked: Vec<usize>,
     namespaces: Vec<RawFd>,
+    /// From where to where.
+    mounts: Vec<[*const libc::c_char; 2]>,
+    directory: *const libc::c_char,
     user: Option<HostUser>,
     groups: &'a [u32],
     oom_score_adj: &'a [u8],
@@ -284,6 +323,7 @@ fn become_program(child: &mut Child<'_>) -> Step {
             [arg(*descriptor), 0, 0, 0],
         )?;
     }
+    mount_files(child)?;
     let no_core = libc::rlimit {
         rlim_cur: 0,
         rlim_max: 0,
@@ -295,7 +335,7 @@ fn become_program(child: &mut Child<'_>) -> Step {
         [0, core, address(&no_core), 0],
     )?;
     place_descriptors(child)?;
-    call("chdir to /", libc::SYS_chdir, [c"/".as_ptr() as usize, 0, 0, 0])?;
+    call("chdir", libc::SYS_chdir, [child.directory as usize, 0, 0, 0])?;
     call("umask", libc::SYS_umask, [0o077, 0, 0, 0])?;
     if let Some(user) = child.user {
         become_user(user, child.groups)?;
@@ -320,6 +360,23 @@ fn become_program(child: &mut Child<'_>) -> Step {
         libc::SYS_execve,
         [child.program as usize, argv, envp, 0],
     )
+}
+
+/// Mounts files onto others in a mount namespace of the child's own, so that nobody else sees it and they go with it.
+fn mount_files(child: &Child<'_>) -> Step {
+    if child.mounts.is_empty() {
+        return Ok(());
+    }
+    let namespace = libc::CLONE_NEWNS as usize;
+    call("unshare (own mounts)", libc::SYS_unshare, [namespace, 0, 0, 0])?;
+    let private = (libc::MS_REC | libc::MS_PRIVATE) as usize;
+    let root = c"/".as_ptr() as usize;
+    call("mount (own mounts)", libc::SYS_mount, [0, root, 0, private])?;
+    for [from, to] in &child.mounts {
+        let bind = [*from as usize, *to as usize, 0, libc::MS_BIND as usize];
+        call("mount (its files)", libc::SYS_mount, bind)?;
+    }
+    Ok(())
 }
 
 /// Lets every signal have its default effect again: exec keeps what is ignored, and a handler of the node's must not run here.
@@ -395,7 +452,7 @@ fn value(
 ) -> Result<usize, (&'static str, i32)> {
     // SAFETY: every caller above passes what the call of that number takes: plain numbers, or the addresses of values and
     // NUL-terminated strings that live as long as the call (until exec, which copies them). The fifth argument matters to
-    // prctl alone, which wants a zero.
+    // prctl and mount alone, which want a zero.
     let returned = unsafe { libc::syscall(number, a, b, c, d, 0_usize) };
     usize::try_from(returned).map_err(|_| {
         // SAFETY: errno's address is this thread's own; the parent's thread, which shares it, is suspended.

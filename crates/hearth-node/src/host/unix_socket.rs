@@ -49,6 +49,18 @@ pub enum SocketError {
 /// # Errors
 /// [`SocketError`].
 pub fn listen(path: &Path) -> Result<OwnedFd, SocketError> {
+    check_length(path)?;
+    bind_and_listen(path).map_err(|source| SocketError::Listen {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Makes sure that the kernel has room for a path.
+///
+/// # Errors
+/// [`SocketError::TooLong`].
+pub fn check_length(path: &Path) -> Result<(), SocketError> {
     let length = path.as_os_str().as_bytes().len();
     if length > PATH_LIMIT {
         return Err(SocketError::TooLong {
@@ -56,10 +68,7 @@ pub fn listen(path: &Path) -> Result<OwnedFd, SocketError> {
             length,
         });
     }
-    bind_and_listen(path).map_err(|source| SocketError::Listen {
-        path: path.to_owned(),
-        source,
-    })
+    Ok(())
 }
 
 fn bind_and_listen(path: &Path) -> io::Result<OwnedFd> {

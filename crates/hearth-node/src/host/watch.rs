@@ -1,4 +1,4 @@
-//! Waits for a file to grow, by inotify(7).
+//! Waits for a file to grow, or for one to appear, by inotify(7).
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -8,7 +8,8 @@ use std::path::Path;
 use rustix::fs::inotify;
 use tokio::io::unix::AsyncFd;
 
-/// Watches one file for writes, and for a new name: then what is written later may go to another file.
+/// Watches one file for writes, and for a new name: then what is written later may go to another file. Or a directory, for
+/// what is new in it.
 #[derive(Debug)]
 pub struct FileWatch {
     events: AsyncFd<OwnedFd>,
@@ -20,8 +21,19 @@ impl FileWatch {
     /// # Errors
     /// Returns the kernel's error, also when the file does not exist.
     pub fn new(path: &Path) -> io::Result<Self> {
+        Self::watch(path, inotify::WatchFlags::MODIFY | inotify::WatchFlags::MOVE_SELF)
+    }
+
+    /// Starts to watch a directory; what appears in it from here on is seen.
+    ///
+    /// # Errors
+    /// Returns the kernel's error, also when the directory does not exist.
+    pub fn of_directory(path: &Path) -> io::Result<Self> {
+        Self::watch(path, inotify::WatchFlags::CREATE | inotify::WatchFlags::ONLYDIR)
+    }
+
+    fn watch(path: &Path, wanted: inotify::WatchFlags) -> io::Result<Self> {
         let descriptor = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
-        let wanted = inotify::WatchFlags::MODIFY | inotify::WatchFlags::MOVE_SELF;
         inotify::add_watch(&descriptor, path, wanted)?;
         // SAFETY: the descriptor is owned by the value that watches it, and is closed after it is deregistered.
         let events = unsafe { AsyncFd::register(descriptor)? };

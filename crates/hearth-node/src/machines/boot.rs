@@ -2,6 +2,7 @@
 //!
 //! What is acquired here is released by the life that asked for the start, on every way out.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use hearth_api::v1::Stage;
@@ -18,7 +19,7 @@ use super::session;
 use crate::guest::{Guest, RequestError, SessionEvent};
 use crate::host::{console, failpoint, files, own};
 use crate::images::ROOTFS_FILESYSTEM;
-use crate::setup::AgentState;
+use crate::setup::{AgentState, Artefacts};
 use crate::vmm::{BootRequest, DiskAccess, DiskAttachment, Machine as _, MachineDirs, Vm, Vmm as _, VmmExit};
 
 /// The end of the console that goes into an error, in bytes.
@@ -52,11 +53,7 @@ impl Stages {
 
 pub(super) async fn power_on(plan: &Plan, stages: &mut Stages) -> Result<Vm, StartError> {
     let (parts, id) = (&plan.parts, plan.id);
-    let mut boot_set = parts.artefacts.boot_set()?;
-    if matches!(boot_set.agent, AgentState::Changed { .. }) {
-        parts.artefacts.refresh_agent().await.map_err(StartError::Agent)?;
-        boot_set = parts.artefacts.boot_set()?;
-    }
+    let (kernel, initramfs) = guest_files(&parts.artefacts).await?;
     let (dirs, user) = (dirs(&parts.layout, id), host_user(id));
     make_directories(&dirs)?;
     let disk = parts.layout.machine_disk(id);
@@ -66,12 +63,12 @@ pub(super) async fn power_on(plan: &Plan, stages: &mut Stages) -> Result<Vm, Sta
         source,
     })?;
     stages.end("disk");
-    let driver = parts.drivers.select(plan.spec.driver).await?;
+    let driver = parts.drivers.select(plan.spec.driver).await?.driver;
     let request = BootRequest {
         id,
         shape: plan.spec.shape(),
-        kernel: boot_set.kernel,
-        initramfs: boot_set.initramfs,
+        kernel,
+        initramfs,
         append: String::new(),
         disks: vec![
             DiskAttachment {
@@ -89,6 +86,19 @@ pub(super) async fn power_on(plan: &Plan, stages: &mut Stages) -> Result<Vm, Sta
     let vm = driver.boot(&request).await.map_err(StartError::Boot)?;
     stages.end("vmm");
     Ok(vm)
+}
+
+/// Returns what the guest boots with: kernel, and initramfs unless the kernel is its own agent.
+async fn guest_files(artefacts: &Artefacts) -> Result<(PathBuf, Option<PathBuf>), StartError> {
+    if let Some(guest) = artefacts.bare_guest() {
+        return Ok((guest.to_owned(), None));
+    }
+    let mut boot_set = artefacts.boot_set()?;
+    if matches!(boot_set.agent, AgentState::Changed { .. }) {
+        artefacts.refresh_agent().await.map_err(StartError::Agent)?;
+        boot_set = artefacts.boot_set()?;
+    }
+    Ok((boot_set.kernel, Some(boot_set.initramfs)))
 }
 
 fn make_directories(dirs: &MachineDirs) -> Result<(), StartError> {

@@ -333,7 +333,7 @@ pub(super) fn process_id(vmm: VmmFact) -> ProcessId {
 }
 
 async fn find_vm(plan: &Plan, vmm: VmmFact) -> Result<Vm, StartError> {
-    let driver = plan.parts.drivers.select(plan.spec.driver).await?;
+    let driver = plan.parts.drivers.select(plan.spec.driver).await?.driver;
     let request = AdoptRequest {
         id: plan.id,
         process: process_id(vmm),
@@ -434,9 +434,11 @@ pub(super) fn release(parts: &Parts, id: MachineId) {
     }
     let memory = layout.machine_memory(id);
     let run = layout.machine_run(id);
+    let jail = dirs(layout, id).jail();
     for (path, removed) in [
         (&memory, files::remove_file(&memory)),
         (&run, files::remove_tree(&run)),
+        (&jail, files::remove_tree(&jail)),
     ] {
         if let Err(error) = removed {
             tracing::error!(path = %path.display(), %error, "left behind");

@@ -23,13 +23,15 @@ use std::time::{Duration, Instant};
 use hearth_machine::{ByteSize, Ended, HostLimits, MachineId, Process, State};
 
 use super::actor;
+use super::drivers;
 use super::error::CreateError;
 use super::handle::Machine;
 use super::life;
 use super::registry::{Known, Machines};
 use crate::host::failpoint;
-use crate::host::process::{Process as HostProcess, ProcessId, with_arguments};
+use crate::host::process::{Process as HostProcess, ProcessId};
 use crate::records::{MachineRecord, RecordError, RecordedState, RestartFact, spec};
+use crate::vmm;
 
 /// The exit code of a workload that was killed: 128 and the number of SIGKILL.
 const KILLED: u8 = 137;
@@ -214,7 +216,7 @@ impl Machines {
     async fn end_vmm(&self, id: MachineId, record: Option<&MachineRecord>) {
         let processes = match record.and_then(|record| record.vmm) {
             Some(vmm) => vec![life::process_id(vmm)],
-            None => with_arguments(&["-name", &format!("hearth-{id}")]),
+            None => vmm::find_strays(id),
         };
         for process in processes {
             if let Err(error) = end_process(process).await {
@@ -240,7 +242,8 @@ fn ids_in(directory: &Path) -> Vec<MachineId> {
 
 fn known(id: MachineId, record: MachineRecord) -> Result<Known, CreateError> {
     // The host may have shrunk since; that is said when the machine is started.
-    let spec = spec::check(&record.spec, ANY_HOST)?;
+    let mut spec = spec::check(&record.spec, ANY_HOST)?;
+    spec.driver = drivers::kept(spec.driver, &record.driver);
     let process = Process::from(&record.process);
     let secrets = record.secrets.is_empty().then(Arc::default);
     let state = match &record.state {

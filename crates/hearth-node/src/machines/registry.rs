@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::actor::Actor;
 use super::command::{MAILBOX, View};
+use super::drivers;
 use super::error::{CreateError, MachineError};
 use super::handle::Machine;
 use super::life::{self, Parts};
@@ -125,14 +126,16 @@ impl Machines {
     /// # Errors
     /// Returns [`CreateError`]; nothing is left behind then.
     pub async fn create(&self, new: NewMachine) -> Result<Machine, CreateError> {
-        let spec = spec::check(&new.spec, limits(&self.parts, self.host))?;
+        let mut spec = spec::check(&new.spec, limits(&self.parts, self.host))?;
         for (name, value) in &new.secrets {
             check_environment(&format!("{name}={value}")).map_err(|_| CreateError::Secret(name.clone()))?;
         }
         let image = self.parts.images.resolve(&new.spec.image).await?;
         let process = Process::of(&spec, &image.defaults)?;
         let check = HealthCheck::of(&spec.health, image.defaults.health_check.as_ref());
-        let capabilities = self.parts.drivers.select(spec.driver).await?.capabilities();
+        let selected = self.parts.drivers.select(spec.driver).await?;
+        let capabilities = selected.driver.capabilities();
+        spec.driver = drivers::kept(spec.driver, capabilities.driver);
         let id = self.unused_id()?;
         let name: MachineName = match &new.name {
             Some(name) => name.parse()?,
@@ -155,6 +158,7 @@ impl Machines {
             finished_at: None,
             state: RecordedState::Created,
             driver: capabilities.driver.to_owned(),
+            driver_reason: Some(selected.reason.clone()),
             border: match capabilities.border {
                 vmm::Border::Kvm => Border::Kvm,
                 vmm::Border::Emulated => Border::Emulated,

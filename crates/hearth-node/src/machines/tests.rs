@@ -70,6 +70,20 @@ fn image(root: &Path) -> String {
     format!("dir:{}", root.join("image").display())
 }
 
+/// The driver of a bench's node.
+struct OfFake(Arc<Driver>);
+
+impl std::ops::Deref for OfFake {
+    type Target = Fake;
+
+    fn deref(&self) -> &Fake {
+        match &*self.0 {
+            Driver::Fake(fake) => fake,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
 impl Bench {
     async fn new(root: &TempDir) -> Self {
         prepare(root.path()).await;
@@ -112,11 +126,9 @@ impl Bench {
         }
     }
 
-    async fn fake(&self) -> &Fake {
-        match self.machines.parts().drivers.select(DriverChoice::Auto).await {
-            Ok(Driver::Fake(fake)) => fake,
-            other => panic!("{other:?}"),
-        }
+    async fn fake(&self) -> OfFake {
+        let selected = self.machines.parts().drivers.select(DriverChoice::Auto).await;
+        OfFake(selected.unwrap().driver)
     }
 
     async fn try_create(

@@ -45,6 +45,9 @@ pub struct MachineRecord {
     pub state: RecordedState,
     /// The driver that runs it.
     pub driver: String,
+    /// Why it is that one; absent in records of older nodes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub driver_reason: Option<String>,
     /// What lies between it and the host.
     pub border: Border,
     /// The process of its virtual machine monitor, while there is one.
@@ -365,6 +368,7 @@ pub(crate) mod tests {
                 reason: None,
             },
             driver: "qemu".to_owned(),
+            driver_reason: None,
             border: Border::Emulated,
             vmm: Some(VmmFact {
                 pid: 1,

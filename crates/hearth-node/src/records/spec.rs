@@ -62,6 +62,7 @@ pub fn check(wire: &v1::MachineSpec, host: HostLimits) -> Result<Spec, InvalidSp
         driver: match wire.driver {
             v1::DriverChoice::Auto => DriverChoice::Auto,
             v1::DriverChoice::Qemu => DriverChoice::Qemu,
+            v1::DriverChoice::Firecracker => DriverChoice::Firecracker,
         },
         stop_signal: wire.stop_signal.as_deref().map(str::parse).transpose()?,
         ports: wire.ports.iter().map(port).collect::<Result<_, _>>()?,

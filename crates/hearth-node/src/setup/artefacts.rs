@@ -11,12 +11,17 @@ use super::digest::Digest;
 use super::index::{FileStamp, INDEX_NAME, Index, Stored};
 use crate::layout::Layout;
 
+/// The variable by which tests name a kernel that is its own guest agent (`crates/bare-guest`), at the start of a node.
+const BARE_GUEST: &str = "HEARTH_BARE_GUEST";
+
 /// The directory of kernels, agents and initramfs images of one node.
 #[derive(Debug, Clone)]
 pub struct Artefacts {
     pub(super) directory: PathBuf,
     /// The agent beside the running executable, whether it is there or not.
     pub(super) own_agent: Option<PathBuf>,
+    /// See [`BARE_GUEST`].
+    bare_guest: Option<PathBuf>,
     /// Guards the directory against two set-ups in this process, one waiting for the other. (Another process is
     /// turned away by a lock on a file.) It is held across `.await` on purpose: it orders whole set-ups.
     pub(super) turn: Arc<Mutex<()>>,
@@ -152,13 +157,22 @@ impl Artefacts {
     pub fn open(layout: &Layout) -> Self {
         let executable = std::env::current_exe().ok();
         let own_agent = executable.and_then(|path| Some(path.parent()?.join(AGENT_NAME)));
-        Self::at(layout.artefacts(), own_agent)
+        Self {
+            bare_guest: std::env::var_os(BARE_GUEST).map(PathBuf::from),
+            ..Self::at(layout.artefacts(), own_agent)
+        }
+    }
+
+    /// Returns the kernel that all machines of this node boot instead of Linux, when a test says so; it is its own agent.
+    pub fn bare_guest(&self) -> Option<&Path> {
+        self.bare_guest.as_deref()
     }
 
     pub(super) fn at(directory: PathBuf, own_agent: Option<PathBuf>) -> Self {
         Self {
             directory,
             own_agent,
+            bare_guest: None,
             turn: Arc::default(),
         }
     }

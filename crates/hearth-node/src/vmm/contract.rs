@@ -213,7 +213,7 @@ mod of_the_fake {
                 memory_mib: 64,
             },
             kernel: "/kernel".into(),
-            initramfs: "/initramfs".into(),
+            initramfs: Some("/initramfs".into()),
             append: String::new(),
             disks: Vec::new(),
             dirs: MachineDirs {

@@ -18,6 +18,7 @@
 mod contract;
 #[cfg(test)]
 pub mod fake;
+pub mod firecracker;
 pub mod qemu;
 pub mod snapshot;
 mod stream;
@@ -30,6 +31,8 @@ use std::time::Duration;
 
 use hearth_machine::{MachineId, Shape};
 use tokio::sync::broadcast;
+
+use crate::host::process;
 
 pub use crate::host::launch::HostUser;
 pub use crate::host::process::{Exit, ProcessId};
@@ -116,15 +119,24 @@ impl MachineDirs {
         self.data.join("vmm.log")
     }
 
-    /// Removes what a driver left that has no use once the monitor has ended: the guest's memory, sockets, pipes. Idempotent;
+    /// Returns the directory of the roots that a monitor is locked up in.
+    pub fn jail(&self) -> PathBuf {
+        self.data.join("jail")
+    }
+
+    /// Removes what a driver left that has no use once the monitor has ended: the guest's memory, sockets, pipes, jails. Idempotent;
     /// logs stay.
     ///
     /// # Errors
     /// When something that is there cannot be removed; the rest is removed all the same.
     pub fn release(&self) -> Result<(), ReleaseError> {
-        let runtime = ["qmp", "guest", "console"].map(|name| self.run.join(name));
-        let mut outcome = Ok(());
-        for path in runtime.into_iter().chain([self.memory.clone()]) {
+        let run = std::fs::read_dir(&self.run).into_iter().flatten().flatten();
+        let files = run.map(|entry| entry.path()).chain([self.memory.clone()]);
+        let mut outcome = crate::host::files::remove_tree(&self.jail()).map_err(|source| ReleaseError {
+            path: self.jail(),
+            source,
+        });
+        for path in files {
             match std::fs::remove_file(&path) {
                 Err(source) if source.kind() != io::ErrorKind::NotFound => {
                     outcome = Err(ReleaseError { path, source });
@@ -156,8 +168,8 @@ pub struct BootRequest {
     pub shape: Shape,
     /// The guest's kernel, an ELF `vmlinux` with a PVH entry.
     pub kernel: PathBuf,
-    /// The initramfs with the guest agent.
-    pub initramfs: PathBuf,
+    /// The initramfs with the guest agent; none for a kernel that is the guest agent itself.
+    pub initramfs: Option<PathBuf>,
     /// Added to the kernel command line that the driver needs; no secrets, it is visible to all on the host.
     pub append: String,
     /// The disks, in the order in which the guest sees them: `vda`, `vdb`, ...
@@ -237,6 +249,24 @@ pub enum BootError {
         #[source]
         source: crate::host::console::ConsoleError,
     },
+    /// The monitor would have to start as root, with nothing to lock it up.
+    #[error(
+        "machine {id} cannot be locked up: as root, Firecracker starts through its jailer, and none came with the one that is \
+         installed; name both in one directory or archive: `hearth setup firecracker --from PATH`"
+    )]
+    NoJailer {
+        /// The machine.
+        id: MachineId,
+    },
+    /// The monitor does not take what it was told. It has been killed.
+    #[error("the monitor of machine {id} refuses")]
+    Refused {
+        /// The machine.
+        id: MachineId,
+        /// What it said.
+        #[source]
+        source: ControlError,
+    },
     /// The monitor cannot be started.
     #[error("cannot boot machine {id}")]
     Launch {
@@ -282,6 +312,9 @@ pub enum ControlError {
     /// QEMU's control connection.
     #[error(transparent)]
     Qmp(#[from] qemu::qmp::QmpError),
+    /// Firecracker's API.
+    #[error(transparent)]
+    Firecracker(#[from] hearth_firecracker::ClientError),
     /// The monitor has ended.
     #[error("the monitor has ended")]
     Ended,
@@ -487,23 +520,27 @@ pub trait Machine {
 pub enum Driver {
     /// QEMU.
     Qemu(qemu::Qemu),
+    /// Firecracker.
+    Firecracker(firecracker::Firecracker),
     /// A driver for tests that behaves.
     #[cfg(test)]
     Fake(fake::Fake),
 }
 
+/// Finds monitors of a machine that no record tells of: by what their command lines say.
+pub fn find_strays(id: MachineId) -> Vec<ProcessId> {
+    let name = format!("hearth-{id}");
+    let named = ["-name", "--id"].map(|option| process::with_arguments(&[option, &name]));
+    named.concat()
+}
+
 /// A machine of any driver.
 #[derive(Debug)]
-#[cfg_attr(
-    test,
-    expect(
-        clippy::large_enum_variant,
-        reason = "the small one is for tests only, where size does not matter"
-    )
-)]
 pub enum Vm {
     /// Of QEMU.
     Qemu(qemu::QemuVm),
+    /// Of Firecracker.
+    Firecracker(firecracker::FirecrackerVm),
     /// Of the driver for tests.
     #[cfg(test)]
     Fake(fake::FakeVm),
@@ -513,6 +550,7 @@ macro_rules! dispatch {
     ($type:ident, $self:expr, $it:ident => $call:expr) => {
         match $self {
             $type::Qemu($it) => $call,
+            $type::Firecracker($it) => $call,
             #[cfg(test)]
             $type::Fake($it) => $call,
         }
@@ -529,6 +567,7 @@ impl Vmm for Driver {
     async fn boot(&self, request: &BootRequest) -> Result<Vm, BootError> {
         match self {
             Self::Qemu(qemu) => qemu.boot(request).await.map(Vm::Qemu),
+            Self::Firecracker(firecracker) => firecracker.boot(request).await.map(Vm::Firecracker),
             #[cfg(test)]
             Self::Fake(fake) => fake.boot(request).await.map(Vm::Fake),
         }
@@ -537,6 +576,7 @@ impl Vmm for Driver {
     async fn restore(&self, request: &RestoreRequest) -> Result<Vm, RestoreError> {
         match self {
             Self::Qemu(qemu) => qemu.restore(request).await.map(Vm::Qemu),
+            Self::Firecracker(firecracker) => firecracker.restore(request).await.map(Vm::Firecracker),
             #[cfg(test)]
             Self::Fake(fake) => fake.restore(request).await.map(Vm::Fake),
         }
@@ -545,6 +585,7 @@ impl Vmm for Driver {
     async fn adopt(&self, request: &AdoptRequest) -> Result<Vm, AdoptError> {
         match self {
             Self::Qemu(qemu) => qemu.adopt(request).await.map(Vm::Qemu),
+            Self::Firecracker(firecracker) => firecracker.adopt(request).await.map(Vm::Firecracker),
             #[cfg(test)]
             Self::Fake(fake) => fake.adopt(request).await.map(Vm::Fake),
         }

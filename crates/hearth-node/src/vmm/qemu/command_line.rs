@@ -116,7 +116,9 @@ fn machine(line: &mut Line, request: &BootRequest, border: Border, memory: Memor
 
 fn kernel(line: &mut Line, request: &BootRequest, border: Border) {
     line.option("-kernel", request.kernel.as_os_str());
-    line.option("-initrd", request.initramfs.as_os_str());
+    if let Some(initramfs) = &request.initramfs {
+        line.option("-initrd", initramfs.as_os_str());
+    }
     line.option("-append", kernel_command_line(border, &request.append));
 }
 
@@ -216,7 +218,7 @@ mod tests {
                 memory_mib: 512,
             },
             kernel: "/art/vmlinux".into(),
-            initramfs: "/art/initramfs".into(),
+            initramfs: Some("/art/initramfs".into()),
             append: String::new(),
             disks: vec![
                 DiskAttachment {

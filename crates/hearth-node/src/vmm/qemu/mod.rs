@@ -169,10 +169,13 @@ impl Qemu {
             program: self.program.clone(),
             args,
             log: prepared.log,
+            output: None,
             passed,
             user: request.user,
             groups: self.kvm_group.into_iter().collect(),
             network: self.network.clone(),
+            directory: None,
+            mounts: Vec::new(),
             oom_score_adj: OOM_SCORE_ADJ,
         })
         .map_err(|source| BootError::Launch {

@@ -96,8 +96,9 @@ fn make_memory(request: &BootRequest) -> Result<(), BootError> {
 fn check_reachable(request: &BootRequest, user: HostUser) -> Result<(), BootError> {
     let (pipe, memory) = (machine::console_pipe(&request.dirs), &request.dirs.memory);
     let disks = request.disks.iter().map(|disk| disk.path.as_path());
-    let files = [request.kernel.as_path(), &request.initramfs, &pipe, memory];
-    for path in files.into_iter().chain(disks) {
+    let initramfs = request.initramfs.as_deref();
+    let files = [request.kernel.as_path(), &pipe, memory];
+    for path in files.into_iter().chain(initramfs).chain(disks) {
         let closed =
             closed_directory(path, user).map_err(|source| failed(request, "cannot reach", path, source))?;
         if let Some(closed) = closed {

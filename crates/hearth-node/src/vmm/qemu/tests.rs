@@ -96,7 +96,7 @@ impl Bench {
                 memory_mib: 64,
             },
             kernel: root.join("kernel"),
-            initramfs: root.join("initramfs"),
+            initramfs: Some(root.join("initramfs")),
             append: String::new(),
             disks: Vec::new(),
             dirs: MachineDirs {
@@ -529,7 +529,7 @@ async fn the_stream_reaches_a_linux_guest_and_stalls_while_it_is_paused() {
     };
     bench.request.kernel = kernel.into();
     bench.request.shape.memory_mib = 192;
-    std::fs::write(&bench.request.initramfs, initramfs).unwrap();
+    std::fs::write(bench.request.initramfs.as_ref().unwrap(), initramfs).unwrap();
     let vm = bench.boot().await;
     bench.hear(&vm, "the guest is up").await;
     contract::stream(&vm).await;

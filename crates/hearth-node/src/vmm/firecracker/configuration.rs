@@ -1,0 +1,115 @@
+//! What a boot tells Firecracker: the same for every machine of the same shape, since it hears names only.
+
+use hearth_firecracker::model::{
+    Access, Action, Balloon, BootSource, DeviceId, Drive, Entropy, MachineConfiguration, Vsock,
+};
+use hearth_firecracker::{Client, ClientError};
+
+use super::machine::VSOCK;
+use super::place::Place;
+use crate::vmm::{BootError, BootRequest, DiskAccess};
+
+/// The most disks of one machine. Firecracker has interrupts for more; two is what a machine needs.
+pub(super) const MAX_DISKS: usize = 8;
+
+const KERNEL: &str = "kernel";
+const INITRAMFS: &str = "initramfs";
+
+/// The guest's number on vsock. All have the same: each has a socket of its own on the host.
+const GUEST_CID: u32 = 3;
+
+/// The kernel's command line.
+///
+/// - `console=ttyS0`: the one serial port; `quiet` because each byte costs an exit, warnings still come.
+/// - `panic=-1 reboot=k`: a panic resets at once, by the keyboard's controller, and a reset ends Firecracker.
+/// - `random.trust_cpu=on`: the first random numbers come from RDRAND, so nothing waits for entropy.
+/// - the rest leaves out looking for hardware that the machine does not have.
+const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 reboot=k tsc=reliable random.trust_cpu=on i8042.noaux i8042.nomux \
+     i8042.nopnp i8042.dumbkbd 8250.nr_uarts=1 cryptomgr.notests pci=off";
+
+/// Puts the files of a boot where Firecracker sees them.
+pub(super) fn put_files(request: &BootRequest, place: &mut Place<'_>) -> Result<(), BootError> {
+    place.put(KERNEL, &request.kernel)?;
+    if let Some(initramfs) = &request.initramfs {
+        place.put(INITRAMFS, initramfs)?;
+    }
+    put_disks(request, place)
+}
+
+/// Puts the disks where Firecracker sees them.
+pub(super) fn put_disks(request: &BootRequest, place: &mut Place<'_>) -> Result<(), BootError> {
+    for (index, disk) in request.disks.iter().enumerate() {
+        place.put(&disk_name(index), &disk.path)?;
+    }
+    Ok(())
+}
+
+/// Tells a fresh Firecracker what the machine is, and starts it.
+pub(super) async fn boot(request: &BootRequest, client: &Client) -> Result<(), ClientError> {
+    // At most 32, which was checked.
+    let vcpus = u8::try_from(request.shape.vcpus).unwrap_or(u8::MAX);
+    let mut machine = MachineConfiguration::new(vcpus, request.shape.memory_mib);
+    // What a diff snapshot is made of.
+    machine.track_dirty_pages = true;
+    client.set_machine_configuration(&machine).await?;
+    client
+        .set_boot_source(&BootSource {
+            kernel: KERNEL.into(),
+            initramfs: request.initramfs.as_ref().map(|_| INITRAMFS.into()),
+            arguments: Some(command_line(&request.append)),
+        })
+        .await?;
+    for (index, disk) in request.disks.iter().enumerate() {
+        let access = match disk.access {
+            DiskAccess::ReadOnly => Access::ReadOnly,
+            DiskAccess::ReadWrite => Access::ReadWrite,
+        };
+        client
+            .set_drive(&Drive::of_file(disk_id(index), disk_name(index), access))
+            .await?;
+    }
+    client
+        .set_vsock(&Vsock {
+            guest_cid: GUEST_CID,
+            socket: VSOCK.into(),
+        })
+        .await?;
+    client.set_entropy(&Entropy::default()).await?;
+    // Empty until somebody wants the memory; statistics would wake the guest every second.
+    client
+        .set_balloon(&Balloon {
+            amount_mib: 0,
+            deflate_on_oom: true,
+            statistics_interval_s: 0,
+        })
+        .await?;
+    client.act(Action::InstanceStart).await
+}
+
+fn command_line(append: &str) -> String {
+    match append.trim() {
+        "" => COMMAND_LINE.to_owned(),
+        append => format!("{COMMAND_LINE} {append}"),
+    }
+}
+
+fn disk_name(index: usize) -> String {
+    format!("disk{index}")
+}
+
+/// A disk's name is made of letters and digits, fewer than 64.
+fn disk_id(index: usize) -> DeviceId {
+    let parsed = disk_name(index).parse();
+    parsed.unwrap_or_else(|_| unreachable!("disk{index} is an id"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_callers_words_come_last_on_the_kernel_command_line() {
+        assert!(command_line(" hearth.log=debug ").ends_with("pci=off hearth.log=debug"));
+        assert!(command_line("").ends_with("pci=off"));
+    }
+}
