@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-user build release install setup-host fmt lint tidy soak fuzz clean
+.PHONY: help demo test test-user test-metal build release install setup-host fmt lint tidy soak fuzz clean
 
 PREFIX ?= /usr/local
 SECONDS_EACH ?= 600
@@ -50,6 +50,12 @@ lint: ## Lints as errors, and the structure checks
 
 tidy: ## The structure checks alone
 	@cargo xtask tidy
+
+test-metal: ## The driver suite, every pair of it: for a machine whose KVM is native
+	@scripts/prerequisites.sh test
+	@cargo xtask build
+	@cargo xtask bare-guest
+	@HEARTH_E2E_METAL=1 cargo test --package e2e -- --nocapture firecracker::
 
 soak: ## The long end-to-end tests: 100 boots in a row, 50 machines, 200 deaths of the node
 	@scripts/prerequisites.sh test

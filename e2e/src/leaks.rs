@@ -49,7 +49,7 @@ impl Traces<'_> {
 
     /// Ends what is left, so that one failed test does not starve the others.
     pub(crate) fn clean(&self) {
-        for process in processes_of(self.home).unwrap_or_default() {
+        for process in processes_of(self.home, self.machines).unwrap_or_default() {
             // It may have ended by now.
             let _ = kill_process(process.pid_for_kernel, Signal::KILL);
         }
@@ -59,7 +59,7 @@ impl Traces<'_> {
     fn wait_for_processes(&self) -> Result<Vec<Process>> {
         let end = Instant::now() + LAST_BREATH;
         loop {
-            let processes = processes_of(self.home)?;
+            let processes = processes_of(self.home, self.machines)?;
             let left = end.saturating_duration_since(Instant::now());
             let Some(first) = processes.first() else {
                 return Ok(processes);
@@ -130,8 +130,9 @@ impl Process {
     }
 }
 
-/// Returns the processes whose command line, environment, working directory or open files name a home.
-fn processes_of(home: &Path) -> Result<Vec<Process>> {
+/// Returns the processes whose command line, environment, working directory or open files name a home, and those that are named
+/// after a machine: one in a jail of its own sees no home.
+fn processes_of(home: &Path, machines: &[String]) -> Result<Vec<Process>> {
     let own = i32::try_from(std::process::id())?;
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")?.flatten() {
@@ -145,9 +146,11 @@ fn processes_of(home: &Path) -> Result<Vec<Process>> {
         let Some(pid_for_kernel) = Pid::from_raw(pid) else {
             continue;
         };
-        if has_to_do_with(&entry.path(), home.as_os_str().as_encoded_bytes()) {
-            let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-            let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        let name = line.split(' ').find_map(|word| word.strip_prefix("hearth-"));
+        let is_monitor = name.is_some_and(|name| machines.iter().any(|id| id == name));
+        if is_monitor || has_to_do_with(&entry.path(), home.as_os_str().as_encoded_bytes()) {
             found.push(Process {
                 pid,
                 pid_for_kernel,
@@ -198,7 +201,7 @@ mod tests {
         // Its answer says that it is what it is to be: spawn returns when the kernel has yet to write its environment.
         child.stdin.as_mut().unwrap().write_all(b"x").unwrap();
         child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
-        let found = processes_of(home.path()).unwrap();
+        let found = processes_of(home.path(), &[]).unwrap();
         assert_eq!(found.len(), 1, "{found:?}");
         assert_eq!(u32::try_from(found[0].pid), Ok(child.id()));
         let traces = Traces {

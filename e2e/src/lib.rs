@@ -13,6 +13,7 @@
 //! homes, `HEARTH_E2E_SOAK=1` makes the long tests long.
 
 pub mod archive;
+mod bare;
 mod binary;
 mod captured;
 mod command;
@@ -30,6 +31,7 @@ mod terminal;
 mod text;
 mod tree;
 
+pub use bare::BareGuest;
 pub use binary::hearth_binary;
 pub use captured::Captured;
 pub use command::{DEADLINE, Invocation, Outcome, Running};

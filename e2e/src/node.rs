@@ -31,6 +31,8 @@ pub enum Driver {
     Auto,
     /// QEMU.
     Qemu,
+    /// Firecracker.
+    Firecracker,
 }
 
 impl Driver {
@@ -39,6 +41,7 @@ impl Driver {
         match self {
             Self::Auto => "auto",
             Self::Qemu => "qemu",
+            Self::Firecracker => "firecracker",
         }
     }
 }
@@ -297,7 +300,8 @@ impl TestNode {
         } else {
             Vec::new()
         };
-        let ids: Vec<String> = machines.into_iter().map(|machine| machine.id).collect();
+        let mut ids: Vec<String> = machines.into_iter().map(|machine| machine.id).collect();
+        ids.extend(ids_in(&self.location.data.join("events.jsonl")));
         let stopped = if runs {
             self.hearth(["node", "stop", "--stop-machines"])
                 .deadline(STOP_DEADLINE)
@@ -324,6 +328,16 @@ impl TestNode {
         }
         Ok(())
     }
+}
+
+/// Returns every id of a machine that a log of events tells of: twelve hexadecimal digits in quotes.
+fn ids_in(events: &Path) -> Vec<String> {
+    let text = std::fs::read_to_string(events).unwrap_or_default();
+    let is_id = |word: &&str| word.len() == 12 && word.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let mut ids: Vec<_> = text.split('"').filter(is_id).map(str::to_owned).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    ids
 }
 
 impl Drop for TestNode {

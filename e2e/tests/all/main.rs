@@ -7,6 +7,7 @@ mod container;
 mod failure;
 mod fidelity;
 mod files;
+mod firecracker;
 mod health;
 mod hostile;
 mod image;
