@@ -1,5 +1,7 @@
-//! `hearth node` is the daemon; everything else is the command line. Knows nothing but which is which.
+//! `hearth node` is the daemon, `hearth pager` serves memory for it; everything else is the command line. Knows nothing but which is
+//! which.
 
+use std::error::Error;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
@@ -10,8 +12,13 @@ const LOG_VARIABLE: &str = "HEARTH_LOG";
 
 fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    if let Some((first, rest)) = arguments.split_first()
+        && first == "pager"
+    {
+        return daemon(|| hearth_node::pager::run(rest));
+    }
     match node_arguments(&arguments) {
-        Some(ready) => node(ready),
+        Some(ready) => daemon(|| hearth_node::run(ready)),
         None => hearth_cli::main(),
     }
 }
@@ -26,14 +33,15 @@ fn node_arguments(arguments: &[OsString]) -> Option<Option<i32>> {
     }
 }
 
-fn node(ready: Option<i32>) -> ExitCode {
+/// Runs what has no terminal: its words go to standard error, as a log.
+fn daemon<E: Error + Send + Sync + 'static>(run: impl FnOnce() -> Result<(), E>) -> ExitCode {
     let filter = EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .init();
-    match hearth_node::run(ready) {
+    match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{:#}", anyhow::Error::from(error));

@@ -28,7 +28,16 @@ const EDGES: [(&str, &[&str]); 12] = [
     ),
     // No engine: what it can do, anybody can do over the API.
     ("hearth-cli", &["hearth-api", "hearth-machine"]),
-    ("hearth", &["hearth-cli", "hearth-node"]),
+    (
+        "hearth",
+        // The last two are for the tests of its pager.
+        &[
+            "hearth-cli",
+            "hearth-node",
+            "hearth-firecracker",
+            "hearth-guest-protocol",
+        ],
+    ),
     // Goes through the binary and the API, as a user does.
     ("e2e", &["hearth-api"]),
     ("xtask", &[]),

@@ -8,7 +8,7 @@ use super::source::Source;
 const TRAITS: [&str; 2] = ["Serialize", "Deserialize"];
 
 /// Where bytes cross a border, and which one.
-const HOMES: [(&str, &str); 17] = [
+const HOMES: [(&str, &str); 18] = [
     ("hearth_api", "HTTP"),
     ("hearth_guest_protocol::message", "the channel to the guest"),
     (
@@ -30,6 +30,10 @@ const HOMES: [(&str, &str); 17] = [
     ),
     ("hearth_node::configuration", "hearth.toml"),
     ("hearth_node::api", "queries of HTTP requests"),
+    (
+        "hearth_node::pager::handshake",
+        "what Firecracker tells a page server",
+    ),
     ("hearth_node::records", "records on the disk"),
     (
         "hearth_node::setup::digest",

@@ -23,6 +23,7 @@ const LAYERS: [&[&str]; 8] = [
         "snapshots",
         "records",
         "setup",
+        "pager",
     ],
     &["host"],
     // Names of paths, and what a person has set. `host` has no use for them, and everybody else has.

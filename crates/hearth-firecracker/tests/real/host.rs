@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use hearth_firecracker::jailer::{Firecracker, InstanceId};
 use hearth_firecracker::model::{
-    Access, Action, Balloon, BootSource, Drive, Entropy, LoadSnapshot, MachineConfiguration, MetricsTarget,
-    Snapshot, SnapshotKind, VmState, Vsock,
+    Access, Action, Balloon, BootSource, Drive, Entropy, HugePages, LoadSnapshot, MachineConfiguration,
+    MetricsTarget, Snapshot, SnapshotKind, VmState, Vsock,
 };
 use hearth_firecracker::{Client, ClientError, Metrics};
 use tempfile::TempDir;
@@ -170,6 +170,11 @@ impl Vmm {
 
     /// Configures the ordinary machine.
     pub(crate) async fn configure(&self, guest: &Path) -> Result<()> {
+        self.configure_with(guest, HugePages::None).await
+    }
+
+    /// Configures the ordinary machine, with such pages behind its memory.
+    pub(crate) async fn configure_with(&self, guest: &Path, huge_pages: HugePages) -> Result<()> {
         File::create(self.path(DRIVE))?.set_len(DISK)?;
         File::create(self.path(METRICS))?;
         let client = &self.client;
@@ -177,7 +182,8 @@ impl Vmm {
             .set_metrics(&MetricsTarget { path: METRICS.into() })
             .await?;
         let mut machine = MachineConfiguration::new(1, MEMORY_MIB);
-        machine.track_dirty_pages = true;
+        machine.track_dirty_pages = huge_pages == HugePages::None;
+        machine.huge_pages = huge_pages;
         client.set_machine_configuration(&machine).await?;
         client
             .set_boot_source(&BootSource {

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
+use std::ops::Range;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
@@ -144,6 +145,19 @@ pub(super) fn next_stretch(source: &File, from: u64) -> io::Result<Option<(u64, 
     Ok(Some((data, seek(source, SeekFrom::Hole(data))?)))
 }
 
+/// Returns where a file has data, in order; the rest of it is holes.
+///
+/// # Errors
+/// Returns the file system's error.
+pub fn data_of(file: &File) -> io::Result<Vec<Range<u64>>> {
+    let (mut stretches, mut at) = (Vec::new(), 0);
+    while let Some((data, hole)) = next_stretch(file, at)? {
+        stretches.push(data..hole);
+        at = hole;
+    }
+    Ok(stretches)
+}
+
 fn next_data(source: &File, from: u64) -> io::Result<Option<u64>> {
     match seek(source, SeekFrom::Data(from)) {
         Ok(at) => Ok(Some(at)),
@@ -185,6 +199,9 @@ mod tests {
         source.set_len(64 << 20).unwrap();
         source.write_all_at(b"first", 0).unwrap();
         source.write_all_at(b"later", 40 << 20).unwrap();
+        let stretches = data_of(&source).unwrap();
+        assert_eq!(stretches.len(), 2);
+        assert!(stretches[0].contains(&0) && stretches[1].contains(&(40 << 20)));
         clone_file(&from, &to).unwrap();
         assert_eq!(fs::read(&from).unwrap(), fs::read(&to).unwrap());
         let copied = fs::metadata(&to).unwrap();

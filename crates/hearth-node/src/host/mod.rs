@@ -2,16 +2,23 @@
 
 pub mod cgroup;
 pub mod command;
+pub mod confine;
 pub mod console;
 pub mod facts;
 pub mod failpoint;
 pub mod files;
+pub mod fork;
 pub mod kvm;
 pub mod launch;
 pub mod lock;
+pub mod mapped;
 pub mod memory_image;
 pub mod network_namespace;
 pub mod own;
+pub mod page_faults;
+pub mod passing;
+pub mod peer;
+pub mod poller;
 pub mod process;
 #[cfg(test)]
 pub mod skip;

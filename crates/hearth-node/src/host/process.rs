@@ -168,6 +168,17 @@ impl Process {
         }
     }
 
+    /// Sends SIGTERM. A process that is already gone is what was asked for.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn terminate(&self) -> io::Result<()> {
+        match rustix::process::pidfd_send_signal(self.pidfd.get_ref(), Signal::TERM) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(refused) => Err(refused.into()),
+        }
+    }
+
     /// Waits until the process has ended, and takes its exit status if it was this node's child. May be called by
     /// several tasks, and again after the end.
     ///

@@ -71,6 +71,18 @@ pub fn check_length(path: &Path) -> Result<(), SocketError> {
     Ok(())
 }
 
+/// Has accepting return at once when nobody waits.
+///
+/// # Errors
+/// Returns the kernel's.
+pub fn never_wait(listener: &OwnedFd) -> io::Result<()> {
+    let flags = rustix::fs::fcntl_getfl(listener)?;
+    Ok(rustix::fs::fcntl_setfl(
+        listener,
+        flags | rustix::fs::OFlags::NONBLOCK,
+    )?)
+}
+
 fn bind_and_listen(path: &Path) -> io::Result<OwnedFd> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -85,7 +97,7 @@ fn bind_and_listen(path: &Path) -> io::Result<OwnedFd> {
     // Linux gives the file that bind makes the socket's own mode, so there is no moment in which others could connect.
     rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
     rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
-    rustix::net::listen(&socket, 8)?;
+    rustix::net::listen(&socket, 128)?;
     Ok(socket)
 }
 
