@@ -36,7 +36,7 @@ use super::paused;
 use super::ports::Listeners;
 use super::recovery::end_process;
 use super::session::WorkloadIo;
-use crate::guest::{Guest, Input, RequestError};
+use crate::guest::{Guest, Input, RequestError, Session};
 use crate::host::cgroup::Groups;
 use crate::host::{failpoint, files, own};
 use crate::images::Images;
@@ -280,7 +280,7 @@ async fn live_on(
 /// A workload that runs, its session, and where its output goes.
 pub(super) struct Workload {
     pub(super) running: Running,
-    pub(super) session: crate::guest::Session,
+    pub(super) session: Session,
     pub(super) log: Option<LogWriter>,
 }
 
@@ -344,6 +344,9 @@ async fn find_vm(plan: &Plan, vmm: VmmFact) -> Result<Vm, StartError> {
     Ok(vm)
 }
 
+/// How long a guest that is found again may take to answer before it is called anew; twice as long each time.
+const FIRST_CALL: Duration = Duration::from_secs(2);
+
 /// Finds the workload in a guest that an earlier node has set to work.
 async fn find_workload(plan: &Plan, vm: &Vm) -> Result<Workload, StartError> {
     let directory = plan.parts.layout.machine_data(plan.id);
@@ -351,13 +354,7 @@ async fn find_workload(plan: &Plan, vm: &Vm) -> Result<Workload, StartError> {
         .inspect_err(|error| tracing::error!(directory = %directory.display(), %error, "no output log"))
         .ok();
     let received = log.as_ref().map_or(0, LogWriter::printed);
-    let greeting = async {
-        let stream = vm.connect_guest().await.map_err(crate::guest::ConnectError::Io)?;
-        let (reader, writer) = stream.into_split();
-        Guest::reconnect(reader, writer, &plan.parts.tasks, received, GUEST_DEADLINE).await
-    };
-    let greeted = tokio::time::timeout(GUEST_DEADLINE, greeting).await;
-    let (guest, session) = greeted.map_err(|_| RequestError::Timeout(GUEST_DEADLINE))??;
+    let (guest, session) = greet_again(plan, vm, received).await?;
     failpoint::pass("adopt-greeted");
     let session = session.ok_or(StartError::NoWorkload)?;
     let running = Running {
@@ -371,6 +368,30 @@ async fn find_workload(plan: &Plan, vm: &Vm) -> Result<Workload, StartError> {
         session,
         log,
     })
+}
+
+/// Greets a guest that an earlier node has set to work; whoever does not answer is called anew.
+///
+/// QEMU 7.2 holds a guest's output back for good when the earlier node dies in the middle of a write: it throttles the port for the
+/// connection that has just closed, and takes that back when the next one closes.
+async fn greet_again(plan: &Plan, vm: &Vm, received: u64) -> Result<(Guest, Option<Session>), StartError> {
+    let greeting = async || {
+        let stream = vm.connect_guest().await.map_err(crate::guest::ConnectError::Io)?;
+        let (reader, writer) = stream.into_split();
+        Guest::reconnect(reader, writer, &plan.parts.tasks, received, GUEST_DEADLINE).await
+    };
+    let all = async {
+        let mut patience = FIRST_CALL;
+        loop {
+            if let Ok(greeted) = tokio::time::timeout(patience, greeting()).await {
+                return greeted;
+            }
+            tracing::warn!(machine = %plan.id, ?patience, "the guest does not answer, and is called anew");
+            patience *= 2;
+        }
+    };
+    let greeted = tokio::time::timeout(GUEST_DEADLINE, all).await;
+    Ok(greeted.map_err(|_| RequestError::Timeout(GUEST_DEADLINE))??)
 }
 
 /// Runs a step of the start, unless an order to end comes first: then the step is dropped, and with it what it held.

@@ -277,12 +277,14 @@ impl Vmm for Qemu {
         let control = machine::control_socket(&request.dirs);
         match Client::connect(&control, ADOPT_LIMIT).await {
             Ok((client, events)) => Ok(QemuVm::new(found, client, events, console, request.dirs.clone())),
-            // Died between the look for it and the connection.
-            Err(_) if matches!(Process::find(process), Ok(None)) => Err(AdoptError::Gone { id, process }),
-            Err(error) => Err(AdoptError::Control {
-                id,
-                source: ControlError::Qmp(error),
-            }),
+            // A process that ends closes its sockets first, and is gone a moment later.
+            Err(error) => match tokio::time::timeout(DYING_LIMIT, found.wait()).await {
+                Ok(Ok(_)) => Err(AdoptError::Gone { id, process }),
+                Ok(Err(_)) | Err(_) => Err(AdoptError::Control {
+                    id,
+                    source: ControlError::Qmp(error),
+                }),
+            },
         }
     }
 }
