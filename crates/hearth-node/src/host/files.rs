@@ -126,6 +126,22 @@ pub fn clone_file(from: &Path, to: &Path) -> io::Result<()> {
     copied
 }
 
+/// Writes the data of a file over another one, and leaves that as it is where the first has holes. Returns how much it was.
+///
+/// # Errors
+/// Returns the file system's error.
+#[cfg(test)]
+pub fn merge(from: &Path, into: &Path) -> io::Result<u64> {
+    let (source, target) = (File::open(from)?, OpenOptions::new().write(true).open(into)?);
+    let (mut at, mut merged) = (0, 0);
+    while let Some((data, hole)) = next_stretch(&source, at)? {
+        copy_stretch(&source, &target, data, hole - data)?;
+        merged += hole - data;
+        at = hole;
+    }
+    Ok(merged)
+}
+
 fn copy_data(source: &File, target: &File) -> io::Result<()> {
     let length = source.metadata()?.len();
     target.set_len(length)?;

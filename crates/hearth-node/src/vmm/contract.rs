@@ -60,7 +60,7 @@ pub(super) async fn stream(vm: &Vm) {
     assert_eq!(&answer, b"after\n");
 }
 
-async fn echo(stream: &mut GuestStream, words: &[u8]) {
+pub(super) async fn echo(stream: &mut GuestStream, words: &[u8]) {
     stream.write_all(words).await.unwrap();
     let mut answer = vec![0; words.len()];
     within(stream.read_exact(&mut answer)).await.unwrap();

@@ -1,5 +1,7 @@
 //! The driver with a real Firecracker and the bare guest, behind the jailer where the tests run as root.
 
+mod many;
+
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
@@ -373,8 +375,13 @@ async fn files_that_are_no_snapshot_of_the_machine_are_refused_with_the_reason()
     let place = contract::place_for_snapshot(&bench.request.dirs, "snapshot");
     within(vm.snapshot(&place, SnapshotKind::Full)).await.unwrap();
     within(vm.kill()).await.unwrap();
+    // A name that no other test's clone has, on this host.
+    let boot = BootRequest {
+        id: MachineId::from_random(bench.request.id.bytes().map(|byte| !byte)),
+        ..contract::another(&bench.request, 9)
+    };
     let request = RestoreRequest {
-        boot: contract::another(&bench.request, 9),
+        boot,
         snapshot: place.clone(),
         memory: MemoryBackend::File,
     };
