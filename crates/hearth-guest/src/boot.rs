@@ -3,7 +3,6 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -16,7 +15,7 @@ use rustix::system::finit_module;
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::console::complain;
-use crate::port::{self, PortError};
+use crate::port::{self, Channel, PortError};
 use crate::sys;
 use crate::uevents::Uevents;
 
@@ -25,6 +24,9 @@ const MODULES: &str = "/modules";
 
 /// The open files that a process of the workload may have, as docker sets it.
 const OPEN_FILES: u64 = 1 << 20;
+
+/// Those that most machines do without.
+const MODULES_ON_DEMAND: &str = "/modules/optional";
 
 /// Says what kept the agent from starting.
 #[derive(Debug, thiserror::Error)]
@@ -50,12 +52,15 @@ pub(crate) fn uptime() -> Duration {
 ///
 /// # Errors
 /// Returns [`BootError`] for what the agent cannot do without.
-pub(crate) fn boot() -> Result<OwnedFd, BootError> {
+pub(crate) fn boot() -> Result<Channel, BootError> {
     umask(Mode::from_raw_mode(0o022));
     leave_rootfs()?;
     mount_all()?;
     let announcements = Uevents::new().map_err(PortError::Announcements)?;
     load_modules(Path::new(MODULES));
+    if is_without_pci() {
+        load_modules(Path::new(MODULES_ON_DEMAND));
+    }
     Ok(port::open(&announcements)?)
 }
 
@@ -123,6 +128,12 @@ fn load_modules(directory: &Path) {
         // The initramfs is memory: what was loaded need not lie there, too.
         let _ = fs::remove_file(&path);
     }
+}
+
+/// Tells whether the machine has no PCI bus, as under Firecracker: its devices are virtio-mmio, and its channel is vsock.
+fn is_without_pci() -> bool {
+    let line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    line.split_ascii_whitespace().any(|word| word == "pci=off")
 }
 
 fn load_module(path: &PathBuf) -> Result<(), io::Error> {

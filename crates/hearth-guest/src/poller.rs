@@ -31,6 +31,8 @@ pub(crate) enum Source {
     Children,
     /// The deadline of a stop.
     Timer,
+    /// A host that comes, where each one connects.
+    Listener,
     /// A descriptor of a session.
     Session(u32, Part),
 }
@@ -46,6 +48,7 @@ impl Source {
             Self::Session(id, Part::Error) => (5, id),
             Self::Session(id, Part::Both) => (6, id),
             Self::Session(id, Part::Report) => (7, id),
+            Self::Listener => (8, 0),
         };
         (kind << 32) | u64::from(session)
     }
@@ -60,7 +63,8 @@ impl Source {
             4 => Self::Session(id, Part::Output),
             5 => Self::Session(id, Part::Error),
             6 => Self::Session(id, Part::Both),
-            _ => Self::Session(id, Part::Report),
+            7 => Self::Session(id, Part::Report),
+            _ => Self::Listener,
         }
     }
 }

@@ -275,6 +275,35 @@ pub(crate) fn add_entropy(random: BorrowedFd<'_>, seed: &[u8; 32]) -> io::Result
     Ok(())
 }
 
+/// Listens on a port of this guest's vsock, without blocking.
+///
+/// # Errors
+/// Returns the kernel's error.
+pub(crate) fn listen_on_vsock(port: u32) -> io::Result<OwnedFd> {
+    let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: socket takes any numbers.
+    let socket = unsafe { libc::socket(libc::AF_VSOCK, kind, 0) };
+    if socket < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this descriptor for us.
+    let socket = unsafe { OwnedFd::from_raw_fd(socket) };
+    // SAFETY: sockaddr_vm is plain data, for which all zeroes is a valid value.
+    let mut address: libc::sockaddr_vm = unsafe { zeroed() };
+    address.svm_family = libc::AF_VSOCK as libc::sa_family_t;
+    (address.svm_cid, address.svm_port) = (libc::VMADDR_CID_ANY, port);
+    let length = size_of::<libc::sockaddr_vm>() as libc::socklen_t;
+    // SAFETY: bind reads a sockaddr_vm of that length; listen takes any numbers.
+    let listens = unsafe {
+        libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) == 0
+            && libc::listen(socket.as_raw_fd(), 8) == 0
+    };
+    match listens {
+        true => Ok(socket),
+        false => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Brings a network interface up.
 ///
 /// # Errors
