@@ -2,6 +2,7 @@
 //! `target/e2e`, by hearth itself; every test gets its own tree of it, with the large files shared.
 
 use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::{Duration, SystemTime};
@@ -20,7 +21,10 @@ const SETUP_DEADLINE: Duration = Duration::from_secs(600);
 const STALE_AFTER: Duration = Duration::from_secs(3600);
 
 /// What a home needs to run `busybox`, as directories of it.
-const PARTS: [&str; 2] = ["artefacts", "images"];
+const PARTS: [&str; 3] = ["artefacts", "images", "templates"];
+
+/// Memory of machines for which homes have a template: what machines have by default, and what tests of many give them.
+const SHAPES: [&str; 2] = ["256m", "80m"];
 
 /// Returns the directory that belongs to the end-to-end tests, under cargo's target directory.
 pub(crate) fn cache() -> Result<PathBuf> {
@@ -59,8 +63,11 @@ pub(crate) fn fill(home: &Path) -> Result<()> {
         .get_or_init(|| prepare().map_err(|error| format!("{error:#}")))
         .as_ref()
         .map_err(|error| anyhow!("no home can be made ready: {error}"))?;
+    // Copies of memory would fill a small disk.
+    let shares = fs::metadata(ready)?.dev() == fs::metadata(home)?.dev();
     PARTS
         .iter()
+        .filter(|part| shares || **part != "templates")
         .try_for_each(|part| link_tree(&ready.join(part), &home.join(part)))
 }
 
@@ -94,7 +101,11 @@ fn make(cache: &Path, place: &Path) -> Result<()> {
         .deadline(SETUP_DEADLINE)
         .ok()
         .and_then(|_| node.hearth(["image", "build", "busybox", "-t", "busybox"]).ok())
-        .and_then(|_| node.hearth(["node", "stop"]).ok());
+        .and_then(|_| {
+            let run = |memory: &&str| node.run(["--rm", "-m", memory, "busybox", "true"]).ok();
+            SHAPES.iter().try_for_each(|memory| run(memory).map(drop))
+        })
+        .and_then(|()| node.hearth(["node", "stop"]).ok());
     if let Err(error) = done {
         node.tell();
         return Err(error);

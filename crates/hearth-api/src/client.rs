@@ -481,6 +481,26 @@ impl Client {
             .await
     }
 
+    /// Lists templates.
+    pub async fn templates(&self) -> Result<Vec<v1::Template>, ClientError> {
+        self.call(Method::GET, path::TEMPLATES, empty()).await
+    }
+
+    /// Removes a template.
+    pub async fn template_remove(&self, template: &str) -> Result<(), ClientError> {
+        self.call(Method::DELETE, &uri(path::TEMPLATE, &[template], &[]), empty())
+            .await
+    }
+
+    /// Removes templates of no use.
+    pub async fn template_prune(
+        &self,
+        request: &v1::PruneTemplates,
+    ) -> Result<v1::PrunedTemplates, ClientError> {
+        self.call(Method::POST, path::TEMPLATES_PRUNE, json(request)?)
+            .await
+    }
+
     /// Fetches an image.
     pub async fn image_pull(
         &self,

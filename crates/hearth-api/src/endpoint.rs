@@ -59,6 +59,12 @@ pub mod path {
     pub const MACHINE_FILES: &str = "/v1/machines/{machine}/files";
     /// What a path in it is.
     pub const MACHINE_FILE_STAT: &str = "/v1/machines/{machine}/files/stat";
+    /// All templates.
+    pub const TEMPLATES: &str = "/v1/templates";
+    /// One template.
+    pub const TEMPLATE: &str = "/v1/templates/{template}";
+    /// Deletes those of no use.
+    pub const TEMPLATES_PRUNE: &str = "/v1/templates/prune";
     /// All images.
     pub const IMAGES: &str = "/v1/images";
     /// One image.
@@ -452,6 +458,30 @@ pub const ALL: &[Endpoint] = &[
     )
     .query(&[("path", "absolute path in the machine")])
     .gives(schema::<v1::FileStat>),
+    endpoint(
+        "get",
+        path::TEMPLATES,
+        "template_list",
+        "Lists templates, the one used last first.",
+        Answer::Json,
+    )
+    .gives(schema::<Vec<v1::Template>>),
+    endpoint(
+        "delete",
+        path::TEMPLATE,
+        "template_remove",
+        "Removes a template. Machines that were made of it go on.",
+        Answer::Empty,
+    ),
+    endpoint(
+        "post",
+        path::TEMPLATES_PRUNE,
+        "template_prune",
+        "Removes templates that no machine could be made of any more.",
+        Answer::Json,
+    )
+    .takes(schema::<v1::PruneTemplates>)
+    .gives(schema::<v1::PrunedTemplates>),
     endpoint("get", path::IMAGES, "image_list", "Lists images.", Answer::Json)
         .gives(schema::<Vec<v1::Image>>),
     endpoint(

@@ -527,6 +527,23 @@ mod tests {
     }
 
     #[test]
+    fn golden_bytes_of_a_greeting_frame() {
+        // `hearth bench` has them, too.
+        let hello = Hello {
+            oldest: 1,
+            newest: 1,
+            nonce: 7,
+            version: "bench".into(),
+            uptime_ns: 0,
+        };
+        let mut frame = Vec::new();
+        encode(Kind::Hello, crate::CONTROL, &hello, &mut frame).unwrap();
+        let expected: &[u8] =
+            b"HRTH\x01\x00\x00\x00\x00\x00\x00\x00\x0a\x00\x00\x00\xb4\x8ax5\x01\x01\x07\x05bench\x00";
+        assert_eq!(frame, expected);
+    }
+
+    #[test]
     fn golden_bytes_of_the_small_messages() {
         let golden: [(Vec<u8>, &[u8]); 7] = [
             (postcard::to_allocvec(&Outcome::Signaled(9)).unwrap(), b"\x01\x09"),

@@ -74,6 +74,11 @@ impl Layout {
         self.data.join("disks")
     }
 
+    /// Returns the directory of templates.
+    pub fn templates(&self) -> PathBuf {
+        self.data.join("templates")
+    }
+
     /// Returns the log of what happened to machines.
     pub fn events(&self) -> PathBuf {
         self.data.join("events.jsonl")

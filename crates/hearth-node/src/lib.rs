@@ -5,7 +5,7 @@
 //! api                                                HTTP in, domain out; the only place that knows wire views
 //! machines                                           registry, one actor task per machine; where drivers meet
 //! doctor                                             judges this host, and what setup left on it
-//! vmm | images | storage | guest | records | setup | pager   drivers and state; blind to each other
+//! vmm | images | storage | guest | records | setup | pager | snapshots   drivers and state; blind to each other
 //! host                                               the only caller of the operating system
 //! layout | configuration                             every path; what a person has set
 //! ```
@@ -23,6 +23,7 @@ pub mod node;
 pub mod pager;
 pub mod records;
 pub mod setup;
+pub mod snapshots;
 pub mod storage;
 pub mod vmm;
 

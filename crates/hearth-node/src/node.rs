@@ -23,6 +23,7 @@ use crate::layout::Layout;
 use crate::machines::{Drivers, EventLog, Machines, Pace, Parts};
 use crate::records::RecordError;
 use crate::setup::Artefacts;
+use crate::snapshots::Templates;
 use crate::storage::Disks;
 
 /// Says why a node did not come up, or ended.
@@ -207,6 +208,7 @@ async fn build(layout: &Layout) -> Result<Machines, NodeError> {
         artefacts,
         images: Images::open(layout).await?,
         disks: Disks::new(layout.empty_disks()),
+        templates: Templates::open(layout.templates()),
         tasks: TaskTracker::new(),
         events: EventLog::open(layout.events()),
         pace: Pace::default(),

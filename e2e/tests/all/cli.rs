@@ -35,6 +35,7 @@ fn cli_tells_its_version_and_its_verbs() -> Result<()> {
             "inspect",
             "cp",
             "image",
+            "template",
             "setup",
             "doctor",
             "bench",

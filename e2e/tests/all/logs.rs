@@ -143,7 +143,8 @@ pub(crate) fn a_flood_reaches_who_is_attached_and_little_is_kept(node: &TestNode
 }
 
 pub(crate) fn console_shows_the_kernel(node: &TestNode) -> Result<()> {
-    node.run(["--name", "m", "busybox", "true"]).ok()?;
+    node.run(["--name", "m", "--no-template", "busybox", "true"])
+        .ok()?;
     let console = node.hearth(["console", "m"]).run()?.success()?;
     ensure!(!console.stdout.is_empty(), "the console is empty");
     Ok(())

@@ -28,6 +28,7 @@ mod setup;
 mod store;
 mod streams;
 mod support;
+mod template;
 mod terminal;
 mod users;
 mod verbs;
@@ -110,6 +111,11 @@ on_driver!(
         verbs::execs_are_told_as_events,
         verbs::an_idle_machine_ends_and_a_busy_one_does_not,
         ports::connections_are_many_at_once,
+        template::the_second_machine_is_a_clone_unless_it_is_told_to_boot,
+        template::templates_of_no_use_are_pruned,
+        template::of_first_machines_that_start_at_once_one_boots,
+        template::a_damaged_template_is_thrown_away_and_made_anew,
+        template::clones_are_machines_of_their_own,
         secret::a_secret_is_in_the_environment_and_nowhere_else,
         many::boots_one_after_the_other,
         many::fifty_machines_leave_nothing,

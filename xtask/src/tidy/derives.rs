@@ -35,6 +35,7 @@ const HOMES: [(&str, &str); 18] = [
         "what Firecracker tells a page server",
     ),
     ("hearth_node::records", "records on the disk"),
+    ("hearth_node::snapshots::manifest", "manifests on the disk"),
     (
         "hearth_node::setup::digest",
         "digests in the index of what was set up",

@@ -112,6 +112,9 @@ pub struct MachineSpec {
     /// How to find out whether it works; as the image says when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<HealthOptions>,
+    /// It boots at every start, instead of being a clone of a template.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub no_template: bool,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
@@ -252,6 +255,9 @@ pub struct Machine {
     pub health_check: Option<HealthCheck>,
     /// Counts changes of this machine's record.
     pub generation: u64,
+    /// The template that it is a clone of, since its last start; absent when it booted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template: Option<String>,
     /// Where the time of its last start went, in order.
     pub stages: Vec<Stage>,
 }

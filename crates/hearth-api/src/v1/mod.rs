@@ -13,6 +13,7 @@ pub mod node;
 pub mod progress;
 pub mod setup;
 pub mod stats;
+pub mod template;
 
 pub use doctor::{DoctorCheck, DoctorReport, DoctorState};
 pub use error::{ErrorBody, ErrorCode};
@@ -31,3 +32,4 @@ pub use node::{NodeStatus, StopNode};
 pub use progress::{Progress, ProgressLine, Unit};
 pub use setup::{Artefact, ArtefactKind, FirecrackerSetup, SetupReport, SetupRequest};
 pub use stats::{GuestStats, MachineStats, MonitorStats, StatsSample};
+pub use template::{PruneTemplates, PrunedTemplates, Template};

@@ -10,7 +10,7 @@ use hearth_machine::ByteSize;
 #[command(after_help = "\
 Examples:
   hearth image build busybox -t busybox && hearth bench
-  hearth bench run --runs 100
+  hearth bench run clone --runs 100
   hearth bench busy -n 20          100 execs, with and without twenty busy machines
   hearth bench channel copy --json")]
 pub(crate) struct Bench {
@@ -39,6 +39,8 @@ pub(crate) struct Bench {
 pub(crate) enum Subject {
     /// Cold starts and where their time goes
     Run,
+    /// Clones of a template and where their time goes
+    Clone,
     /// Processes beside a workload
     Exec,
     /// The same while twenty machines are busy

@@ -9,6 +9,7 @@ mod host;
 mod image;
 mod machine;
 mod run;
+mod template;
 
 use std::path::PathBuf;
 
@@ -35,6 +36,7 @@ pub(crate) use machine::{
     Top, Unpause, Update, Wait,
 };
 pub(crate) use run::{Create, Driver, Exec, Pull, Run};
+pub(crate) use template::{Template, TemplateCommand, TemplateList, TemplatePrune, TemplateRemove};
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().effects(Effects::BOLD))
@@ -104,6 +106,7 @@ pub(crate) enum Command {
     Port(Port),
     Cp(Copy),
     Image(Image),
+    Template(Template),
     Setup(Setup),
     Doctor(Doctor),
     Bench(Bench),

@@ -107,6 +107,9 @@ pub(crate) struct Run {
     /// Virtual machine monitor
     #[arg(long, value_enum, default_value_t = Driver::Auto)]
     pub(crate) driver: Driver,
+    /// Boot, instead of being a clone of a template
+    #[arg(long)]
+    pub(crate) no_template: bool,
     /// When to fetch the image
     #[arg(long, value_enum, default_value_t = Pull::Missing)]
     pub(crate) pull: Pull,

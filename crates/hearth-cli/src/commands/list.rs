@@ -169,6 +169,7 @@ mod tests {
             restart_count: 0,
             health_check: None,
             generation: 1,
+            template: None,
             stages: Vec::new(),
         }
     }

@@ -17,6 +17,7 @@ mod program;
 mod run;
 mod setup;
 mod stats;
+mod template;
 
 pub(crate) use bench::BenchError;
 
@@ -66,6 +67,7 @@ pub(crate) async fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
         Command::Inspect(arguments) => machine::inspect(&node, &arguments).await,
         Command::Cp(arguments) => copy::copy(&node, &arguments).await,
         Command::Image(arguments) => image::image(&node, arguments.command).await,
+        Command::Template(arguments) => template::template(&node, arguments.command).await,
         Command::Bench(arguments) => bench::bench(&node, &arguments).await,
         Command::Setup(arguments) => setup::setup(&node, arguments).await,
         Command::Doctor(arguments) => host::doctor(&node, &arguments).await,

@@ -99,6 +99,7 @@ pub(crate) fn run(arguments: Run, host: &impl Host) -> Result<RunRequest, Resolv
         groups: world.group_add,
         log_max_bytes: arguments.log_max_size.map(|size| size.bytes()),
         health: health::options(&arguments.health)?,
+        no_template: arguments.no_template,
     };
     let secrets = environment::secrets(&arguments.secret, host)?;
     let attachment = Attachment {
@@ -254,6 +255,7 @@ mod tests {
             }],
             groups: vec!["wheel".into()],
             log_max_bytes: Some(1 << 20),
+            no_template: false,
             health: Some(v1::HealthOptions {
                 probe: Some(v1::HealthProbe::Tcp(80)),
                 interval_ms: Some(2000),

@@ -12,6 +12,7 @@ use crate::machines::View;
 use crate::records::health::health_fact;
 use crate::records::spec;
 use crate::setup;
+use crate::snapshots::Template;
 
 /// How a machine stands.
 fn state(view: &View) -> v1::MachineState {
@@ -45,6 +46,27 @@ fn state(view: &View) -> v1::MachineState {
     }
 }
 
+/// A template as clients see it.
+pub(super) fn template(template: Template) -> v1::Template {
+    let key = template.key;
+    let used_at = jiff::Timestamp::try_from(template.used_at).unwrap_or_default();
+    v1::Template {
+        id: template.id.to_string(),
+        image_digest: key.image,
+        driver: key.driver,
+        version: key.version,
+        border: key.border,
+        vcpus: key.vcpus,
+        memory_mib: key.memory_mib,
+        disk_bytes: key.disk_bytes,
+        kernel_digest: key.kernel,
+        initramfs_digest: key.initramfs,
+        created_at: template.created_at,
+        used_at: used_at.to_string(),
+        size_bytes: template.bytes,
+    }
+}
+
 /// A machine as clients see it.
 pub(super) fn machine(view: &View) -> v1::Machine {
     let record = &view.record;
@@ -72,6 +94,7 @@ pub(super) fn machine(view: &View) -> v1::Machine {
         restart_count: record.restart.restarts,
         health_check: record.health_check.clone(),
         generation: record.generation,
+        template: record.template.clone(),
         stages: record.stages.clone(),
     }
 }

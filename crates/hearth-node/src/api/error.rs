@@ -13,6 +13,7 @@ use crate::images::ImageError;
 use crate::machines::{CreateError, MachineError, StartError};
 use crate::records::spec::InvalidSpec;
 use crate::setup::{NotSetUp, SetupError};
+use crate::snapshots::TemplateError;
 
 /// An error on its way out.
 #[derive(Debug)]
@@ -209,7 +210,7 @@ impl From<StartError> for ApiError {
                 Some("choose another port of the host, or none: `-p GUEST` takes one that is free"),
             ),
             StartError::Adopt(_) | StartError::NoWorkload => (ErrorCode::BootFailed, None),
-            StartError::Boot(_) | StartError::DiedInBoot { .. } => (
+            StartError::Boot(_) | StartError::Resume(_) | StartError::DiedInBoot { .. } => (
                 ErrorCode::BootFailed,
                 Some(
                     "`hearth doctor` checks the host; a machine without --rm stays, and `hearth console` shows its boot",
@@ -221,6 +222,23 @@ impl From<StartError> for ApiError {
                     "is the host overloaded, or the kernel one's own? A machine without --rm stays, and `hearth console` \
                      shows its boot",
                 ),
+            ),
+        };
+        body(code, &error, remediation)
+    }
+}
+
+impl From<TemplateError> for ApiError {
+    fn from(error: TemplateError) -> Self {
+        let (code, remediation) = match error {
+            TemplateError::NotFound(_) => (ErrorCode::NotFound, Some("`hearth template ls` lists templates")),
+            TemplateError::Id(_) => (
+                ErrorCode::InvalidRequest,
+                Some("`hearth template ls` lists templates"),
+            ),
+            TemplateError::Write { .. } => (
+                ErrorCode::Internal,
+                Some("check the data directory and its disk; `hearth node status` names it"),
             ),
         };
         body(code, &error, remediation)

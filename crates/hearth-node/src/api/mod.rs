@@ -14,6 +14,7 @@ mod node;
 mod progress;
 mod stats;
 mod stream;
+mod templates;
 
 pub use error::start_error;
 
@@ -109,6 +110,9 @@ fn routes() -> Vec<(&'static str, &'static str, MethodRouter<Service>)> {
         ("get", path::MACHINE_FILES, get(files::read)),
         ("put", path::MACHINE_FILES, put(files::write)),
         ("get", path::MACHINE_FILE_STAT, get(files::stat)),
+        ("get", path::TEMPLATES, get(templates::list)),
+        ("delete", path::TEMPLATE, delete(templates::remove)),
+        ("post", path::TEMPLATES_PRUNE, post(templates::prune)),
         ("get", path::IMAGES, get(images::list)),
         ("delete", path::IMAGES, delete(images::remove)),
         ("get", path::IMAGE, get(images::inspect)),

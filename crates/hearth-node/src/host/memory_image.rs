@@ -62,6 +62,19 @@ pub fn bytes(image: &OwnedFd) -> io::Result<u64> {
     Ok(fstat(image)?.st_blocks.unsigned_abs() * 512)
 }
 
+/// Hands over every page that is not zero, with its place; what is behind the last whole page counts as a page, too.
+///
+/// # Errors
+/// Returns the file system's error.
+pub fn for_each_page(source: &File, mut visit: impl FnMut(u64, &[u8])) -> io::Result<()> {
+    for_each_run(source, |at, bytes| {
+        for (number, page) in bytes.chunks(PAGE).enumerate() {
+            visit(at + (number * PAGE) as u64, page);
+        }
+        Ok(())
+    })
+}
+
 fn copy_pages(source: &File, target: &File) -> io::Result<()> {
     target.set_len(source.metadata()?.len())?;
     for_each_run(source, |at, bytes| target.write_all_at(bytes, at))

@@ -21,6 +21,7 @@ use super::output::{Attached, Subscriber, subscription};
 use super::recovery::ANY_HOST;
 use super::registry::Table;
 use super::session::WorkloadIo;
+use super::templates::Choice;
 use crate::host::{failpoint, files};
 use crate::records::{self, MachineRecord, RecordedState, Records, spec};
 use crate::vmm::ControlError;
@@ -323,6 +324,12 @@ impl Actor {
             id: self.id,
             spec: self.spec.clone(),
             process: self.process.clone(),
+            image: self.record.image.digest.clone(),
+            choice: if self.record.spec.no_template {
+                Choice::Boot
+            } else {
+                Choice::Template
+            },
             secrets: Arc::default(),
             io: WorkloadIo {
                 terminal: self.record.spec.terminal,
@@ -416,6 +423,7 @@ impl Actor {
                 self.record.ports = running.ports.iter().map(spec::port_mapping).collect();
                 if !running.stages.is_empty() {
                     self.record.stages.clone_from(&running.stages);
+                    self.record.template.clone_from(&running.template);
                 }
                 work.prober = self.prober(work, &running);
                 work.running = Some(Arc::from(running));

@@ -16,10 +16,12 @@ use super::limits;
 use super::log::LogWriter;
 use super::output::now_unix_ns;
 use super::session;
+use super::templates::{self, Beginning};
 use crate::guest::{Guest, RequestError, SessionEvent};
 use crate::host::{console, failpoint, files, own};
 use crate::images::ROOTFS_FILESYSTEM;
-use crate::setup::{AgentState, Artefacts};
+use crate::setup::{AgentState, Artefacts, BootSet};
+use crate::snapshots::Turn;
 use crate::vmm::{BootRequest, DiskAccess, DiskAttachment, Machine as _, MachineDirs, Vm, Vmm as _, VmmExit};
 
 /// The end of the console that goes into an error, in bytes.
@@ -51,9 +53,10 @@ impl Stages {
     }
 }
 
-pub(super) async fn power_on(plan: &Plan, stages: &mut Stages) -> Result<Vm, StartError> {
+/// Makes the virtual machine: a clone where there is a template, or booted.
+pub(super) async fn power_on(plan: &Plan, stages: &mut Stages) -> Result<(Vm, Beginning), StartError> {
     let (parts, id) = (&plan.parts, plan.id);
-    let (kernel, initramfs) = guest_files(&parts.artefacts).await?;
+    let boots = guest_files(&parts.artefacts).await?;
     let (dirs, user) = (dirs(&parts.layout, id), host_user(id));
     make_directories(&dirs)?;
     let disk = parts.layout.machine_disk(id);
@@ -67,8 +70,8 @@ pub(super) async fn power_on(plan: &Plan, stages: &mut Stages) -> Result<Vm, Sta
     let request = BootRequest {
         id,
         shape: plan.spec.shape(),
-        kernel,
-        initramfs,
+        kernel: boots.kernel,
+        initramfs: boots.initramfs,
         append: String::new(),
         disks: vec![
             DiskAttachment {
@@ -83,22 +86,51 @@ pub(super) async fn power_on(plan: &Plan, stages: &mut Stages) -> Result<Vm, Sta
         dirs,
         user,
     };
+    let beginning = match templates::turn(plan, &driver, boots.set.as_ref()).await {
+        Turn::Use(ready) => {
+            stages.end("template");
+            if let Some((vm, id)) = templates::clone(plan, &driver, &request, ready).await {
+                stages.end("restore");
+                return Ok((vm, Beginning::Template(id)));
+            }
+            Beginning::Boot
+        }
+        Turn::Make(building) => Beginning::BootForTemplate(building),
+        Turn::Without => Beginning::Boot,
+    };
     let vm = driver.boot(&request).await.map_err(StartError::Boot)?;
     stages.end("vmm");
-    Ok(vm)
+    Ok((vm, beginning))
 }
 
-/// Returns what the guest boots with: kernel, and initramfs unless the kernel is its own agent.
-async fn guest_files(artefacts: &Artefacts) -> Result<(PathBuf, Option<PathBuf>), StartError> {
+/// What a guest boots with.
+struct GuestFiles {
+    kernel: PathBuf,
+    /// Absent where the kernel is its own agent.
+    initramfs: Option<PathBuf>,
+    /// Absent likewise.
+    set: Option<BootSet>,
+}
+
+/// Finds what the guest boots with, the newest agent in it.
+async fn guest_files(artefacts: &Artefacts) -> Result<GuestFiles, StartError> {
     if let Some(guest) = artefacts.bare_guest() {
-        return Ok((guest.to_owned(), None));
+        return Ok(GuestFiles {
+            kernel: guest.to_owned(),
+            initramfs: None,
+            set: None,
+        });
     }
-    let mut boot_set = artefacts.boot_set()?;
-    if matches!(boot_set.agent, AgentState::Changed { .. }) {
+    let mut set = artefacts.boot_set()?;
+    if matches!(set.agent, AgentState::Changed { .. }) {
         artefacts.refresh_agent().await.map_err(StartError::Agent)?;
-        boot_set = artefacts.boot_set()?;
+        set = artefacts.boot_set()?;
     }
-    Ok((boot_set.kernel, Some(boot_set.initramfs)))
+    Ok(GuestFiles {
+        kernel: set.kernel.clone(),
+        initramfs: Some(set.initramfs.clone()),
+        set: Some(set),
+    })
 }
 
 fn make_directories(dirs: &MachineDirs) -> Result<(), StartError> {
@@ -112,8 +144,38 @@ fn make_directories(dirs: &MachineDirs) -> Result<(), StartError> {
     Ok(())
 }
 
-pub(super) async fn bring_up(plan: &mut Plan, vm: &Vm, stages: &mut Stages) -> Result<Workload, StartError> {
-    // While the guest boots. A log that cannot be begun is a full disk, most often: better said now than later.
+/// Waits for the guest's greeting, and takes a template where that is to be done.
+pub(super) async fn meet(
+    plan: &Plan,
+    vm: &Vm,
+    beginning: Beginning,
+    stages: &mut Stages,
+) -> Result<Guest, StartError> {
+    let booted = beginning.template().is_none();
+    let begun = Instant::now();
+    let guest = greet(plan, vm).await?;
+    failpoint::pass("start-greeted");
+    if booted {
+        plan.parts.pace.booted_in(begun.elapsed());
+        stages.end("kernel");
+    } else {
+        stages.end("hello");
+    }
+    if let Beginning::BootForTemplate(building) = beginning {
+        templates::take(plan, vm, &guest, building).await?;
+        stages.end("template");
+    }
+    Ok(guest)
+}
+
+/// Makes the guest this machine, and starts its workload.
+pub(super) async fn set_up(
+    plan: &mut Plan,
+    vm: &Vm,
+    guest: Guest,
+    stages: &mut Stages,
+) -> Result<Workload, StartError> {
+    // A log that cannot be begun is a full disk, most often: better said now than later.
     let directory = plan.parts.layout.machine_data(plan.id);
     let log = LogWriter::begin(&directory, plan.spec.log.bytes(), now_unix_ns()).map_err(|source| {
         StartError::Write {
@@ -121,9 +183,6 @@ pub(super) async fn bring_up(plan: &mut Plan, vm: &Vm, stages: &mut Stages) -> R
             source,
         }
     })?;
-    let guest = greet(plan, vm).await?;
-    failpoint::pass("start-greeted");
-    stages.end("kernel");
     let hostname = session::hostname(&plan.spec, plan.id);
     guest
         .configure(&configuration(&plan.spec, &hostname)?, GUEST_DEADLINE)
@@ -149,6 +208,7 @@ pub(super) async fn bring_up(plan: &mut Plan, vm: &Vm, stages: &mut Stages) -> R
         guest,
         input,
         stages,
+        template: None,
         ports: Vec::new(),
     };
     Ok(Workload {
@@ -161,7 +221,6 @@ pub(super) async fn bring_up(plan: &mut Plan, vm: &Vm, stages: &mut Stages) -> R
 /// Waits for the guest's greeting: until the deadline, or until the monitor dies.
 async fn greet(plan: &Plan, vm: &Vm) -> Result<Guest, StartError> {
     let limit = plan.parts.pace.boot_deadline(plan.border);
-    let begun = Instant::now();
     let greeting = async {
         let stream = vm.connect_guest().await.map_err(crate::guest::ConnectError::Io)?;
         let (reader, writer) = stream.into_split();
@@ -169,10 +228,7 @@ async fn greet(plan: &Plan, vm: &Vm) -> Result<Guest, StartError> {
     };
     tokio::select! {
         greeted = tokio::time::timeout(limit, greeting) => match greeted {
-            Ok(Ok(guest)) => {
-                plan.parts.pace.booted_in(begun.elapsed());
-                Ok(guest)
-            }
+            Ok(Ok(guest)) => Ok(guest),
             // A monitor that dies closes the stream, too: its own words say more.
             Ok(Err(error)) => match tokio::time::timeout(Duration::from_secs(1), vm.wait()).await {
                 Ok(exit) => Err(StartError::DiedInBoot { words: words(plan, exit) }),

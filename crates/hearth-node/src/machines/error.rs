@@ -110,6 +110,9 @@ pub enum StartError {
     /// Its virtual machine did not come up.
     #[error("the virtual machine did not come up")]
     Boot(#[source] vmm::BootError),
+    /// It stands still behind a snapshot.
+    #[error("the virtual machine does not go on")]
+    Resume(#[source] ControlError),
     /// Its virtual machine died before the guest said hello.
     #[error("the virtual machine died before the guest said hello{}", last_words(words))]
     DiedInBoot {

@@ -22,7 +22,7 @@ use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
 use super::attend;
-use super::boot::{Stages, bring_up, last_words, power_on, words};
+use super::boot::{Stages, last_words, meet, power_on, set_up, words};
 use super::drivers::Drivers;
 use super::error::StartError;
 use super::events::EventLog;
@@ -36,6 +36,7 @@ use super::paused;
 use super::ports::Listeners;
 use super::recovery::end_process;
 use super::session::WorkloadIo;
+use super::templates::{self, Choice};
 use crate::guest::{Guest, Input, RequestError, Session};
 use crate::host::cgroup::Groups;
 use crate::host::{failpoint, files, own};
@@ -43,6 +44,7 @@ use crate::images::Images;
 use crate::layout::Layout;
 use crate::records::VmmFact;
 use crate::setup::Artefacts;
+use crate::snapshots::{TemplateId, Templates};
 use crate::storage::Disks;
 use crate::vmm::{AdoptRequest, ControlError, HostUser, Machine as _, MachineDirs, ProcessId, Vm, Vmm as _};
 
@@ -57,6 +59,8 @@ pub struct Parts {
     pub images: Images,
     /// Writable disks.
     pub disks: Disks,
+    /// What machines are clones of.
+    pub templates: Templates,
     /// Virtual machine monitors.
     pub drivers: Drivers,
     /// Every task of machines; joined when the node ends.
@@ -76,6 +80,10 @@ pub(super) struct Plan {
     pub(super) id: MachineId,
     pub(super) spec: Spec,
     pub(super) process: Process,
+    /// The manifest digest of its image.
+    pub(super) image: String,
+    /// Whether it may be a clone.
+    pub(super) choice: Choice,
     pub(super) secrets: Arc<BTreeMap<String, String>>,
     pub(super) io: WorkloadIo,
     /// What is left of its time.
@@ -148,6 +156,8 @@ pub(super) struct Running {
     pub(super) guest: Guest,
     pub(super) input: Input,
     pub(super) stages: Vec<Stage>,
+    /// The template that it is a clone of.
+    pub(super) template: Option<String>,
     /// The ports that are published.
     pub(super) ports: Vec<PublishedPort>,
 }
@@ -207,17 +217,35 @@ async fn live(
         Ok(listeners) => Clients { listeners, joining },
         Err(error) => return failed(error.into()),
     };
-    let started = unless_ordered(&mut orders, power_on(&plan, &mut stages)).await;
-    let vm = match started {
-        Ok(vm) => vm,
-        Err(error) => {
-            release(&parts, id);
-            return failed(error);
+    let (vm, met) = loop {
+        let started = unless_ordered(&mut orders, power_on(&plan, &mut stages)).await;
+        let (vm, beginning) = match started {
+            Ok(started) => started,
+            Err(error) => {
+                release(&parts, id);
+                return failed(error);
+            }
+        };
+        // Fails only when the actor is gone; the life goes on and ends by itself.
+        let _ = events.send(LifeEvent::VmmStarted(vm_fact(&vm))).await;
+        let template = beginning.template();
+        let met = unless_ordered(&mut orders, meet(&plan, &vm, beginning, &mut stages)).await;
+        match (met, template) {
+            (Err(error), Some(template)) if !matches!(error, StartError::Stopped) => {
+                tracing::warn!(machine = %id, %template, error = %chain(&error), "the clone does not come up; it boots");
+                end_vm(&vm, id).await;
+                templates::discard(&plan, &template).await;
+                (plan.choice, stages) = (Choice::Boot, Stages::begin());
+            }
+            (met, template) => break (vm, met.map(|guest| (guest, template))),
         }
     };
-    // Fails only when the actor is gone; the life goes on and ends by itself.
-    let _ = events.send(LifeEvent::VmmStarted(vm_fact(&vm))).await;
-    let brought_up = unless_ordered(&mut orders, bring_up(&mut plan, &vm, &mut stages)).await;
+    let brought_up = match met {
+        Ok((guest, template)) => unless_ordered(&mut orders, set_up(&mut plan, &vm, guest, &mut stages))
+            .await
+            .map(|workload| workload.of(template)),
+        Err(error) => Err(error),
+    };
     let over = match brought_up {
         Ok(workload) => run_on(&mut plan, &vm, workload, clients, orders, events).await,
         Err(error) => failed(explained(error, &plan, &vm).await),
@@ -282,6 +310,14 @@ pub(super) struct Workload {
     pub(super) running: Running,
     pub(super) session: Session,
     pub(super) log: Option<LogWriter>,
+}
+
+impl Workload {
+    /// Notes what its virtual machine is a clone of.
+    fn of(mut self, template: Option<TemplateId>) -> Self {
+        self.running.template = template.map(|id| id.to_string());
+        self
+    }
 }
 
 /// The ways by which clients come.
@@ -361,6 +397,7 @@ async fn find_workload(plan: &Plan, vm: &Vm) -> Result<Workload, StartError> {
         guest,
         input: session.input(),
         stages: Vec::new(),
+        template: None,
         ports: Vec::new(),
     };
     Ok(Workload {

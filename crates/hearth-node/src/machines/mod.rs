@@ -35,6 +35,7 @@ mod recovery;
 mod registry;
 mod session;
 mod stats;
+mod templates;
 
 pub use command::{AttachedMachine, Change, View};
 pub use drivers::{Drivers, SelectError};

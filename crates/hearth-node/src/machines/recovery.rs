@@ -272,6 +272,11 @@ fn known(id: MachineId, record: MachineRecord) -> Result<Known, CreateError> {
     })
 }
 
+/// Kills a process, and does not wait for its end.
+pub(super) fn kill_at_once(id: ProcessId) -> std::io::Result<()> {
+    HostProcess::find(id)?.map_or(Ok(()), |process| process.kill())
+}
+
 /// Kills a process that an earlier node has started, and waits for its end.
 pub(super) async fn end_process(id: ProcessId) -> std::io::Result<()> {
     let Some(process) = HostProcess::find(id)? else {

@@ -165,6 +165,7 @@ impl Machines {
             },
             vmm: None,
             stages: Vec::new(),
+            template: None,
             ports: Vec::new(),
             paused: false,
             stopping: false,

@@ -20,6 +20,7 @@ use crate::host::cgroup::Groups;
 use crate::images::Images;
 use crate::layout::Layout;
 use crate::setup::{Artefacts, KernelSource, SetupRequest, tests as samples};
+use crate::snapshots::Templates;
 use crate::storage::Disks;
 use crate::vmm::fake::{Behaviour, Fake};
 use crate::vmm::{Driver, Exit};
@@ -106,6 +107,7 @@ impl Bench {
             artefacts: Artefacts::open(&layout),
             images: Images::open(&layout).await.unwrap(),
             disks: Disks::new(layout.empty_disks()),
+            templates: Templates::open(layout.templates()),
             drivers: Drivers::only(Driver::Fake(fake)),
             events: EventLog::open(layout.data().join("events.jsonl")),
             tasks: TaskTracker::new(),

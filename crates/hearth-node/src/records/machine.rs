@@ -54,6 +54,9 @@ pub struct MachineRecord {
     pub vmm: Option<VmmFact>,
     /// Where the time of its last start went.
     pub stages: Vec<Stage>,
+    /// The template that it is a clone of, since its last start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template: Option<String>,
     /// The ports that are published, as long as it runs.
     #[serde(default)]
     pub ports: Vec<PortMapping>,
@@ -379,6 +382,7 @@ pub(crate) mod tests {
             restart: RestartFact::default(),
             health_check: None,
             health: None,
+            template: None,
             stages: vec![],
             stopping: false,
             host_boot: None,

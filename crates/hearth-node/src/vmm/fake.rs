@@ -91,6 +91,7 @@ impl Fake {
                 border: Border::Emulated,
                 max_vcpus: 4,
                 max_disks: 2,
+                fingerprint: String::new(),
                 snapshots: true,
                 diff_snapshots: false,
                 pager: false,

@@ -70,6 +70,8 @@ pub struct Capabilities {
     pub max_vcpus: u32,
     /// The most disks that one machine may have.
     pub max_disks: usize,
+    /// Two of one driver and version with the same fingerprint restore each other's snapshots.
+    pub fingerprint: String,
     /// Whether it takes snapshots and restores machines from them.
     pub snapshots: bool,
     /// Whether it takes [`SnapshotKind::Diff`].

@@ -1,7 +1,8 @@
 //! `bench`: what machines cost on this host, each figure beside a baseline taken in the same run.
 //!
 //! ```text
-//! run      `hearth run IMAGE true`, cold, against bare QEMU up to the guest's first line; where the time goes
+//! run      `hearth run --no-template IMAGE true`, against bare QEMU up to the guest's first line; where the time goes
+//! clone    `hearth run IMAGE true` of a template, against a bare QEMU clone of it up to the agent's first reply
 //! exec     `hearth exec MACHINE true`, against the guest making a process by itself
 //! busy     the same with twenty machines that are busy, against none
 //! channel  bytes through `hearth exec`, both ways, against a pipe inside the guest
@@ -13,6 +14,7 @@
 //! Verbs are measured as a user has them: as processes of their own, from their start to their end. Machines carry a
 //! label and are removed whichever way it ends.
 
+mod bare_clone;
 mod baseline;
 mod figures;
 mod machines;
@@ -75,6 +77,9 @@ pub(crate) enum BenchError {
     /// The bare guest ended before it said anything.
     #[error("bare QEMU ended before its guest's first line")]
     NoFirstLine,
+    /// The driver takes no snapshots, or the disk is full.
+    #[error("the second machine is no clone: the node's log says why")]
+    NoTemplate,
     /// A file of the bench's own.
     #[error("cannot write {path}")]
     File {
@@ -127,6 +132,9 @@ async fn measure(node: &Node, machines: &Machines<'_>, arguments: &Bench) -> Res
     }
     if wanted(Subject::Run) {
         bencher.run(&mut report).await?;
+    }
+    if wanted(Subject::Clone) {
+        bencher.clones(&mut report).await?;
     }
     if wanted(Subject::Exec) {
         bencher.exec(&mut report).await?;

@@ -6,9 +6,11 @@ use std::io::{Read, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use hearth_api::v1::Stage;
 use tokio::io::AsyncReadExt;
 
 use super::BenchError;
+use super::bare_clone::BareClone;
 use super::baseline::Bare;
 use super::figures::{Report, Unit, milliseconds, rate};
 use super::machines::{Machines, finish, line};
@@ -45,37 +47,74 @@ impl Bencher<'_> {
     /// Cold starts from the prompt to the prompt, in turn with bare QEMU, and where their time goes.
     pub(super) async fn run(&self, report: &mut Report) -> Result<(), CliError> {
         let bare = self.bare().await?;
-        let (mut times, mut bare_times, mut rest) = (Vec::new(), Vec::new(), Vec::new());
-        let mut stages: BTreeMap<usize, (String, Vec<f64>)> = BTreeMap::new();
+        let (mut starts, mut bare_times) = (Starts::default(), Vec::new());
         for turn in 0..self.runs {
-            let name = self.machines.name(turn);
-            let mut arguments = self.machines.run_arguments(&name, self.memory);
-            arguments.extend([self.image.to_owned(), "true".to_owned()]);
-            let took = milliseconds(self.machines.time(&arguments).await?);
+            self.start(turn, &["--no-template"], &mut starts).await?;
             bare_times.push(milliseconds(bare.first_line().await?));
-            let machine = self.node.call(async |client| client.inspect(&name).await).await?;
-            let mut known = 0.0;
-            for (index, stage) in machine.stages.iter().enumerate() {
-                let time = milliseconds(Duration::from_micros(stage.duration_us));
-                known += time;
-                let (_, samples) = stages
-                    .entry(index)
-                    .or_insert_with(|| (stage.name.clone(), Vec::new()));
-                samples.push(time);
-            }
-            times.push(took);
-            rest.push(took - known);
-            self.node
-                .call(async |client| client.remove(&name, true).await)
-                .await?;
         }
         let against = "bare QEMU to the guest's first line";
-        report.add_against("run true", Unit::Milliseconds, &times, against, &bare_times);
-        for (name, samples) in stages.values() {
-            report.add(&format!("run: {name}"), Unit::Milliseconds, samples);
-        }
-        report.add("run: the rest", Unit::Milliseconds, &rest);
+        report.add_against(
+            "run true, cold",
+            Unit::Milliseconds,
+            &starts.times,
+            against,
+            &bare_times,
+        );
+        starts.tell("run", report);
         Ok(())
+    }
+
+    /// Starts of a template, in turn with bare clones of it.
+    pub(super) async fn clones(&self, report: &mut Report) -> Result<(), CliError> {
+        // The first of these may boot, and makes the template; the second one waits for that.
+        let first = self.idle("first", self.memory).await?;
+        let model = self.idle("model", self.memory).await?;
+        let machine = self
+            .node
+            .call(async |client| client.inspect(&model).await)
+            .await?;
+        let template = machine.template.ok_or(BenchError::NoTemplate)?;
+        let data = self
+            .node
+            .call(async |client| client.node_status().await)
+            .await?
+            .data;
+        let template = Path::new(&data).join("templates").join(template);
+        let bare = BareClone::like(machine.state.pid.unwrap_or_default(), &template)?;
+        for name in [&first, &model] {
+            self.node
+                .call(async |client| client.remove(name, true).await)
+                .await?;
+        }
+        let (mut starts, mut bare_times) = (Starts::default(), Vec::new());
+        for turn in 0..self.runs {
+            self.start(turn, &[], &mut starts).await?;
+            bare_times.push(milliseconds(bare.first_reply().await?));
+        }
+        let against = "bare QEMU clone to the agent's first reply";
+        report.add_against(
+            "run true, clone",
+            Unit::Milliseconds,
+            &starts.times,
+            against,
+            &bare_times,
+        );
+        starts.tell("clone", report);
+        Ok(())
+    }
+
+    /// Runs `true` in a machine of its own, and takes down where its time went.
+    async fn start(&self, turn: u32, more: &[&str], starts: &mut Starts) -> Result<(), CliError> {
+        let name = self.machines.name(turn);
+        let mut arguments = self.machines.run_arguments(&name, self.memory);
+        arguments.extend(more.iter().map(|&flag| flag.to_owned()));
+        arguments.extend([self.image.to_owned(), "true".to_owned()]);
+        let took = milliseconds(self.machines.time(&arguments).await?);
+        let machine = self.node.call(async |client| client.inspect(&name).await).await?;
+        starts.add(took, &machine.stages);
+        self.node
+            .call(async |client| client.remove(&name, true).await)
+            .await
     }
 
     /// A process beside the workload, from the prompt to the prompt.
@@ -292,6 +331,38 @@ impl Bencher<'_> {
         }
         finish(child, &arguments).await?;
         Ok(begun.elapsed())
+    }
+}
+
+/// What starts took in all, and in each of their stages.
+#[derive(Default)]
+struct Starts {
+    times: Vec<f64>,
+    stages: BTreeMap<usize, (String, Vec<f64>)>,
+    rest: Vec<f64>,
+}
+
+impl Starts {
+    fn add(&mut self, took: f64, stages: &[Stage]) {
+        let mut known = 0.0;
+        for (index, stage) in stages.iter().enumerate() {
+            let time = milliseconds(Duration::from_micros(stage.duration_us));
+            known += time;
+            let (_, samples) = self
+                .stages
+                .entry(index)
+                .or_insert_with(|| (stage.name.clone(), Vec::new()));
+            samples.push(time);
+        }
+        self.times.push(took);
+        self.rest.push(took - known);
+    }
+
+    fn tell(&self, what: &str, report: &mut Report) {
+        for (name, samples) in self.stages.values() {
+            report.add(&format!("{what}: {name}"), Unit::Milliseconds, samples);
+        }
+        report.add(&format!("{what}: the rest"), Unit::Milliseconds, &self.rest);
     }
 }
 

@@ -36,8 +36,12 @@ impl Peer {
     }
 
     async fn print(&mut self, session: u32, bytes: &[u8]) {
+        self.send_bytes(Kind::Output, session, bytes).await;
+    }
+
+    async fn send_bytes(&mut self, kind: Kind, session: u32, bytes: &[u8]) {
         let mut frame = Vec::new();
-        Header::marked(Kind::Output, session, Flags::NONE).write(bytes, &mut frame);
+        Header::marked(kind, session, Flags::NONE).write(bytes, &mut frame);
         let _ = self.stream.write_all(&frame).await;
     }
 
@@ -49,6 +53,7 @@ impl Peer {
                     let hello: Hello = message::decode(&payload).unwrap();
                     self.send(Kind::Hello, CONTROL, &hello).await;
                 }
+                Kind::Ping => self.send_bytes(Kind::Pong, header.session, &payload).await,
                 Kind::Configure => self.send(Kind::Status, CONTROL, &Status::Ready).await,
                 Kind::Launch => {
                     let launch: Launch = message::decode(&payload).unwrap();

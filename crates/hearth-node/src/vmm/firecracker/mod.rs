@@ -27,11 +27,11 @@ use super::{
     AdoptError, AdoptRequest, BootError, BootRequest, Border, Capabilities, RestoreError, RestoreRequest, Vmm,
 };
 use crate::host::console::{self, ConsoleLog};
-use crate::host::failpoint;
 use crate::host::launch::{Launch, launch};
 use crate::host::network_namespace::EmptyNetwork;
 use crate::host::process::Process;
 use crate::host::watch::FileWatch;
+use crate::host::{facts, failpoint};
 
 pub use self::machine::FirecrackerVm;
 use self::place::Place;
@@ -81,6 +81,7 @@ impl Firecracker {
                 border: Border::Kvm,
                 max_vcpus: MAX_VCPUS,
                 max_disks: configuration::MAX_DISKS,
+                fingerprint: format!("{:?}", facts::Processor::read().ok()),
                 snapshots: true,
                 diff_snapshots: true,
                 pager: true,

@@ -2,9 +2,11 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use super::super::{BootRequest, Border, DiskAccess, DiskAttachment};
+use hearth_machine::{MachineId, Shape};
+
+use super::super::{BootRequest, Border, DiskAccess, DiskAttachment, MachineDirs};
 
 /// The most disks of one machine. QEMU's bus has room for more; two is what a machine needs.
 pub(super) const MAX_DISKS: usize = 8;
@@ -85,6 +87,33 @@ pub(super) fn arguments(
     line.option("-object", "rng-builtin,id=entropy");
     line.option("-device", "virtio-rng-pci,rng=entropy,disable-legacy=on");
     line.0
+}
+
+/// Writes the command line of a machine that stands for all: what differs here makes states that do not fit.
+pub(super) fn model(border: Border, firmware: Option<&Path>) -> Vec<OsString> {
+    let disk = |access| DiskAttachment {
+        path: PathBuf::new(),
+        access,
+    };
+    let request = BootRequest {
+        id: MachineId::from_random([0; 6]),
+        shape: Shape {
+            vcpus: 1,
+            memory_mib: 64,
+        },
+        kernel: PathBuf::new(),
+        initramfs: Some(PathBuf::new()),
+        append: String::new(),
+        disks: vec![disk(DiskAccess::ReadOnly), disk(DiskAccess::ReadWrite)],
+        dirs: MachineDirs {
+            data: PathBuf::new(),
+            run: PathBuf::new(),
+            memory: PathBuf::new(),
+        },
+        user: None,
+    };
+    let descriptors = Descriptors { control: 0, guest: 0 };
+    arguments(&request, border, firmware, descriptors, Memory::Boot)
 }
 
 fn machine(line: &mut Line, request: &BootRequest, border: Border, memory: Memory) {
@@ -205,9 +234,6 @@ impl Line {
 
 #[cfg(test)]
 mod tests {
-    use hearth_machine::{MachineId, Shape};
-
-    use super::super::super::MachineDirs;
     use super::*;
 
     fn request() -> BootRequest {

@@ -18,10 +18,13 @@ mod tests;
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+
+use sha2::{Digest as _, Sha256};
 
 use super::snapshot::{MEMORY_FILE, STATE_FILE};
 use super::{
@@ -29,10 +32,10 @@ use super::{
     RestoreError, RestoreRequest, Vmm,
 };
 use crate::host::console::{self, ConsoleLog};
-use crate::host::failpoint;
 use crate::host::launch::{FIRST_PASSED_FD, Launch, launch};
 use crate::host::network_namespace::EmptyNetwork;
 use crate::host::process::Process;
+use crate::host::{facts, failpoint};
 
 use self::command_line::{Descriptors, Memory};
 use self::images::MemoryImages;
@@ -76,6 +79,23 @@ pub struct Qemu {
 const STATE_FD: i32 = FIRST_PASSED_FD + 3;
 const MEMORY_FD: i32 = FIRST_PASSED_FD + 4;
 
+/// Says what of the program, its firmware, its command line and the processor goes into a machine's state.
+fn fingerprint(program: &Path, border: Border, firmware: Option<&Path>) -> String {
+    let mut hash = Sha256::new();
+    for argument in command_line::model(border, firmware) {
+        hash.update(argument.as_bytes());
+        hash.update([0]);
+    }
+    for file in [Some(program), firmware].into_iter().flatten() {
+        let stamp = std::fs::metadata(file).map(|it| (it.len(), it.mtime(), it.mtime_nsec()));
+        hash.update(format!("{} {:?}", file.display(), stamp.ok()));
+    }
+    if border == Border::Kvm {
+        hash.update(format!("{:?}", facts::Processor::read().ok()));
+    }
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// What a machine begins with.
 enum Origin {
     Boot,
@@ -107,8 +127,10 @@ impl Qemu {
                 tracing::warn!(%error, "QEMU keeps the node's network, which it has no use for: this host allows no other");
             })
             .ok();
+        let firmware = firmware::find(&program);
+        let fingerprint = fingerprint(&program, border, firmware.as_deref());
         Ok(Self {
-            firmware: firmware::find(&program),
+            firmware,
             program,
             capabilities: Capabilities {
                 driver: "qemu",
@@ -116,6 +138,7 @@ impl Qemu {
                 border,
                 max_vcpus: MAX_VCPUS,
                 max_disks: command_line::MAX_DISKS,
+                fingerprint,
                 snapshots: true,
                 diff_snapshots: false,
                 pager: false,

@@ -1,0 +1,241 @@
+//! How a start comes by its virtual machine: as a clone of a template, or by a boot of which a template is taken.
+//!
+//! ```text
+//!                 template of its key ---> restore, resume ---.
+//! disk, driver --<                                             >--> hello --> (configure, start: boot.rs)
+//!                 none ---> boot ---> hello, template, resume -'
+//! ```
+//! A template is the guest behind its greeting and before it is configured: nothing in it tells machines apart, and no
+//! environment, secret or random number of a machine is in it. A clone that does not come up is booted instead, and its
+//! template thrown away.
+
+use hearth_machine::{DriverChoice, MachineId};
+
+use super::error::StartError;
+use super::life::{GUEST_DEADLINE, Plan, chain};
+use super::recovery::kill_at_once;
+use super::registry::Machines;
+use crate::guest::Guest;
+use crate::host::failpoint;
+use crate::setup::BootSet;
+use crate::snapshots::{Building, Ready, Template, TemplateError, TemplateId, TemplateKey, Turn};
+use crate::vmm::{
+    BootError, BootRequest, Driver, Machine as _, MemoryBackend, ProcessId, RestoreError, RestoreRequest,
+    SnapshotKind, Vm, Vmm as _,
+};
+
+/// What a virtual machine began with.
+pub(super) enum Beginning {
+    /// It is a clone.
+    Template(TemplateId),
+    /// It was booted, and a template is to be taken of it.
+    BootForTemplate(Building),
+    /// It was booted.
+    Boot,
+}
+
+impl Beginning {
+    /// Returns the template that it is a clone of.
+    pub(super) fn template(&self) -> Option<TemplateId> {
+        match self {
+            Self::Template(id) => Some(id.clone()),
+            Self::BootForTemplate(_) | Self::Boot => None,
+        }
+    }
+}
+
+/// Whether a start may use a template.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Choice {
+    /// It uses the one that there is, or makes it.
+    Template,
+    /// It boots.
+    Boot,
+}
+
+/// Finds out what a start begins with, and waits for another one that is making the template.
+pub(super) async fn turn(plan: &Plan, driver: &Driver, boot_set: Option<&BootSet>) -> Turn {
+    let Some(boot_set) =
+        boot_set.filter(|_| plan.choice == Choice::Template && driver.capabilities().snapshots)
+    else {
+        return Turn::Without;
+    };
+    match key(plan, driver, boot_set) {
+        Ok(key) => plan.parts.templates.turn(&key).await,
+        Err(error) => {
+            tracing::warn!(machine = %plan.id, %error, "its root file system cannot be looked at; it boots");
+            Turn::Without
+        }
+    }
+}
+
+fn key(plan: &Plan, driver: &Driver, boot_set: &BootSet) -> std::io::Result<TemplateKey> {
+    let capabilities = driver.capabilities();
+    let shape = plan.spec.shape();
+    Ok(TemplateKey {
+        driver: capabilities.driver.to_owned(),
+        version: capabilities.version.clone(),
+        fingerprint: capabilities.fingerprint.clone(),
+        border: capabilities.border.to_string(),
+        vcpus: shape.vcpus,
+        memory_mib: shape.memory_mib,
+        image: plan.image.clone(),
+        rootfs_bytes: std::fs::metadata(plan.parts.layout.machine_rootfs(plan.id))?.len(),
+        disk_bytes: plan.spec.disk.bytes(),
+        kernel: boot_set.kernel_digest.to_string(),
+        initramfs: boot_set.initramfs_digest.to_string(),
+    })
+}
+
+/// Makes a machine of a template. One that cannot be used is thrown away.
+pub(super) async fn clone(
+    plan: &Plan,
+    driver: &Driver,
+    request: &BootRequest,
+    ready: Ready,
+) -> Option<(Vm, TemplateId)> {
+    let id = ready.id().clone();
+    let error = match restore(driver, request, &ready).await {
+        Ok(vm) => return Some((vm, id)),
+        Err(error) => error,
+    };
+    tracing::warn!(machine = %plan.id, template = %id, error = %chain(&error), "it cannot be a clone; it boots");
+    drop(ready);
+    if error.is_of_template() {
+        discard(plan, &id).await;
+    }
+    None
+}
+
+/// Throws a template away of which no machine comes up.
+pub(super) async fn discard(plan: &Plan, id: &TemplateId) {
+    if let Err(error) = plan.parts.templates.remove(id).await {
+        tracing::warn!(template = %id, error = %chain(&error), "a bad template stays");
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum CloneError {
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
+    #[error("it does not go on")]
+    Resume(#[source] crate::vmm::ControlError),
+}
+
+impl CloneError {
+    /// Whether another machine would fare no better.
+    fn is_of_template(&self) -> bool {
+        match self {
+            Self::Restore(RestoreError::Boot(error)) => {
+                matches!(error, BootError::Died { .. } | BootError::Control { .. })
+            }
+            Self::Restore(RestoreError::Read { .. }) | Self::Resume(_) => true,
+            Self::Restore(RestoreError::Unsupported { .. }) => false,
+        }
+    }
+}
+
+async fn restore(driver: &Driver, boot: &BootRequest, ready: &Ready) -> Result<Vm, CloneError> {
+    let request = RestoreRequest {
+        boot: boot.clone(),
+        snapshot: ready.path().to_owned(),
+        memory: MemoryBackend::File,
+    };
+    let vm = driver.restore(&request).await?;
+    let mut unless = KillOnDrop(Some((boot.id, vm.process())));
+    vm.resume().await.map_err(CloneError::Resume)?;
+    unless.0 = None;
+    Ok(vm)
+}
+
+/// Kills a monitor when its start is given up between two steps; what it leaves is the life's to remove.
+struct KillOnDrop(Option<(MachineId, ProcessId)>);
+
+impl Drop for KillOnDrop {
+    fn drop(&mut self) {
+        if let Some((id, process)) = self.0.take()
+            && let Err(error) = kill_at_once(process)
+        {
+            tracing::error!(machine = %id, %error, "a virtual machine that was given up does not end");
+        }
+    }
+}
+
+/// Takes the template of a machine that has just booted and greeted; the machine goes on, whatever comes of it.
+///
+/// # Errors
+/// Only when the machine does not go on.
+pub(super) async fn take(plan: &Plan, vm: &Vm, guest: &Guest, building: Building) -> Result<(), StartError> {
+    // What the agent does behind its greeting is done when it answers.
+    guest.ping(GUEST_DEADLINE).await?;
+    let id = building.id().clone();
+    let failed = |error: &dyn std::error::Error| {
+        tracing::warn!(machine = %plan.id, template = %id, error = %chain(error), "no template was taken");
+    };
+    let directory = match building.directory() {
+        Ok(directory) => directory,
+        Err(error) => {
+            failed(&error);
+            building.failed();
+            return Ok(());
+        }
+    };
+    if let Err(error) = vm.snapshot(directory, SnapshotKind::Full).await {
+        failed(&error);
+        building.failed();
+        return Ok(());
+    }
+    vm.resume().await.map_err(StartError::Resume)?;
+    failpoint::pass("template-taken");
+    // Others wait for it; this machine need not.
+    let parts = plan.parts.clone();
+    plan.parts.tasks.spawn(async move {
+        match building.finish().await {
+            Ok(()) => parts.templates.trim().await,
+            Err(error) => tracing::warn!(template = %id, error = %chain(&error), "no template was taken"),
+        }
+    });
+    Ok(())
+}
+
+impl Machines {
+    /// Removes templates that no machine could be made of any more, since the image, the kernel, the agent or the monitor is
+    /// another now; or all. Returns those that it has removed.
+    ///
+    /// # Errors
+    /// Returns [`TemplateError`] when one cannot be removed.
+    pub async fn prune_templates(&self, all: bool) -> Result<Vec<Template>, TemplateError> {
+        let mut pruned = Vec::new();
+        for template in self.parts.templates.list() {
+            if !all && self.is_of_use(&template.key).await {
+                continue;
+            }
+            match self.parts.templates.remove(&template.id).await {
+                Ok(()) => pruned.push(template),
+                // Somebody else removed it.
+                Err(TemplateError::NotFound(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(pruned)
+    }
+
+    async fn is_of_use(&self, key: &TemplateKey) -> bool {
+        let parts = &self.parts;
+        let boots = parts.artefacts.boot_set().is_ok_and(|set| {
+            set.kernel_digest.to_string() == key.kernel && set.initramfs_digest.to_string() == key.initramfs
+        });
+        let runs = parts
+            .drivers
+            .select(DriverChoice::Auto)
+            .await
+            .is_ok_and(|selected| {
+                let capabilities = selected.driver.capabilities();
+                capabilities.driver != key.driver || capabilities.fingerprint == key.fingerprint
+            });
+        let images = parts.images.list().await.unwrap_or_default();
+        let named = images.iter().any(|image| image.digest == key.image);
+        // A machine keeps its root file system when the image is gone.
+        boots && runs && (named || !self.using_image(&key.image).is_empty())
+    }
+}

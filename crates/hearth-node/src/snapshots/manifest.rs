@@ -1,0 +1,169 @@
+//! What a template is of, and what its files hold: one small JSON file beside them, written last.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::host::memory_image;
+
+/// The file's name. A directory without it is no template.
+pub(super) const MANIFEST: &str = "manifest.json";
+
+/// The format that is written, and the only one that is read.
+const FORMAT: u32 = 1;
+
+/// Everything that decides whether a machine may be a clone of a template. Machines of one key could be each other until they
+/// are configured.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TemplateKey {
+    /// The monitor's driver.
+    pub driver: String,
+    /// Its version.
+    pub version: String,
+    /// What else of the monitor and of the host's processor goes into the state.
+    pub fingerprint: String,
+    /// What lies between guest and host.
+    pub border: String,
+    /// Virtual processors.
+    pub vcpus: u32,
+    /// Memory in MiB.
+    pub memory_mib: u64,
+    /// The image's manifest digest: the guest has looked at the disk when it booted.
+    pub image: String,
+    /// The size of its root file system in bytes.
+    pub rootfs_bytes: u64,
+    /// The size of the writable disk in bytes.
+    pub disk_bytes: u64,
+    /// The digest of the kernel.
+    pub kernel: String,
+    /// The digest of the initramfs, and so of the agent.
+    pub initramfs: String,
+}
+
+impl TemplateKey {
+    /// Returns sixteen hexadecimal digits that stand for the key.
+    pub(super) fn id(&self) -> String {
+        // Never fails: plain strings and numbers.
+        let text = serde_json::to_vec(self).unwrap_or_default();
+        hex(&Sha256::digest(text))[..16].to_owned()
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Manifest {
+    format: u32,
+    pub(super) key: TemplateKey,
+    /// RFC 3339.
+    pub(super) created_at: String,
+    pub(super) files: Vec<FileFact>,
+}
+
+/// A file as it was written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct FileFact {
+    pub(super) name: String,
+    pub(super) bytes: u64,
+    pub(super) sha256: String,
+}
+
+/// Says what is wrong with a template's files.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Flaw {
+    #[error("cannot read {name}")]
+    Read {
+        name: String,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{MANIFEST} makes no sense")]
+    Manifest(#[source] serde_json::Error),
+    #[error("it has the format {0}, and {FORMAT} is read")]
+    Format(u32),
+    #[error("{name} has {found} bytes instead of {expected}")]
+    Size { name: String, found: u64, expected: u64 },
+    #[error("the bytes of {0} are not those that were written")]
+    Digest(String),
+    #[error("it is of another key")]
+    Key,
+}
+
+impl Manifest {
+    /// Describes the files of this name in a directory, which takes reading them.
+    pub(super) fn of(directory: &Path, key: TemplateKey, names: &[&str]) -> io::Result<Self> {
+        let fact = |name: &&str| {
+            let path = directory.join(name);
+            Ok(FileFact {
+                name: (*name).to_owned(),
+                bytes: std::fs::metadata(&path)?.len(),
+                sha256: digest(&path)?,
+            })
+        };
+        Ok(Self {
+            format: FORMAT,
+            key,
+            created_at: jiff::Timestamp::now().to_string(),
+            files: names.iter().map(fact).collect::<io::Result<_>>()?,
+        })
+    }
+
+    pub(super) fn to_bytes(&self) -> Vec<u8> {
+        // Never fails: plain strings and numbers.
+        serde_json::to_vec_pretty(self).unwrap_or_default()
+    }
+
+    /// Reads the manifest of a directory, and looks whether the files have their sizes.
+    pub(super) fn read(directory: &Path) -> Result<Self, Flaw> {
+        let bytes = std::fs::read(directory.join(MANIFEST)).map_err(read(MANIFEST))?;
+        let manifest: Self = serde_json::from_slice(&bytes).map_err(Flaw::Manifest)?;
+        if manifest.format != FORMAT {
+            return Err(Flaw::Format(manifest.format));
+        }
+        for file in &manifest.files {
+            let found = std::fs::metadata(directory.join(&file.name)).map_err(read(&file.name))?;
+            if found.len() != file.bytes {
+                return Err(Flaw::Size {
+                    name: file.name.clone(),
+                    found: found.len(),
+                    expected: file.bytes,
+                });
+            }
+        }
+        Ok(manifest)
+    }
+
+    /// Reads every byte of the files.
+    pub(super) fn verify(&self, directory: &Path, key: &TemplateKey) -> Result<(), Flaw> {
+        if self.key != *key {
+            return Err(Flaw::Key);
+        }
+        for file in &self.files {
+            let found = digest(&directory.join(&file.name)).map_err(read(&file.name))?;
+            if found != file.sha256 {
+                return Err(Flaw::Digest(file.name.clone()));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn read(name: &str) -> impl FnOnce(io::Error) -> Flaw {
+    let name = name.to_owned();
+    move |source| Flaw::Read { name, source }
+}
+
+/// Computes the digest of the pages that are not zero, and where they are: a copy with other holes has the same.
+fn digest(path: &Path) -> io::Result<String> {
+    let mut hash = Sha256::new();
+    memory_image::for_each_page(&File::open(path)?, |at, page| {
+        hash.update(at.to_le_bytes());
+        hash.update(page);
+    })?;
+    Ok(hex(&hash.finalize()))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
