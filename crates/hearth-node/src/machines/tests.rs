@@ -212,7 +212,7 @@ async fn a_workload_prints_and_ends() {
         .iter()
         .map(|s| s.name.clone())
         .collect();
-    assert_eq!(names, ["disk", "vmm", "kernel", "configure", "start"]);
+    assert_eq!(names, ["disk", "vmm", "kernel", "template", "configure", "start"]);
 }
 
 #[tokio::test]
