@@ -146,9 +146,10 @@ pub(crate) fn a_damaged_template_is_thrown_away_and_made_anew(node: &TestNode) -
         change(&fs::OpenOptions::new().write(true).open(&copy)?)?;
         Ok(fs::rename(copy, path)?)
     };
+    type Change<'a> = &'a dyn Fn(&fs::File) -> Result<()>;
     let shorter = |file: &fs::File| Ok(file.set_len(1000)?);
     let changed = |file: &fs::File| Ok(file.write_all_at(b"other bytes", 4096)?);
-    let cases: [(&str, &dyn Fn(&fs::File) -> Result<()>); 4] = [
+    let cases: [(&str, Change<'_>); 4] = [
         ("state", &shorter),
         ("memory", &changed),
         ("state", &changed),

@@ -29,7 +29,7 @@ pub(super) enum Beginning {
     /// It is a clone.
     Template(TemplateId),
     /// It was booted, and a template is to be taken of it.
-    BootForTemplate(Building),
+    BootForTemplate(Box<Building>),
     /// It was booted.
     Boot,
 }
@@ -165,7 +165,12 @@ impl Drop for KillOnDrop {
 ///
 /// # Errors
 /// Only when the machine does not go on.
-pub(super) async fn take(plan: &Plan, vm: &Vm, guest: &Guest, building: Building) -> Result<(), StartError> {
+pub(super) async fn take(
+    plan: &Plan,
+    vm: &Vm,
+    guest: &Guest,
+    building: Box<Building>,
+) -> Result<(), StartError> {
     // What the agent does behind its greeting is done when it answers.
     guest.ping(GUEST_DEADLINE).await?;
     let id = building.id().clone();

@@ -123,7 +123,7 @@ pub enum Turn {
     /// There is a template.
     Use(Ready),
     /// There is none: the caller makes one.
-    Make(Building),
+    Make(Box<Building>),
     /// There is none, and none is made: the disk is nearly full, or it could not be done a moment ago.
     Without,
 }
@@ -201,12 +201,12 @@ impl Templates {
             return Turn::Without;
         }
         let unfinished = self.directory.join(format!("{id}.{UNFINISHED}"));
-        Turn::Make(Building {
+        Turn::Make(Box::new(Building {
             id,
             key: key.clone(),
             unfinished,
             slot,
-        })
+        }))
     }
 
     fn ready(&self, id: TemplateId, slot: OwnedRwLockReadGuard<Slot>) -> Turn {
