@@ -273,6 +273,33 @@ impl Client {
         })
     }
 
+    /// Runs code once; `hear` gets the lines before the result as they come.
+    pub async fn execute(
+        &self,
+        request: &v1::ExecuteRequest,
+        hear: &mut (dyn FnMut(v1::ExecuteLine) + Send),
+    ) -> Result<v1::ExecuteResult, ClientError> {
+        let request = self.request(Method::POST, path::EXECUTE, json(request)?);
+        let (mut body, mut rest) = (self.send(request).await?.into_body(), Vec::new());
+        while let Some(frame) = body.frame().await {
+            let Ok(data) = frame?.into_data() else { continue };
+            // Only what is new can hold the end of a line: a result may be long.
+            let mut from = rest.len();
+            rest.extend_from_slice(&data);
+            while let Some(end) = rest[from..].iter().position(|&byte| byte == b'\n') {
+                let line = serde_json::from_slice(&rest[..from + end])?;
+                rest.drain(..=from + end);
+                from = 0;
+                match line {
+                    v1::ExecuteLine::Result(result) => return Ok(*result),
+                    v1::ExecuteLine::Error(error) => return Err(ClientError::Refused(Box::new(error))),
+                    line => hear(line),
+                }
+            }
+        }
+        Err(ClientError::Gone)
+    }
+
     /// Lists the processes of a machine.
     pub async fn top(&self, machine: &str) -> Result<v1::ProcessList, ClientError> {
         self.call(Method::GET, &uri(path::MACHINE_TOP, &[machine], &[]), empty())

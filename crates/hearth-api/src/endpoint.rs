@@ -37,6 +37,8 @@ pub mod path {
     pub const MACHINES_PRUNE: &str = "/v1/machines/prune";
     /// What happens to machines.
     pub const EVENTS: &str = "/v1/events";
+    /// Runs code once.
+    pub const EXECUTE: &str = "/v1/execute";
     /// Stops its virtual processors.
     pub const MACHINE_PAUSE: &str = "/v1/machines/{machine}/pause";
     /// Lets its virtual processors go on.
@@ -333,6 +335,15 @@ pub const ALL: &[Endpoint] = &[
         ("filter", FILTER_EVENTS),
     ])
     .gives(schema::<v1::EventLine>),
+    endpoint(
+        "post",
+        path::EXECUTE,
+        "execute",
+        "Runs code once, in a machine of its own: one line with the result, or lines as it goes on.",
+        Answer::Lines,
+    )
+    .takes(schema::<v1::ExecuteRequest>)
+    .gives(schema::<v1::ExecuteLine>),
     endpoint(
         "post",
         path::MACHINE_PAUSE,

@@ -98,6 +98,12 @@ pub(crate) enum CliError {
     /// An archive for a person to look at.
     #[error("an archive is not written to a terminal")]
     ArchiveToTerminal,
+    /// The input of an execution is too large.
+    #[error("{0} is more than {1} MiB")]
+    InputTooLarge(String, usize),
+    /// Bytes of an answer are no base64.
+    #[error("the node's answer is not of this API's version")]
+    Base64(#[source] base64::DecodeError),
     /// cp is not possible so.
     #[error(transparent)]
     Copy(#[from] CopyRefused),
@@ -188,6 +194,12 @@ impl CliError {
             Self::Start(error) => return Some(error.remedy()),
             Self::Unconfirmed(_) => "say --force",
             Self::ArchiveToTerminal => "name a file with --output, or send it through a pipe",
+            Self::InputTooLarge(..) => {
+                "copy it into a machine that stays: hearth run -d --hold, hearth cp, hearth exec"
+            }
+            Self::Resolve(ResolveError::CodeNotText(_)) => {
+                "put a program into the input of --workspace, and run it with --cmd input/PROGRAM"
+            }
             Self::NoTerminal => "leave out -t, or run it in a terminal",
             Self::Resolve(ResolveError::CopyLocal) => "name a machine: hearth cp FILE MACHINE:PATH",
             Self::NoNode(_) => "any verb that needs a node starts one, as 'hearth ps' does",

@@ -75,7 +75,7 @@ fn usage(refusal: &clap::Error, arguments: impl Iterator<Item = OsString>) -> Ex
         return ExitCode::SUCCESS;
     }
     match verb(arguments).as_deref() {
-        Some("run" | "create" | "exec") => ExitCode::from(USAGE_OF_A_WORKLOAD),
+        Some("run" | "create" | "exec" | "execute") => ExitCode::from(USAGE_OF_A_WORKLOAD),
         _ => ExitCode::from(2),
     }
 }

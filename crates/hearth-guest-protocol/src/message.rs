@@ -61,7 +61,8 @@ pub enum Role {
 pub struct Execute {
     /// Workload or a process beside it.
     pub role: Role,
-    /// Program and arguments; a program without a slash is looked up in the environment's PATH inside.
+    /// Program and arguments; a program without a slash is looked up in the environment's PATH inside. Empty, for the workload: an
+    /// init that runs nothing and reaps, until a signal asks it to end. (An agent that does not know that finds no such program.)
     pub arguments: Vec<ByteBuf>,
     /// `NAME=value`, complete; secrets are here and only here.
     pub environment: Vec<ByteBuf>,

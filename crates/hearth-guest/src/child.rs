@@ -113,6 +113,16 @@ fn become_program(
     }
     launch.limits.iter().try_for_each(limit)?;
     assume(&identity)?;
+    if holds(request) {
+        let error = match init {
+            Some(binary) => init::become_holder(binary.as_fd(), &environment),
+            None => Errno::NOENT.into(),
+        };
+        return Err(ChildError::System {
+            what: "what holds the machine",
+            errno: Errno::from_io_error(&error).unwrap_or(Errno::INVAL),
+        });
+    }
     let (file, arguments) = program(request, &environment)?;
     let error = match init {
         Some(binary) => init::become_init(binary.as_fd(), report, file, arguments, &environment),
@@ -123,7 +133,12 @@ fn become_program(
 }
 
 fn wants_init(request: &Execute, world: &World) -> bool {
-    request.role == Role::Main && world.init
+    request.role == Role::Main && (world.init || holds(request))
+}
+
+/// Tells whether a workload is to be nothing: no program is named. Older agents refuse that as a program that is not found.
+fn holds(request: &Execute) -> bool {
+    request.role == Role::Main && request.arguments.is_empty()
 }
 
 /// Sets a limit; last, since the agent's own code needs what the program shall not have.

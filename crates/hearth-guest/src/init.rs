@@ -54,7 +54,12 @@ pub(crate) fn become_init(
     }
 }
 
-/// Runs the program that the arguments name, and ends as it ends.
+/// Replaces this process by an init that runs nothing; returns only with the error. The report ends with this program.
+pub(crate) fn become_holder(binary: BorrowedFd<'_>, environment: &[CString]) -> io::Error {
+    sys::execute_opened(binary, &[NAME.to_owned()], environment)
+}
+
+/// Runs the program that the arguments name, and ends as it ends; without one, holds.
 pub(crate) fn run(arguments: impl Iterator<Item = OsString>) -> Infallible {
     sys::leave_agent();
     let _ = rustix::thread::set_name(NAME);
@@ -63,7 +68,7 @@ pub(crate) fn run(arguments: impl Iterator<Item = OsString>) -> Infallible {
         return sys::exit(127);
     };
     let [file, arguments @ ..] = &strings[..] else {
-        return sys::exit(127);
+        return hold();
     };
     let Ok(report) = sys::inherited(REPORT) else {
         return sys::exit(127);
@@ -82,6 +87,18 @@ pub(crate) fn run(arguments: impl Iterator<Item = OsString>) -> Infallible {
     // The agent takes it for started once nobody holds the report any more.
     drop(report);
     attend(child.pid)
+}
+
+/// Reaps orphans until it is told to end, which is then no failure.
+fn hold() -> Infallible {
+    sys::block_signals();
+    loop {
+        match i32::from(sys::wait_for_signal()) {
+            libc::SIGCHLD => while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {},
+            libc::SIGTERM | libc::SIGINT | libc::SIGQUIT | libc::SIGHUP => return sys::exit(0),
+            _ => {}
+        }
+    }
 }
 
 /// The child: leads a group of its own, which has the terminal where there is one, so that keys reach it and not the init.

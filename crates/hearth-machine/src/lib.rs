@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod container;
+pub mod execute;
 pub mod filter;
 pub mod health;
 pub mod id;

@@ -44,7 +44,7 @@ pub struct ImageHealthCheck {
 /// The workload's process, complete but for its secrets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Process {
-    /// Program and arguments; never empty.
+    /// Program and arguments; empty when nothing runs, and the machine holds.
     pub arguments: Vec<String>,
     /// `NAME=value`, each name once.
     pub environment: Vec<String>,
@@ -80,10 +80,14 @@ impl Process {
         } else if spec.entrypoint.is_none() {
             arguments.extend(image.command.iter().cloned());
         }
-        if arguments.first().is_none_or(String::is_empty) {
+        if spec.hold {
+            arguments.clear();
+        } else if arguments.first().is_none_or(String::is_empty) {
             return Err(NoCommand);
         }
-        let from_image = image.stop_signal.as_ref().and_then(|text| text.parse().ok());
+        // The image's signal is for the image's program.
+        let from_image = image.stop_signal.as_ref().filter(|_| !spec.hold);
+        let from_image = from_image.and_then(|text| text.parse().ok());
         let default_directory = if image.working_directory.is_empty() {
             "/"
         } else {
@@ -132,6 +136,7 @@ mod tests {
 
     fn spec(entrypoint: Option<&[&str]>, command: &[&str]) -> Spec {
         Spec {
+            hold: false,
             command: texts(command),
             entrypoint: entrypoint.map(texts),
             environment: vec![],
@@ -174,6 +179,22 @@ mod tests {
             assert_eq!(process.arguments, expected);
         }
         assert_eq!(Process::of(&spec(Some(&[]), &[]), &image), Err(NoCommand));
+    }
+
+    #[test]
+    fn a_machine_that_holds_runs_nothing_whatever_its_image_says() {
+        let image = ImageDefaults {
+            command: texts(&["c"]),
+            environment: texts(&["A=1"]),
+            stop_signal: Some("SIGQUIT".into()),
+            ..ImageDefaults::default()
+        };
+        let mut spec = spec(None, &[]);
+        spec.hold = true;
+        for image in [image, ImageDefaults::default()] {
+            let process = Process::of(&spec, &image).unwrap();
+            assert_eq!((process.arguments.len(), process.stop_signal), (0, Signal::TERM));
+        }
     }
 
     #[test]

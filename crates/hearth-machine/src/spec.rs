@@ -61,6 +61,8 @@ pub struct PublishedPort {
 /// A machine as it was asked for, with nothing left open.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Spec {
+    /// Nothing runs in it but what is asked for later: no command of the image's, and none of the request's.
+    pub hold: bool,
     /// Replaces the image's CMD when not empty.
     pub command: Vec<String>,
     /// Replaces the image's ENTRYPOINT.
@@ -166,6 +168,9 @@ pub enum SpecError {
     /// A setting of the workload's world.
     #[error(transparent)]
     Container(#[from] ContainerError),
+    /// A machine that is to run nothing, and something.
+    #[error("a machine that holds runs no command of its own: leave out the command and the entrypoint")]
+    HoldWithCommand,
     /// No time at all.
     #[error("a time limit of zero leaves nothing to run")]
     Timeout,
@@ -183,6 +188,9 @@ impl Spec {
     /// Returns the first thing that cannot be.
     pub fn check(mut self, host: HostLimits) -> Result<Self, SpecError> {
         self.check_amounts(host)?;
+        if self.hold && !(self.command.is_empty() && self.entrypoint.is_none()) {
+            return Err(SpecError::HoldWithCommand);
+        }
         self.environment
             .iter()
             .try_for_each(|entry| check_environment(entry))?;
@@ -295,6 +303,7 @@ mod tests {
 
     fn spec() -> Spec {
         Spec {
+            hold: false,
             command: vec!["true".into()],
             entrypoint: None,
             environment: vec!["A=".into()],
@@ -394,6 +403,7 @@ mod tests {
             refused(|s| s.working_directory = Some("w".into())),
             SpecError::WorkingDirectory(_)
         ));
+        assert!(matches!(refused(|s| s.hold = true), SpecError::HoldWithCommand));
         assert!(matches!(
             refused(|s| s.cpus = CpuMilli::MAX),
             SpecError::TooManyProcessors { .. }

@@ -3,6 +3,7 @@
 //! ```text
 //! node                                               builds each part once; start and stop order
 //! api                                                HTTP in, domain out; the only place that knows wire views
+//! execute                                            code that runs once
 //! machines                                           registry, one actor task per machine; where drivers meet
 //! doctor                                             judges this host, and what setup left on it
 //! vmm | images | storage | guest | records | setup | pager | snapshots   drivers and state; blind to each other
@@ -14,6 +15,7 @@
 pub mod api;
 pub mod configuration;
 pub mod doctor;
+pub mod execute;
 pub mod guest;
 pub mod host;
 pub mod images;

@@ -13,6 +13,7 @@ fn cli_tells_its_version_and_its_verbs() -> Result<()> {
             "run",
             "create",
             "exec",
+            "execute",
             "prune",
             "rename",
             "update",

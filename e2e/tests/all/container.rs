@@ -43,6 +43,43 @@ pub(crate) fn settings_shape_the_workloads_world(node: &TestNode) -> Result<()> 
     Ok(())
 }
 
+pub(crate) fn a_machine_that_holds_runs_nothing_and_takes_what_comes(node: &TestNode) -> Result<()> {
+    // An image without a single file: nothing in it could wait.
+    let nothing = tempfile::tempdir()?;
+    let image = format!("dir:{}", nothing.path().display());
+    node.start(["--name", "empty", "--hold", &image])?;
+    std::fs::write(nothing.path().join("greeting"), "hello")?;
+    let file = nothing.path().join("greeting");
+    node.hearth(["cp", &file.to_string_lossy(), "empty:/"]).ok()?;
+    assert!(
+        node.hearth(["cp", "empty:/greeting", "-"])
+            .ok()?
+            .contains("hello")
+    );
+    node.hearth(["stop", "-t", "60", "empty"]).ok()?;
+    assert_eq!(node.inspect("empty")?.state.exit_code, Some(0));
+
+    node.start(["--name", "m", "--hold", "-p", "127.0.0.1::7", "busybox"])?;
+    // An orphan of an exec is its child, and is reaped.
+    node.exec([
+        "m",
+        "sh",
+        "-c",
+        "(sleep 0.2 &) ; nc -ll -p 7 -e cat </dev/null >/dev/null 2>&1 &",
+    ])
+    .ok()?;
+    let reaped = "until ! ps -o comm,args | grep -q '^sleep'; do sleep 0.1; done; ps -o pid,ppid,stat,comm";
+    let told = node.exec(["m", "sh", "-c", reaped]).deadline(DEADLINE).ok()?;
+    assert!(
+        told.contains(" 1     0 ") && told.contains("hearth-init"),
+        "{told}"
+    );
+    assert!(!told.contains(" Z "), "{told}");
+    let refused = node.run(["--hold", "busybox", "true"]).run()?;
+    refused.expect_code(125)?.complains("leave out the command")?;
+    Ok(())
+}
+
 pub(crate) fn settings_that_cannot_be_are_refused(node: &TestNode) -> Result<()> {
     let refused = [
         ("--tmpfs=/proc/x", "tmpfs cannot be at"),

@@ -4,6 +4,7 @@
 mod chaos;
 mod cli;
 mod container;
+mod execute;
 mod failure;
 mod fidelity;
 mod files;
@@ -60,6 +61,7 @@ on_driver!(
         process::processors_and_memory_are_those_asked_for,
         container::settings_shape_the_workloads_world,
         container::settings_that_cannot_be_are_refused,
+        container::a_machine_that_holds_runs_nothing_and_takes_what_comes,
         container::a_detached_exec_goes_on,
         parity::run_and_exec_behave_as_the_reference_does,
         streams::outputs_stay_apart_and_whole,
@@ -110,6 +112,10 @@ on_driver!(
         verbs::top_lists_the_processes_inside,
         verbs::execs_are_told_as_events,
         verbs::an_idle_machine_ends_and_a_busy_one_does_not,
+        execute::code_runs_once_with_its_workspace,
+        execute::code_comes_by_standard_input_and_by_one_request,
+        execute::an_execution_that_cannot_be_leaves_nothing,
+        execute::an_execution_ends_with_its_time_its_client_and_its_node,
         ports::connections_are_many_at_once,
         template::the_second_machine_is_a_clone_unless_it_is_told_to_boot,
         template::templates_of_no_use_are_pruned,

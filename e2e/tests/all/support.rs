@@ -1,9 +1,12 @@
 //! What several subjects need.
 
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use e2e::{DEADLINE, TestNode};
+use serde_json::Value;
 
 /// A workload that stays until it is killed.
 pub(crate) const STAY: [&str; 3] = ["busybox", "sleep", "3600"];
@@ -29,4 +32,23 @@ pub(crate) fn stay(node: &TestNode, name: &str) -> Result<String> {
 /// Returns seconds.
 pub(crate) const fn seconds(count: u64) -> Duration {
     Duration::from_secs(count)
+}
+
+/// Sends the node a request as a program that knows nothing of hearth does, and returns the answer's last line of JSON.
+///
+/// # Errors
+/// No node answers, or not with JSON.
+pub(crate) fn post(node: &TestNode, path: &str, body: &Value) -> Result<Value> {
+    let body = body.to_string();
+    let mut stream = UnixStream::connect(&node.location().socket)?;
+    stream.set_read_timeout(Some(DEADLINE))?;
+    write!(
+        stream,
+        "POST {path} HTTP/1.0\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    )?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let line = answer.lines().rfind(|line| line.starts_with('{'));
+    serde_json::from_str(line.unwrap_or_default()).with_context(|| answer.clone())
 }

@@ -7,9 +7,10 @@ use super::source::Source;
 const CRATE: &str = "hearth_node";
 
 /// The layers, the upper ones first. Modules that are yet to come have their place already.
-const LAYERS: [&[&str]; 8] = [
+const LAYERS: [&[&str]; 9] = [
     &["node"],
     &["api"],
+    &["execute"],
     &["reconcile", "pool", "migrate"],
     &["machines"],
     // Judges what `setup` left on this host, so it is not beside it; only `api` asks for that judgement.

@@ -33,6 +33,10 @@ pub struct MachineSpec {
     /// Replaces the image's CMD when not empty.
     #[serde(default)]
     pub command: Vec<String>,
+    /// Nothing runs in it, neither the image's command nor another: it waits for processes beside, until it is stopped. It needs
+    /// nothing of the image.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub hold: bool,
     /// Replaces the image's ENTRYPOINT (and drops its CMD); an empty list is no entrypoint.
     #[serde(default)]
     pub entrypoint: Option<Vec<String>>,
@@ -253,6 +257,9 @@ pub struct Machine {
     /// How it is found out whether it works, where it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health_check: Option<HealthCheck>,
+    /// Who made it, where that was not a person.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<Owner>,
     /// Counts changes of this machine's record.
     pub generation: u64,
     /// The template that it is a clone of, since its last start; absent when it booted.
@@ -260,6 +267,16 @@ pub struct Machine {
     pub template: Option<String>,
     /// Where the time of its last start went, in order.
     pub stages: Vec<Stage>,
+}
+
+/// Who made a machine, where that was not a person.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Owner {
+    /// One execution of code; it goes with that.
+    Execute,
+    /// The pool of that name.
+    Pool(String),
 }
 
 /// A stretch of a machine's start.

@@ -6,6 +6,7 @@
 pub mod doctor;
 pub mod error;
 pub mod event;
+pub mod execute;
 pub mod health;
 pub mod image;
 pub mod machine;
@@ -18,6 +19,7 @@ pub mod template;
 pub use doctor::{DoctorCheck, DoctorReport, DoctorState};
 pub use error::{ErrorBody, ErrorCode};
 pub use event::{Event, EventAction, EventLine};
+pub use execute::{ExecuteLine, ExecuteRequest, ExecuteResult, OutputFile};
 pub use health::{Health, HealthCheck, HealthOptions, HealthProbe, HealthResult, HealthStatus};
 pub use image::{
     BuildImage, Image, ImageConfig, ImageHealthCheck, ImageLayer, Login, PruneImages, PrunedImages,
@@ -25,8 +27,8 @@ pub use image::{
 };
 pub use machine::{
     Border, CreateMachine, DriverChoice, ExecRequest, ExitStatus, ExtraHost, FileKind, FileStat, Machine,
-    MachineSpec, MachineState, MachineStatus, PortMapping, ProcessInfo, ProcessList, PruneMachines, Pruned,
-    RenameMachine, Stage, StopMachine, TmpfsMount, Ulimit, UpdateMachine, strict_spec,
+    MachineSpec, MachineState, MachineStatus, Owner, PortMapping, ProcessInfo, ProcessList, PruneMachines,
+    Pruned, RenameMachine, Stage, StopMachine, TmpfsMount, Ulimit, UpdateMachine, strict_spec,
 };
 pub use node::{NodeStatus, StopNode};
 pub use progress::{Progress, ProgressLine, Unit};

@@ -3,6 +3,7 @@
 mod attachment;
 mod bench;
 mod container;
+mod execute;
 mod files;
 mod health;
 mod host;
@@ -22,6 +23,7 @@ use crate::error::Voice;
 pub(crate) use attachment::{KeyFlags, StayFlags};
 pub(crate) use bench::{Bench, Subject};
 pub(crate) use container::ContainerFlags;
+pub(crate) use execute::Execute;
 pub(crate) use files::{Console, Copy, Logs};
 pub(crate) use health::HealthFlags;
 pub(crate) use host::{
@@ -83,6 +85,7 @@ pub(crate) enum Command {
     Run(Box<Run>),
     Create(Box<Create>),
     Exec(Exec),
+    Execute(Box<Execute>),
     Ps(List),
     Start(Start),
     Stop(Stop),
@@ -119,7 +122,9 @@ impl Command {
     /// Whether its exit code is its workload's, so that its own failures need another: 125, as in docker.
     pub(crate) fn voice(&self) -> Voice {
         match self {
-            Self::Run(_) | Self::Create(_) | Self::Exec(_) | Self::Attach(_) => Voice::Workload,
+            Self::Run(_) | Self::Create(_) | Self::Exec(_) | Self::Execute(_) | Self::Attach(_) => {
+                Voice::Workload
+            }
             Self::Start(start) if start.attach || start.interactive => Voice::Workload,
             _ => Voice::Own,
         }

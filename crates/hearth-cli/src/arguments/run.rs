@@ -13,6 +13,7 @@ Examples:
   hearth run -it --rm debian:12 bash
   hearth run -d --name db -m 1g --cpus 2 -e MODE=test localhost:5000/db:latest
   hearth run -d -p 8080:80 --health-http 80/healthz localhost:5000/web:latest
+  hearth run -d --hold --name box debian:12 && hearth exec box id
   hearth run -d --init --read-only --tmpfs /run --ulimit nofile=4096 busybox sleep 1d
   hearth run --rm --secret TOKEN=@token.txt --timeout 5m oci:./image sh -c 'deploy'
 
@@ -46,6 +47,9 @@ pub(crate) struct Run {
     /// Remove the machine when it ends
     #[arg(long)]
     pub(crate) rm: bool,
+    /// Run nothing: the machine waits for 'exec' until it is stopped, whatever is in its image
+    #[arg(long)]
+    pub(crate) hold: bool,
     /// Name of the machine; one is made up otherwise
     #[arg(long, value_name = "NAME")]
     pub(crate) name: Option<String>,

@@ -62,6 +62,9 @@ fn table(machines: &[Machine], whole: bool, now: Timestamp) -> Table {
 }
 
 fn command(machine: &Machine, whole: bool) -> String {
+    if machine.spec.hold {
+        return "(holds)".to_owned();
+    }
     let joined = machine.arguments.join(" ");
     let shown = if whole {
         joined
@@ -168,6 +171,7 @@ mod tests {
             })),
             restart_count: 0,
             health_check: None,
+            owner: None,
             generation: 1,
             template: None,
             stages: Vec::new(),

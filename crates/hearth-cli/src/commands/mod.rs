@@ -6,6 +6,7 @@ mod bench;
 mod copy;
 mod events;
 mod exec;
+mod execute;
 mod host;
 mod image;
 mod life;
@@ -42,6 +43,9 @@ pub(crate) async fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
     match cli.command {
         Command::Run(arguments) => run::run(&node, crate::resolve::run(*arguments, &System)?).await,
         Command::Exec(arguments) => exec::exec(&node, arguments).await,
+        Command::Execute(arguments) => {
+            execute::execute(&node, crate::resolve::execute(*arguments, &System)?).await
+        }
         Command::Create(arguments) => {
             run::create_only(&node, crate::resolve::create(arguments.run, &System)?).await
         }

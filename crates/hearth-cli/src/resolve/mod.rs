@@ -4,6 +4,7 @@ mod container;
 mod copy;
 mod duration;
 mod environment;
+mod execute;
 mod health;
 mod keys;
 mod ports;
@@ -16,11 +17,14 @@ use std::path::{Path, PathBuf};
 
 pub(crate) use copy::{CopyPlan, CopyRefused, Place, Side, place_in_machine, plan as plan_copy};
 pub(crate) use duration::moment;
+pub(crate) use execute::{ExecuteOrder, execute};
 pub(crate) use keys::Keys;
 pub(crate) use ports::shown as shown_port;
 pub(crate) use reference::{absolute, image_reference, registry_and_repository};
 pub(crate) use run::{Attachment, RunRequest, SignalsTo, create, exec, run};
 pub(crate) use update::update;
+
+use run::driver;
 
 /// What arguments may refer to on this side.
 pub(crate) trait Host {
@@ -88,6 +92,12 @@ pub(crate) enum ResolveError {
     /// A secret that no environment variable can hold.
     #[error("the secret {0} holds a NUL byte, which an environment variable cannot")]
     SecretNul(String),
+    /// Code that JSON cannot carry.
+    #[error("the code in {} is not UTF-8", .0.display())]
+    CodeNotText(PathBuf),
+    /// Code that is none.
+    #[error("the code in {} is more than 16 MiB", .0.display())]
+    CodeTooLong(PathBuf),
     /// A label without a name.
     #[error("{0:?} is not a label: NAME=VALUE or NAME is")]
     Label(String),

@@ -61,6 +61,7 @@ pub(crate) fn run(arguments: Run, host: &impl Host) -> Result<RunRequest, Resolv
     let spec = v1::MachineSpec {
         image: image_reference(&image, host)?,
         command,
+        hold: arguments.hold,
         entrypoint: arguments.entrypoint.map(entrypoint),
         environment: environment::collect(&arguments.env_file, &arguments.env, host)?,
         working_directory: arguments.workdir,
@@ -80,11 +81,7 @@ pub(crate) fn run(arguments: Run, host: &impl Host) -> Result<RunRequest, Resolv
             .map(duration::seconds)
             .transpose()?,
         restart: arguments.restart,
-        driver: match arguments.driver {
-            Driver::Auto => v1::DriverChoice::Auto,
-            Driver::Qemu => v1::DriverChoice::Qemu,
-            Driver::Firecracker => v1::DriverChoice::Firecracker,
-        },
+        driver: driver(arguments.driver),
         stop_signal: arguments.stop_signal,
         ports: arguments
             .publish
@@ -147,6 +144,15 @@ pub(crate) fn exec(
         signals: SignalsTo::Process,
     };
     Ok((machine, request, attachment))
+}
+
+/// Says which monitor is meant.
+pub(super) fn driver(driver: Driver) -> v1::DriverChoice {
+    match driver {
+        Driver::Auto => v1::DriverChoice::Auto,
+        Driver::Qemu => v1::DriverChoice::Qemu,
+        Driver::Firecracker => v1::DriverChoice::Firecracker,
+    }
 }
 
 fn each<T>(texts: &[String], read: impl Fn(&str) -> Result<T, ResolveError>) -> Result<Vec<T>, ResolveError> {
@@ -220,6 +226,7 @@ mod tests {
         let expected = v1::MachineSpec {
             image: "dir:/work/rootfs".into(),
             command: ["serve", "--port", "80"].map(str::to_owned).to_vec(),
+            hold: false,
             entrypoint: Some(vec!["/init".into()]),
             environment: vec!["A=1".into()],
             working_directory: Some("/srv".into()),
@@ -285,6 +292,7 @@ mod tests {
         assert_eq!(request.create.spec, expected);
         assert_eq!(request.pull, Pull::Missing);
         assert!(resolved("-d busybox").unwrap().attachment.is_none());
+        assert!(resolved("-d --hold busybox").unwrap().create.spec.hold);
     }
 
     #[test]

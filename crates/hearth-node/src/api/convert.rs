@@ -93,6 +93,7 @@ pub(super) fn machine(view: &View) -> v1::Machine {
         ports: record.ports.clone(),
         restart_count: record.restart.restarts,
         health_check: record.health_check.clone(),
+        owner: record.owner.clone(),
         generation: record.generation,
         template: record.template.clone(),
         stages: record.stages.clone(),

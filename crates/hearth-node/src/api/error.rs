@@ -27,7 +27,7 @@ impl IntoResponse for ApiError {
 }
 
 /// Puts an error together; its causes become one line.
-fn body(code: ErrorCode, error: &dyn std::error::Error, remediation: Option<&str>) -> ApiError {
+pub(super) fn body(code: ErrorCode, error: &dyn std::error::Error, remediation: Option<&str>) -> ApiError {
     let mut causes = Vec::new();
     let mut next = error.source();
     while let Some(cause) = next {

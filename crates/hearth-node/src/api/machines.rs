@@ -132,6 +132,7 @@ pub(super) async fn create(
         name: request.name,
         spec: request.spec,
         secrets: request.secrets,
+        owner: None,
     };
     let machine = service.machines.create(new).await?;
     Ok((StatusCode::CREATED, Json(convert::machine(&machine.view()))))

@@ -5,6 +5,7 @@
 mod convert;
 mod error;
 mod events;
+mod execute;
 mod files;
 mod filter;
 mod images;
@@ -90,6 +91,11 @@ fn routes() -> Vec<(&'static str, &'static str, MethodRouter<Service>)> {
         ),
         ("post", path::MACHINES_PRUNE, post(machines::prune)),
         ("get", path::EVENTS, get(events::events)),
+        (
+            "post",
+            path::EXECUTE,
+            post(execute::run).layer(DefaultBodyLimit::max(execute::REQUEST_MAX)),
+        ),
         ("get", path::MACHINE, get(machines::inspect)),
         ("patch", path::MACHINE, patch(machines::update)),
         ("delete", path::MACHINE, delete(machines::remove)),

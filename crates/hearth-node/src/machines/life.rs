@@ -479,7 +479,7 @@ fn failed(error: StartError) -> LifeEvent {
 }
 
 /// Returns an error and its causes on one line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
+pub fn chain(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }

@@ -43,7 +43,7 @@ pub use error::{CreateError, MachineError, StartError};
 pub use events::{EVENTS_MAX, EventLog, Reader, Told, time_of};
 pub use exec::Exec;
 pub use handle::Machine;
-pub use life::Parts;
+pub use life::{Parts, chain};
 pub use log::{LogReader, Piece};
 pub use output::Attached;
 pub use pace::Pace;

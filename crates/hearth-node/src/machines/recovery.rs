@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! record                                                    what becomes of it
-//! none, or Removing                                         ended and swept
+//! none, Removing, or of an execution of code                ended and swept
 //! Alive, of an earlier boot of the host                     Failed: the host was restarted
 //! Alive, with its monitor's process                         found again (life), or Failed if that is gone
 //! Alive and told to end, and its monitor is gone            Exited: the stop was half done
@@ -20,6 +20,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use hearth_api::v1::Owner;
 use hearth_machine::{ByteSize, Ended, HostLimits, MachineId, Process, State};
 
 use super::actor;
@@ -124,7 +125,9 @@ impl Machines {
             record.state,
             RecordedState::Exited { .. } | RecordedState::Failed { .. }
         );
-        if record.state == RecordedState::Removing || (is_over && record.spec.auto_remove) {
+        // Who waited for it, was connected to the earlier node.
+        let is_left = record.owner == Some(Owner::Execute);
+        if record.state == RecordedState::Removing || is_left || (is_over && record.spec.auto_remove) {
             self.sweep(id, Some(&record)).await;
             return None;
         }

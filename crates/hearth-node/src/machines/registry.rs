@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use hearth_api::v1::{Border, EventAction, MachineSpec};
+use hearth_api::v1::{Border, EventAction, MachineSpec, Owner};
 use hearth_machine::spec::check_environment;
 use hearth_machine::{HealthCheck, HostLimits, MachineId, MachineName, Process, Spec, State};
 use tokio::sync::{mpsc, watch};
@@ -36,6 +36,8 @@ pub struct NewMachine {
     pub spec: MachineSpec,
     /// Secrets by name.
     pub secrets: BTreeMap<String, String>,
+    /// Who makes it, where that is not a person.
+    pub owner: Option<Owner>,
 }
 
 /// The registry.
@@ -132,7 +134,11 @@ impl Machines {
         }
         let image = self.parts.images.resolve(&new.spec.image).await?;
         let process = Process::of(&spec, &image.defaults)?;
-        let check = HealthCheck::of(&spec.health, image.defaults.health_check.as_ref());
+        let check = HealthCheck::of(
+            &spec.health,
+            // The image's is for the image's program.
+            image.defaults.health_check.as_ref().filter(|_| !spec.hold),
+        );
         let selected = self.parts.drivers.select(spec.driver).await?;
         let capabilities = selected.driver.capabilities();
         spec.driver = drivers::kept(spec.driver, capabilities.driver);
@@ -148,6 +154,7 @@ impl Machines {
             name: name.to_string(),
             spec: new.spec,
             secrets: new.secrets.keys().cloned().collect(),
+            owner: new.owner,
             image: ImageFact {
                 reference: image.reference.clone(),
                 digest: image.digest.clone(),

@@ -151,6 +151,7 @@ impl Bench {
             name: Some(name.to_owned()),
             spec,
             secrets: BTreeMap::new(),
+            owner: None,
         };
         self.machines.create(new).await
     }

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use hearth_api::v1::{Border, Health, HealthCheck, MachineSpec, PortMapping, Stage, strict_spec};
+use hearth_api::v1::{Border, Health, HealthCheck, MachineSpec, Owner, PortMapping, Stage, strict_spec};
 use hearth_machine::{History, MachineId, Process, Signal};
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +31,9 @@ pub struct MachineRecord {
     pub spec: MachineSpec,
     /// Names of secrets; their values are in memory only.
     pub secrets: Vec<String>,
+    /// Who made it, where that was not a person.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<Owner>,
     /// The image it was made from.
     pub image: ImageFact,
     /// What runs in it; its secrets are not here.
@@ -352,6 +355,7 @@ pub(crate) mod tests {
                 ..MachineSpec::default()
             },
             secrets: vec!["TOKEN".to_owned()],
+            owner: None,
             image: ImageFact {
                 reference: "busybox".to_owned(),
                 digest: "sha256:0".to_owned(),

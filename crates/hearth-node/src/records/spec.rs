@@ -43,6 +43,7 @@ pub enum InvalidSpec {
 pub fn check(wire: &v1::MachineSpec, host: HostLimits) -> Result<Spec, InvalidSpec> {
     let milli = wire.cpu_milli.unwrap_or(CPU_DEFAULT);
     let spec = Spec {
+        hold: wire.hold,
         command: wire.command.clone(),
         entrypoint: wire.entrypoint.clone(),
         environment: wire.environment.clone(),

@@ -1,0 +1,215 @@
+//! Code that runs once: a machine for it, what goes in, the run under its time limit, what comes out, and the end of the machine.
+//!
+//! ```text
+//! machine of an image (or of a pool) -> /workspace -> code: output as it comes -> /workspace/output -> machine removed (or released)
+//! ```
+//! The API is the caller, and knows the wire. Whoever goes away meanwhile takes the machine along; the node that follows one that died
+//! in between sweeps it (`machines::recovery`).
+
+mod error;
+mod files;
+
+pub use error::ExecuteError;
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use hearth_api::v1::{MachineSpec, Owner};
+use hearth_machine::execute::{OUTPUT, Runner, TIMED_OUT};
+use tokio::sync::mpsc;
+
+use crate::guest::{SessionEvent, Stream};
+use crate::machines::{ExecSpec, Machine, Machines, NewMachine};
+
+pub use files::Member;
+
+/// How long the guest may take to unpack or to pack files.
+const FILES_DEADLINE: Duration = Duration::from_secs(120);
+/// The most that comes back of an output, in bytes: it is held in memory until it is whole.
+pub const OUTPUT_ARCHIVE_MAX: usize = 64 << 20;
+/// How long the code's process may take to start.
+const START_DEADLINE: Duration = Duration::from_secs(60);
+
+/// What is to be run, and where.
+#[derive(Debug)]
+pub struct Execution {
+    /// The machine that is made for it.
+    pub spec: MachineSpec,
+    /// The code's file in the workspace, where there is code, and what runs.
+    pub work: Work,
+    /// `NAME=value`.
+    pub environment: Vec<String>,
+    /// How long it may take.
+    pub timeout: Duration,
+    /// A tar archive for the input's directory.
+    pub input: Option<Vec<u8>>,
+    /// Whether the output's directory is fetched.
+    pub output: bool,
+}
+
+/// What runs.
+#[derive(Debug)]
+pub enum Work {
+    /// Code, by its interpreter.
+    Code {
+        /// Where it lies, and what runs it.
+        runner: Runner,
+        /// The code.
+        code: String,
+    },
+    /// A program of the machine.
+    Command(Vec<String>),
+}
+
+/// What is told while it goes on.
+#[derive(Debug)]
+pub enum Told {
+    /// It runs, in a machine of this name.
+    Started(String),
+    /// It printed something.
+    Output(Stream, Bytes),
+}
+
+/// How it went.
+#[derive(Debug)]
+pub struct Executed {
+    /// The machine's name.
+    pub machine: String,
+    /// The exit code.
+    pub exit_code: u8,
+    /// Its time was over.
+    pub timed_out: bool,
+    /// How long it took until the code ran.
+    pub prepared: Duration,
+    /// How long the code ran.
+    pub ran: Duration,
+    /// What it left, where that was asked for and could be fetched; otherwise why not.
+    pub output: Result<Option<Output>, String>,
+}
+
+/// What code left in the output's directory.
+#[derive(Debug)]
+pub struct Output {
+    /// A tar archive.
+    pub archive: Vec<u8>,
+    /// The files in it.
+    pub files: Vec<Member>,
+}
+
+/// Runs code in a machine of its own, which is gone afterwards, whichever way it went. Ends when nobody receives what is told.
+///
+/// # Errors
+/// Returns [`ExecuteError`] when the code did not run, or its machine was lost.
+pub async fn execute(
+    machines: &Machines,
+    execution: Execution,
+    told: mpsc::Sender<Told>,
+) -> Result<Executed, ExecuteError> {
+    let begun = Instant::now();
+    let new = NewMachine {
+        name: None,
+        spec: execution.spec.clone(),
+        secrets: [].into(),
+        owner: Some(Owner::Execute),
+    };
+    let machine = machines.create(new).await?;
+    let work = async {
+        machine.start(None).await?;
+        run(&machine, &execution, begun, &told).await
+    };
+    let done = tokio::select! {
+        done = work => done,
+        () = told.closed() => Err(ExecuteError::Unheard),
+    };
+    if let Err(error) = machine.remove(true).await {
+        tracing::error!(machine = %machine.id(), %error, "the machine of an execution is left behind");
+    }
+    done
+}
+
+/// Runs code in a machine that is there.
+async fn run(
+    machine: &Machine,
+    execution: &Execution,
+    begun: Instant,
+    told: &mpsc::Sender<Told>,
+) -> Result<Executed, ExecuteError> {
+    let (code, command) = match &execution.work {
+        Work::Code { runner, code } => (Some((runner.file.as_str(), code.as_bytes())), &runner.command),
+        Work::Command(command) => (None, command),
+    };
+    files::put(machine, "/", files::workspace(code)?).await?;
+    if let Some(input) = &execution.input {
+        files::put(machine, hearth_machine::execute::INPUT, input.clone()).await?;
+    }
+    let ended = process(machine, command, execution, begun, told).await?;
+    let output = match execution.output {
+        true => fetch(machine)
+            .await
+            .map(Some)
+            .map_err(|error| crate::machines::chain(&error)),
+        false => Ok(None),
+    };
+    Ok(Executed { output, ..ended })
+}
+
+async fn process(
+    machine: &Machine,
+    command: &[String],
+    execution: &Execution,
+    begun: Instant,
+    told: &mpsc::Sender<Told>,
+) -> Result<Executed, ExecuteError> {
+    let asked = ExecSpec {
+        command: command.to_vec(),
+        environment: execution.environment.clone(),
+        working_directory: Some(hearth_machine::execute::WORKSPACE.to_owned()),
+        ..ExecSpec::default()
+    };
+    let mut session = machine.exec(&asked).await?;
+    let started = tokio::time::timeout(START_DEADLINE, session.next()).await;
+    match started.map_err(|_| ExecuteError::NoStart)? {
+        SessionEvent::Started { .. } => {}
+        event => return Err(ExecuteError::unexpected(event)),
+    }
+    let (prepared, since) = (begun.elapsed(), Instant::now());
+    let name = machine.view().record.name.clone();
+    // Fails only when nobody listens any more, which ends all of it.
+    let _ = told.send(Told::Started(name.clone())).await;
+    let over = tokio::time::sleep(execution.timeout);
+    tokio::pin!(over);
+    let (exit_code, timed_out) = loop {
+        let event = tokio::select! {
+            event = session.next() => event,
+            () = &mut over => break (TIMED_OUT, true),
+        };
+        match event {
+            SessionEvent::Started { .. } | SessionEvent::OutputEnded(_) => {}
+            SessionEvent::Output(stream, bytes) => {
+                tokio::select! {
+                    _ = told.send(Told::Output(stream, bytes)) => {}
+                    () = &mut over => break (TIMED_OUT, true),
+                }
+            }
+            SessionEvent::Ended(outcome) => break (outcome.exit_code(), false),
+            event => return Err(ExecuteError::unexpected(event)),
+        }
+    };
+    let ran = since.elapsed();
+    // Kills what still runs of it.
+    drop(session);
+    Ok(Executed {
+        machine: name,
+        exit_code,
+        timed_out,
+        prepared,
+        ran,
+        output: Ok(None),
+    })
+}
+
+async fn fetch(machine: &Machine) -> Result<Output, ExecuteError> {
+    let archive = files::get(machine, OUTPUT, OUTPUT_ARCHIVE_MAX).await?;
+    let files = files::members(&archive)?;
+    Ok(Output { archive, files })
+}
