@@ -273,6 +273,61 @@ impl Client {
         })
     }
 
+    /// Lists pools.
+    pub async fn pools(&self) -> Result<Vec<v1::Pool>, ClientError> {
+        self.call(Method::GET, path::POOLS, empty()).await
+    }
+
+    /// Creates a pool.
+    pub async fn pool_create(&self, request: &v1::CreatePool) -> Result<v1::Pool, ClientError> {
+        self.call(Method::POST, path::POOLS, json(request)?).await
+    }
+
+    /// Tells everything about a pool.
+    pub async fn pool(&self, pool: &str) -> Result<v1::Pool, ClientError> {
+        self.call(Method::GET, &uri(path::POOL, &[pool], &[]), empty())
+            .await
+    }
+
+    /// Changes a pool's size.
+    pub async fn pool_resize(&self, pool: &str, request: &v1::ResizePool) -> Result<v1::Pool, ClientError> {
+        self.call(Method::PATCH, &uri(path::POOL, &[pool], &[]), json(request)?)
+            .await
+    }
+
+    /// Removes a pool; `force` ends leases of its machines.
+    pub async fn pool_remove(&self, pool: &str, force: bool) -> Result<(), ClientError> {
+        let query = [("force", force.to_string())];
+        self.call(Method::DELETE, &uri(path::POOL, &[pool], &query), empty())
+            .await
+    }
+
+    /// Acquires a machine of a pool.
+    pub async fn pool_acquire(
+        &self,
+        pool: &str,
+        request: &v1::AcquireMachine,
+    ) -> Result<v1::Lease, ClientError> {
+        let uri = uri(path::POOL_ACQUIRE, &[pool], &[]);
+        self.call(Method::POST, &uri, json(request)?).await
+    }
+
+    /// Lets a lease last longer.
+    pub async fn lease_extend(
+        &self,
+        lease: &str,
+        request: &v1::ExtendLease,
+    ) -> Result<v1::Lease, ClientError> {
+        let uri = uri(path::LEASE_EXTEND, &[lease], &[]);
+        self.call(Method::POST, &uri, json(request)?).await
+    }
+
+    /// Gives a machine back.
+    pub async fn lease_release(&self, lease: &str, request: &v1::ReleaseMachine) -> Result<(), ClientError> {
+        let uri = uri(path::LEASE_RELEASE, &[lease], &[]);
+        self.call(Method::POST, &uri, json(request)?).await
+    }
+
     /// Runs code once; `hear` gets the lines before the result as they come.
     pub async fn execute(
         &self,

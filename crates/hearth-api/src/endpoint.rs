@@ -37,6 +37,16 @@ pub mod path {
     pub const MACHINES_PRUNE: &str = "/v1/machines/prune";
     /// What happens to machines.
     pub const EVENTS: &str = "/v1/events";
+    /// All pools.
+    pub const POOLS: &str = "/v1/pools";
+    /// One pool.
+    pub const POOL: &str = "/v1/pools/{pool}";
+    /// Hands out a machine.
+    pub const POOL_ACQUIRE: &str = "/v1/pools/{pool}/acquire";
+    /// Lets a lease last longer.
+    pub const LEASE_EXTEND: &str = "/v1/leases/{lease}/extend";
+    /// Gives a machine back.
+    pub const LEASE_RELEASE: &str = "/v1/leases/{lease}/release";
     /// Runs code once.
     pub const EXECUTE: &str = "/v1/execute";
     /// Stops its virtual processors.
@@ -335,6 +345,67 @@ pub const ALL: &[Endpoint] = &[
         ("filter", FILTER_EVENTS),
     ])
     .gives(schema::<v1::EventLine>),
+    endpoint("get", path::POOLS, "pool_list", "Lists pools.", Answer::Json).gives(schema::<Vec<v1::Pool>>),
+    endpoint(
+        "post",
+        path::POOLS,
+        "pool_create",
+        "Creates a pool; its machines come up in the background.",
+        Answer::Json,
+    )
+    .takes(schema::<v1::CreatePool>)
+    .gives(schema::<v1::Pool>),
+    endpoint(
+        "get",
+        path::POOL,
+        "pool_inspect",
+        "Tells everything about a pool.",
+        Answer::Json,
+    )
+    .gives(schema::<v1::Pool>),
+    endpoint(
+        "patch",
+        path::POOL,
+        "pool_resize",
+        "Changes how many machines a pool keeps ready, and has in all.",
+        Answer::Json,
+    )
+    .takes(schema::<v1::ResizePool>)
+    .gives(schema::<v1::Pool>),
+    endpoint(
+        "delete",
+        path::POOL,
+        "pool_remove",
+        "Removes a pool and its machines.",
+        Answer::Empty,
+    )
+    .query(&[("force", "true: even while somebody has machines of it")]),
+    endpoint(
+        "post",
+        path::POOL_ACQUIRE,
+        "pool_acquire",
+        "Hands out a machine of a pool for a time; it answers at once.",
+        Answer::Json,
+    )
+    .takes(schema::<v1::AcquireMachine>)
+    .gives(schema::<v1::Lease>),
+    endpoint(
+        "post",
+        path::LEASE_EXTEND,
+        "lease_extend",
+        "Lets a lease last longer; its machine's name stands for it, too.",
+        Answer::Json,
+    )
+    .takes(schema::<v1::ExtendLease>)
+    .gives(schema::<v1::Lease>),
+    endpoint(
+        "post",
+        path::LEASE_RELEASE,
+        "lease_release",
+        "Gives a machine back; its name stands for the lease, too.",
+        Answer::Empty,
+    )
+    .takes(schema::<v1::ReleaseMachine>),
     endpoint(
         "post",
         path::EXECUTE,

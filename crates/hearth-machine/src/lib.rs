@@ -10,6 +10,7 @@ pub mod execute;
 pub mod filter;
 pub mod health;
 pub mod id;
+pub mod pool;
 pub mod process;
 pub mod restart;
 pub mod signal;

@@ -9,6 +9,9 @@
 //! ca = "/etc/ssl/example.pem"           # authorities that are trusted besides the system's
 //! plain-http = true                     # no TLS; unless said, on the loopback only
 //! timeout-seconds = 30                  # without a byte, or with hardly any
+//!
+//! [pools]
+//! memory-percent = 80    # of the host's memory for guests: what all machines may take together before pools and executions wait
 //! ```
 
 use std::collections::BTreeMap;
@@ -21,10 +24,24 @@ use hearth_image::{InvalidMirror, InvalidReference, Mirror, Reference, Registrie
 use serde::Deserialize;
 
 /// What a person has set.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Configuration {
     /// How registries are reached.
     pub registries: Registries,
+    /// What all machines may take together before pools and executions wait, of the host's memory for guests.
+    pub memory_percent: u8,
+}
+
+/// What machines may take unless it is said.
+const MEMORY_PERCENT: u8 = 80;
+
+impl Default for Configuration {
+    fn default() -> Self {
+        Self {
+            registries: Registries::default(),
+            memory_percent: MEMORY_PERCENT,
+        }
+    }
 }
 
 /// Says why the settings cannot be used.
@@ -64,6 +81,29 @@ impl ConfigurationError {
 struct File {
     #[serde(default)]
     registry: BTreeMap<Name, Table>,
+    #[serde(default)]
+    pools: Pools,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Pools {
+    memory_percent: Option<Percent>,
+}
+
+#[derive(Deserialize)]
+#[serde(try_from = "u8")]
+struct Percent(u8);
+
+impl TryFrom<u8> for Percent {
+    type Error = &'static str;
+
+    fn try_from(percent: u8) -> Result<Self, &'static str> {
+        match percent {
+            1..=100 => Ok(Self(percent)),
+            _ => Err("a share of the memory is from 1 to 100 percent"),
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -166,6 +206,10 @@ fn parse(text: &str, directory: &Path) -> Result<Configuration, toml::de::Error>
     });
     Ok(Configuration {
         registries: registries.collect(),
+        memory_percent: file
+            .pools
+            .memory_percent
+            .map_or(MEMORY_PERCENT, |Percent(percent)| percent),
     })
 }
 
@@ -223,6 +267,7 @@ mod tests {
                 "1 to 3600",
             ),
             ("[registry", "line 1", "]"),
+            ("[pools]\nmemory-percent = 101", "line 2", "1 to 100"),
         ] {
             let told = refused(text);
             assert!(told.contains(line) && told.contains(what), "{text}: {told}");

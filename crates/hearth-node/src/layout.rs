@@ -84,6 +84,11 @@ impl Layout {
         self.data.join("events.jsonl")
     }
 
+    /// Returns the directory of pools' records.
+    pub fn pools(&self) -> PathBuf {
+        self.data.join("pools")
+    }
+
     /// Returns the directory of all machines' directories.
     pub fn machines_data(&self) -> PathBuf {
         self.data.join("machines")

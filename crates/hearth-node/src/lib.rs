@@ -4,6 +4,7 @@
 //! node                                               builds each part once; start and stop order
 //! api                                                HTTP in, domain out; the only place that knows wire views
 //! execute                                            code that runs once
+//! pool                                               machines that are ready before somebody wants one
 //! machines                                           registry, one actor task per machine; where drivers meet
 //! doctor                                             judges this host, and what setup left on it
 //! vmm | images | storage | guest | records | setup | pager | snapshots   drivers and state; blind to each other
@@ -23,6 +24,7 @@ pub mod layout;
 pub mod machines;
 pub mod node;
 pub mod pager;
+pub mod pool;
 pub mod records;
 pub mod setup;
 pub mod snapshots;

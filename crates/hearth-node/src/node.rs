@@ -21,6 +21,7 @@ use crate::host::{files, lock, own};
 use crate::images::{ImageError, Images};
 use crate::layout::Layout;
 use crate::machines::{Drivers, EventLog, Machines, Pace, Parts};
+use crate::pool::Pools;
 use crate::records::RecordError;
 use crate::setup::Artefacts;
 use crate::snapshots::Templates;
@@ -152,11 +153,13 @@ async fn serve(starter: &mut Starter) -> Result<(), NodeError> {
         socket: location.socket.clone(),
         started_at: jiff::Timestamp::now().to_string(),
     };
+    let tasks = TaskTracker::new();
     let service = Service {
         machines: machines.clone(),
+        pools: Pools::open(machines.clone(), &tasks, shutdown.clone())?,
         identity: Arc::new(identity),
         shutdown: shutdown.clone(),
-        tasks: TaskTracker::new(),
+        tasks,
     };
     let signals = tokio::spawn(end_on_signal(shutdown.clone()));
     starter.say("ready");

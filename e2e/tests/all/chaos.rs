@@ -103,7 +103,10 @@ fn nothing_beside(node: &TestNode) -> Result<()> {
     let is_alive = |status| {
         matches!(
             status,
-            MachineStatus::Starting | MachineStatus::Running | MachineStatus::Stopping
+            MachineStatus::Starting
+                | MachineStatus::Running
+                | MachineStatus::Paused
+                | MachineStatus::Stopping
         )
     };
     let all: BTreeSet<_> = machines.iter().map(|machine| machine.id.clone()).collect();
@@ -212,6 +215,8 @@ impl Victims<'_> {
             ),
             "image-rm" => drop(self.node.hearth(["image", "pull", &self.image]).ok()?),
             "template" => drop(self.node.hearth(["template", "prune", "--all"]).ok()?),
+            // It has no machine before it is asked for one.
+            "lease" => drop(self.pool("0")?),
             _ => {}
         }
         if verb == "remove" && self.node.hearth(["inspect", "victim"]).run()?.code != 0 {
@@ -227,9 +232,28 @@ impl Victims<'_> {
         self.node.start(head.chain(command.iter().copied()))
     }
 
+    fn pool(&self, min: &str) -> Result<String> {
+        let head = [
+            "pool", "create", "victims", "--image", "busybox", "--max", "1", "--min", min,
+        ];
+        self.node.hearth(head.iter().chain(&SMALL)).ok()
+    }
+
+    fn lease(&self) -> Result<()> {
+        let acquire = ["pool", "acquire", "victims", "--wait", "60s"];
+        let machine = self.node.hearth(acquire).ok()?;
+        self.node.hearth(["pool", "release", &machine]).ok().map(drop)
+    }
+
     fn reach(&self, verb: &str) -> Result<()> {
         let outcome = match verb {
             "create" | "start" | "template" => self.run(&["sleep", "3600"]).map(drop),
+            "pool" => self.pool("1").map(drop),
+            "lease" => self.lease(),
+            "execute" => {
+                let head = ["execute", "--image", "busybox"].iter().chain(&SMALL);
+                self.node.hearth(head.chain(&["--cmd", "true"])).ok().map(drop)
+            }
             "size" => {
                 let head = SMALL.into_iter().chain(["--disk", "311m", "--name", "victim"]);
                 self.node.start(head.chain(["busybox", "true"])).map(drop)
@@ -259,6 +283,10 @@ impl Victims<'_> {
                 ensure!(logs == "once", "{logs:?}");
             }
             "stop" => drop(self.node.hearth(["stop", "-t", "1", "victim"]).ok()?),
+            "pool" | "lease" => {
+                self.lease()?;
+                self.node.hearth(["pool", "rm", "--force", "victims"]).ok()?;
+            }
             _ => {}
         }
         let _ = self.node.hearth(["rm", "-f", "victim"]).run()?;

@@ -35,6 +35,7 @@ fn cli_tells_its_version_and_its_verbs() -> Result<()> {
             "console",
             "inspect",
             "cp",
+            "pool",
             "image",
             "template",
             "setup",

@@ -19,6 +19,7 @@ mod many;
 mod node;
 mod parity;
 mod pause;
+mod pool;
 mod ports;
 mod process;
 mod pull;
@@ -112,6 +113,11 @@ on_driver!(
         verbs::top_lists_the_processes_inside,
         verbs::execs_are_told_as_events,
         verbs::an_idle_machine_ends_and_a_busy_one_does_not,
+        pool::a_pool_hands_out_machines_and_fills_up,
+        pool::code_runs_in_a_machine_of_a_pool,
+        pool::a_lease_ends_with_its_time_and_its_machine,
+        pool::pools_and_leases_outlive_the_node,
+        pool::pools_that_cannot_be_are_refused,
         execute::code_runs_once_with_its_workspace,
         execute::code_comes_by_standard_input_and_by_one_request,
         execute::an_execution_that_cannot_be_leaves_nothing,

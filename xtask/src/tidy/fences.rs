@@ -50,10 +50,13 @@ const FENCES: [Fence; 4] = [
         paths: &["hearth_api::v1"],
         within: Some("hearth_node"),
         // A record keeps the accepted v1 spec as it came, and `machines` hands it there; it also has no `Border` of its
-        // own. Everything below deals in domain types.
+        // own. Pools are recorded as they are told, and make machines of specs, as executions do. Everything below deals in
+        // domain types.
         homes: &[
             "hearth_node::api",
+            "hearth_node::execute",
             "hearth_node::machines",
+            "hearth_node::pool",
             "hearth_node::records",
         ],
         tests: Tests::Fenced,

@@ -30,6 +30,10 @@ pub enum ErrorCode {
     ImageNotFound,
     /// A file or directory does not exist in the machine (404).
     FileNotFound,
+    /// No pool of that name (404).
+    PoolNotFound,
+    /// No such lease now: it was released, or its time was over (404).
+    LeaseNotFound,
     /// No such path in this API (404).
     NotFound,
     /// The machine's state does not allow it (409).
@@ -65,7 +69,12 @@ impl ErrorCode {
     pub const fn http_status(self) -> u16 {
         match self {
             Self::InvalidRequest => 400,
-            Self::MachineNotFound | Self::ImageNotFound | Self::FileNotFound | Self::NotFound => 404,
+            Self::MachineNotFound
+            | Self::ImageNotFound
+            | Self::FileNotFound
+            | Self::NotFound
+            | Self::PoolNotFound
+            | Self::LeaseNotFound => 404,
             Self::WrongState | Self::NameTaken | Self::InUse => 409,
             Self::CommandNotFound
             | Self::CommandNotExecutable

@@ -11,6 +11,7 @@ pub mod health;
 pub mod image;
 pub mod machine;
 pub mod node;
+pub mod pool;
 pub mod progress;
 pub mod setup;
 pub mod stats;
@@ -31,6 +32,10 @@ pub use machine::{
     Pruned, RenameMachine, Stage, StopMachine, TmpfsMount, Ulimit, UpdateMachine, strict_spec,
 };
 pub use node::{NodeStatus, StopNode};
+pub use pool::{
+    AcquireMachine, AfterRelease, CreatePool, ExtendLease, Lease, Pool, PoolMember, PoolPhase, PoolSpec,
+    ReleaseMachine, ResizePool,
+};
 pub use progress::{Progress, ProgressLine, Unit};
 pub use setup::{Artefact, ArtefactKind, FirecrackerSetup, SetupReport, SetupRequest};
 pub use stats::{GuestStats, MachineStats, MonitorStats, StatsSample};

@@ -9,6 +9,7 @@ mod health;
 mod host;
 mod image;
 mod machine;
+mod pool;
 mod run;
 mod template;
 
@@ -37,6 +38,7 @@ pub(crate) use machine::{
     Attach, Events, Inspect, Kill, List, Pause, Port, Prune, Remove, Rename, Restart, Start, Stats, Stop,
     Top, Unpause, Update, Wait,
 };
+pub(crate) use pool::{Pool, PoolAcquire, PoolCommand, PoolCreate};
 pub(crate) use run::{Create, Driver, Exec, Pull, Run};
 pub(crate) use template::{Template, TemplateCommand, TemplateList, TemplatePrune, TemplateRemove};
 
@@ -108,6 +110,7 @@ pub(crate) enum Command {
     Events(Events),
     Port(Port),
     Cp(Copy),
+    Pool(Pool),
     Image(Image),
     Template(Template),
     Setup(Setup),

@@ -14,6 +14,7 @@ mod list;
 mod machine;
 mod node;
 mod output;
+mod pool;
 mod program;
 mod run;
 mod setup;
@@ -70,6 +71,7 @@ pub(crate) async fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
         Command::Console(arguments) => output::console(&node, &arguments).await,
         Command::Inspect(arguments) => machine::inspect(&node, &arguments).await,
         Command::Cp(arguments) => copy::copy(&node, &arguments).await,
+        Command::Pool(arguments) => pool::pool(&node, arguments.command).await,
         Command::Image(arguments) => image::image(&node, arguments.command).await,
         Command::Template(arguments) => template::template(&node, arguments.command).await,
         Command::Bench(arguments) => bench::bench(&node, &arguments).await,

@@ -7,6 +7,7 @@ mod environment;
 mod execute;
 mod health;
 mod keys;
+mod pool;
 mod ports;
 mod reference;
 mod run;
@@ -19,6 +20,7 @@ pub(crate) use copy::{CopyPlan, CopyRefused, Place, Side, place_in_machine, plan
 pub(crate) use duration::moment;
 pub(crate) use execute::{ExecuteOrder, execute};
 pub(crate) use keys::Keys;
+pub(crate) use pool::{pool_acquire, pool_create, pool_extend};
 pub(crate) use ports::shown as shown_port;
 pub(crate) use reference::{absolute, image_reference, registry_and_repository};
 pub(crate) use run::{Attachment, RunRequest, SignalsTo, create, exec, run};

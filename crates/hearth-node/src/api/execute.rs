@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use super::Service;
 use super::error::{ApiError, body, invalid};
 use super::progress::received;
-use crate::execute::{ExecuteError, Executed, Execution, Told, Work, execute};
+use crate::execute::{ExecuteError, Executed, Execution, Place, Told, Work, execute};
 use crate::guest::Stream;
 
 /// The longest request, in bytes: an input of 64 MiB as base64, and the code.
@@ -52,15 +52,17 @@ pub(super) async fn run(
         stream,
     } = checked(request)?;
     let (told, mut hear) = mpsc::channel(QUEUE);
-    let (machines, shutdown) = (service.machines.clone(), service.shutdown.clone());
+    let (machines, pools) = (service.machines.clone(), service.pools.clone());
+    let shutdown = service.shutdown.clone();
     let work = service
         .tasks
-        .spawn(async move { execute(&machines, execution, told).await });
+        .spawn(async move { execute(&machines, &pools, execution, told).await });
     // Until it runs, what goes wrong is an error of the request.
     let Some(Told::Started(machine)) = hear.recv().await else {
         return Err(joined(work.await).err().unwrap_or_else(unheard));
     };
     let (lines, receiver) = mpsc::channel(QUEUE);
+    let heard = lines.clone();
     let send = async move {
         let mut kept = Kept::new(keep);
         let mut sender = Sender(lines);
@@ -80,6 +82,12 @@ pub(super) async fn run(
         }
     };
     // Dropped when the client goes away or the node ends: then nobody hears, and the execution ends.
+    let send = async move {
+        tokio::select! {
+            _ = send => {}
+            () = heard.closed() => {}
+        }
+    };
     service.tasks.spawn(shutdown.run_until_cancelled_owned(send));
     let body = Body::from_stream(received(receiver));
     Ok(([(CONTENT_TYPE, "application/x-ndjson")], body).into_response())
@@ -100,9 +108,22 @@ fn unheard() -> ApiError {
 
 /// Checks a request and brings it into the form in which it is carried out.
 fn checked(request: v1::ExecuteRequest) -> Result<Asked, ApiError> {
-    let image = match (request.image, request.pool) {
-        (Some(image), None) => image,
-        (None, Some(_)) => return Err(invalid("there are no pools yet: name an image")),
+    let place = match (request.image, request.pool) {
+        (Some(image), None) => Place::Own(Box::new(v1::MachineSpec {
+            image,
+            hold: true,
+            memory_bytes: request.memory_bytes,
+            cpu_milli: request.cpu_milli,
+            driver: request.driver,
+            auto_remove: true,
+            ..v1::MachineSpec::default()
+        })),
+        (None, Some(_)) if request.memory_bytes.is_some() || request.cpu_milli.is_some() => {
+            return Err(invalid(
+                "the machines of a pool are as they are: memory and processors are the pool's",
+            ));
+        }
+        (None, Some(pool)) => Place::Pool(pool),
         _ => return Err(invalid("an image or a pool is needed, and not both")),
     };
     let timeout = request.timeout_ms.map_or(TIMEOUT_DEFAULT, Duration::from_millis);
@@ -135,15 +156,8 @@ fn checked(request: v1::ExecuteRequest) -> Result<Asked, ApiError> {
         .transpose();
     let input = input.map_err(|error| invalid(format!("input_archive is not base64: {error}")))?;
     let execution = Execution {
-        spec: v1::MachineSpec {
-            image,
-            hold: true,
-            memory_bytes: request.memory_bytes,
-            cpu_milli: request.cpu_milli,
-            driver: request.driver,
-            auto_remove: true,
-            ..v1::MachineSpec::default()
-        },
+        place,
+        wait: Duration::from_millis(request.wait_ms.unwrap_or_default()),
         work,
         environment: request.environment,
         timeout,
@@ -253,6 +267,7 @@ impl From<ExecuteError> for ApiError {
         let (code, remediation) = match error {
             ExecuteError::Create(error) => return error.into(),
             ExecuteError::Machine(error) => return error.into(),
+            ExecuteError::Pool(error) => return error.into(),
             ExecuteError::Refused(failure) => return failure.into(),
             ExecuteError::Guest(error) => return error.into(),
             ExecuteError::NoStart | ExecuteError::Files(_) => {

@@ -12,6 +12,7 @@ mod images;
 mod logs;
 mod machines;
 mod node;
+mod pools;
 mod progress;
 mod stats;
 mod stream;
@@ -33,6 +34,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::machines::Machines;
+use crate::pool::Pools;
 
 /// Who a node is.
 #[derive(Debug)]
@@ -48,6 +50,8 @@ pub struct Identity {
 pub struct Service {
     /// The machines, and the parts of the node behind them.
     pub machines: Machines,
+    /// Machines that are ready before somebody wants one.
+    pub pools: Pools,
     /// Who this node is.
     pub identity: Arc<Identity>,
     /// Ends the node.
@@ -91,6 +95,14 @@ fn routes() -> Vec<(&'static str, &'static str, MethodRouter<Service>)> {
         ),
         ("post", path::MACHINES_PRUNE, post(machines::prune)),
         ("get", path::EVENTS, get(events::events)),
+        ("get", path::POOLS, get(pools::list)),
+        ("post", path::POOLS, post(pools::create)),
+        ("get", path::POOL, get(pools::inspect)),
+        ("patch", path::POOL, patch(pools::resize)),
+        ("delete", path::POOL, delete(pools::remove)),
+        ("post", path::POOL_ACQUIRE, post(pools::acquire)),
+        ("post", path::LEASE_EXTEND, post(pools::extend)),
+        ("post", path::LEASE_RELEASE, post(pools::release)),
         (
             "post",
             path::EXECUTE,

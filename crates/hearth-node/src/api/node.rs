@@ -49,6 +49,7 @@ pub(super) async fn stop(
 ) -> Result<StatusCode, ApiError> {
     let Json(request) = body?;
     if request.stop_machines {
+        service.pools.rest().await;
         service.machines.stop_all(GRACE).await;
     }
     service.shutdown.cancel();

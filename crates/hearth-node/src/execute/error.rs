@@ -7,6 +7,7 @@ use hearth_guest_protocol::message::Failure;
 use super::OUTPUT_ARCHIVE_MAX;
 use crate::guest::{RequestError, SessionEvent};
 use crate::machines::{CreateError, MachineError};
+use crate::pool::PoolError;
 
 /// Says why code did not run to its end, or what it left did not come back.
 #[derive(Debug, thiserror::Error)]
@@ -14,6 +15,9 @@ pub enum ExecuteError {
     /// No machine was made for it.
     #[error(transparent)]
     Create(#[from] CreateError),
+    /// There is no machine of the pool, or no memory, for it.
+    #[error(transparent)]
+    Pool(#[from] PoolError),
     /// Its machine did not start, or was lost.
     #[error(transparent)]
     Machine(#[from] MachineError),

@@ -15,11 +15,16 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hearth_api::v1::{MachineSpec, Owner};
+use hearth_machine::ByteSize;
 use hearth_machine::execute::{OUTPUT, Runner, TIMED_OUT};
+use hearth_machine::pool::LEASE_MAX;
+use hearth_machine::spec::MEMORY_DEFAULT;
 use tokio::sync::mpsc;
 
 use crate::guest::{SessionEvent, Stream};
-use crate::machines::{ExecSpec, Machine, Machines, NewMachine};
+use crate::host::failpoint;
+use crate::machines::{ExecSpec, Machine, Machines, NewMachine, chain};
+use crate::pool::{PoolError, Pools, Wish};
 
 pub use files::Member;
 
@@ -27,14 +32,18 @@ pub use files::Member;
 const FILES_DEADLINE: Duration = Duration::from_secs(120);
 /// The most that comes back of an output, in bytes: it is held in memory until it is whole.
 pub const OUTPUT_ARCHIVE_MAX: usize = 64 << 20;
+/// What a lease lasts beyond the code's own time: files go in and come out.
+const LEASE_MARGIN: Duration = Duration::from_secs(600);
 /// How long the code's process may take to start.
 const START_DEADLINE: Duration = Duration::from_secs(60);
 
 /// What is to be run, and where.
 #[derive(Debug)]
 pub struct Execution {
-    /// The machine that is made for it.
-    pub spec: MachineSpec,
+    /// Where it runs.
+    pub place: Place,
+    /// How long it may wait for memory or for a machine of the pool.
+    pub wait: Duration,
     /// The code's file in the workspace, where there is code, and what runs.
     pub work: Work,
     /// `NAME=value`.
@@ -45,6 +54,15 @@ pub struct Execution {
     pub input: Option<Vec<u8>>,
     /// Whether the output's directory is fetched.
     pub output: bool,
+}
+
+/// Where code runs.
+#[derive(Debug)]
+pub enum Place {
+    /// In a machine that is made for it.
+    Own(Box<MachineSpec>),
+    /// In a machine of this pool.
+    Pool(String),
 }
 
 /// What runs.
@@ -96,35 +114,91 @@ pub struct Output {
     pub files: Vec<Member>,
 }
 
-/// Runs code in a machine of its own, which is gone afterwards, whichever way it went. Ends when nobody receives what is told.
+/// Runs code in a machine that nobody else has before or after, whichever way it went. Ends when nobody receives what is told.
 ///
 /// # Errors
 /// Returns [`ExecuteError`] when the code did not run, or its machine was lost.
 pub async fn execute(
     machines: &Machines,
+    pools: &Pools,
     execution: Execution,
     told: mpsc::Sender<Told>,
 ) -> Result<Executed, ExecuteError> {
+    match &execution.place {
+        Place::Own(spec) => in_own(machines, pools, spec, &execution, &told).await,
+        Place::Pool(pool) => in_pool(machines, pools, pool, &execution, &told).await,
+    }
+}
+
+async fn in_own(
+    machines: &Machines,
+    pools: &Pools,
+    spec: &MachineSpec,
+    execution: &Execution,
+    told: &mpsc::Sender<Told>,
+) -> Result<Executed, ExecuteError> {
     let begun = Instant::now();
-    let new = NewMachine {
-        name: None,
-        spec: execution.spec.clone(),
-        secrets: [].into(),
-        owner: Some(Owner::Execute),
-    };
-    let machine = machines.create(new).await?;
-    let work = async {
+    let memory = spec.memory_bytes.map_or(MEMORY_DEFAULT, ByteSize::from_bytes);
+    machines.check(spec).map_err(PoolError::from)?;
+    let _permit = unless_unheard(told, async { Ok(pools.admit(memory, execution.wait).await?) }).await?;
+    let machine = machines
+        .create(NewMachine {
+            name: None,
+            spec: spec.clone(),
+            secrets: [].into(),
+            owner: Some(Owner::Execute),
+        })
+        .await?;
+    failpoint::pass("execute-created");
+    let done = unless_unheard(told, async {
         machine.start(None).await?;
-        run(&machine, &execution, begun, &told).await
-    };
-    let done = tokio::select! {
-        done = work => done,
-        () = told.closed() => Err(ExecuteError::Unheard),
-    };
+        run(&machine, execution, begun, told).await
+    })
+    .await;
+    failpoint::pass("execute-done");
     if let Err(error) = machine.remove(true).await {
         tracing::error!(machine = %machine.id(), %error, "the machine of an execution is left behind");
     }
     done
+}
+
+async fn in_pool(
+    machines: &Machines,
+    pools: &Pools,
+    pool: &str,
+    execution: &Execution,
+    told: &mpsc::Sender<Told>,
+) -> Result<Executed, ExecuteError> {
+    let begun = Instant::now();
+    let wish = Wish {
+        lease: (execution.timeout + LEASE_MARGIN).min(LEASE_MAX),
+        wait: execution.wait,
+        ends_with_node: true,
+    };
+    let lease = unless_unheard(told, async { Ok(pools.acquire(pool.to_owned(), wish).await?) }).await?;
+    let done = unless_unheard(told, async {
+        run(&machines.find(&lease.machine)?, execution, begun, told).await
+    })
+    .await;
+    match pools.release(lease.id).await {
+        // Its machine was lost, which is told already.
+        Ok(()) | Err(PoolError::NoLease { .. } | PoolError::Ending) => {}
+        Err(error) => {
+            tracing::error!(error = %chain(&error), "the machine of an execution is not given back")
+        }
+    }
+    done
+}
+
+/// Does something, unless nobody hears of it any more.
+async fn unless_unheard<T>(
+    told: &mpsc::Sender<Told>,
+    work: impl Future<Output = Result<T, ExecuteError>>,
+) -> Result<T, ExecuteError> {
+    tokio::select! {
+        done = work => done,
+        () = told.closed() => Err(ExecuteError::Unheard),
+    }
 }
 
 /// Runs code in a machine that is there.
@@ -144,10 +218,7 @@ async fn run(
     }
     let ended = process(machine, command, execution, begun, told).await?;
     let output = match execution.output {
-        true => fetch(machine)
-            .await
-            .map(Some)
-            .map_err(|error| crate::machines::chain(&error)),
+        true => fetch(machine).await.map(Some).map_err(|error| chain(&error)),
         false => Ok(None),
     };
     Ok(Executed { output, ..ended })

@@ -118,6 +118,19 @@ impl Machines {
         }
     }
 
+    /// Returns what the host has for machines now.
+    pub fn host_limits(&self) -> HostLimits {
+        limits(&self.parts, self.host)
+    }
+
+    /// Checks whether there could be such a machine on this host.
+    ///
+    /// # Errors
+    /// Returns [`InvalidSpec`](spec::InvalidSpec) with the first thing that cannot be.
+    pub fn check(&self, wire: &MachineSpec) -> Result<(), spec::InvalidSpec> {
+        spec::check(wire, self.host_limits()).map(drop)
+    }
+
     /// Returns what the machines need of the node.
     pub fn parts(&self) -> &Arc<Parts> {
         &self.parts

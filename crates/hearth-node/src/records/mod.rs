@@ -5,8 +5,10 @@
 
 pub mod health;
 pub(crate) mod machine;
+pub(crate) mod pool;
 pub mod spec;
 
 pub use machine::{
     ImageFact, MachineRecord, ProcessFact, RecordError, RecordedState, Records, RestartFact, VmmFact,
 };
+pub use pool::{LeaseFact, MemberFact, PoolRecord, PoolRecords};

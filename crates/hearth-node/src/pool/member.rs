@@ -1,0 +1,141 @@
+//! What is done with one machine of a pool: brought up, handed out, found again, removed.
+
+use std::time::Duration;
+
+use hearth_api::v1::{MachineSpec, Owner, PoolSpec};
+use hearth_machine::State;
+
+use super::error::PoolError;
+use crate::guest::SessionEvent;
+use crate::host::failpoint;
+use crate::machines::{ExecSpec, Machine, Machines, NewMachine, chain};
+
+/// How long a guest may take to show that it works.
+const CHECK_DEADLINE: Duration = Duration::from_secs(20);
+/// How long what warms a machine up may take.
+const WARM_DEADLINE: Duration = Duration::from_secs(300);
+/// What of the last words of a warm-up command is told, in bytes.
+const WORDS: usize = 1024;
+
+/// Returns what a pool's machines are.
+pub(super) fn machine_spec(spec: &PoolSpec) -> MachineSpec {
+    MachineSpec {
+        image: spec.image.clone(),
+        hold: true,
+        environment: spec.environment.clone(),
+        memory_bytes: spec.memory_bytes,
+        cpu_milli: spec.cpu_milli,
+        driver: spec.driver,
+        auto_remove: true,
+        ..MachineSpec::default()
+    }
+}
+
+/// Makes a machine, lets it warm up, sees that it works, and lets it stand still. Nothing is left of one that fails.
+pub(super) async fn bring_up(machines: &Machines, pool: &str, spec: &PoolSpec) -> Result<Machine, PoolError> {
+    let new = NewMachine {
+        name: None,
+        spec: machine_spec(spec),
+        secrets: [].into(),
+        owner: Some(Owner::Pool(pool.to_owned())),
+    };
+    let machine = machines.create(new).await?;
+    failpoint::pass("pool-created");
+    let up = async {
+        machine.start(None).await?;
+        warm(&machine, &spec.warm_command).await?;
+        check(&machine).await?;
+        failpoint::pass("pool-warm");
+        machine.pause().await?;
+        failpoint::pass("pool-paused");
+        Ok(())
+    };
+    match up.await {
+        Ok(()) => Ok(machine),
+        Err(error) => {
+            remove(&machine).await;
+            Err(error)
+        }
+    }
+}
+
+async fn warm(machine: &Machine, command: &[String]) -> Result<(), PoolError> {
+    if command.is_empty() {
+        return Ok(());
+    }
+    let asked = ExecSpec {
+        command: command.to_vec(),
+        ..ExecSpec::default()
+    };
+    let run = async {
+        let mut exec = machine.exec(&asked).await?;
+        let mut words = Vec::new();
+        loop {
+            match exec.next().await {
+                SessionEvent::Started { .. } | SessionEvent::OutputEnded(_) => {}
+                SessionEvent::Output(_, bytes) => {
+                    words.extend_from_slice(&bytes[bytes.len().saturating_sub(WORDS)..]);
+                    words.drain(..words.len().saturating_sub(WORDS));
+                }
+                SessionEvent::Ended(outcome) if outcome.exit_code() == 0 => return Ok(()),
+                SessionEvent::Ended(outcome) => {
+                    return Err(PoolError::Warm {
+                        exit_code: outcome.exit_code(),
+                        words: String::from_utf8_lossy(&words).trim().to_owned(),
+                    });
+                }
+                SessionEvent::Failed(failure) => return Err(PoolError::WarmRefused(failure.message)),
+                SessionEvent::ChannelLost => {
+                    return Err(PoolError::WarmRefused("the machine is gone".to_owned()));
+                }
+            }
+        }
+    };
+    let done = tokio::time::timeout(WARM_DEADLINE, run).await;
+    done.map_err(|_| PoolError::WarmTimeout(WARM_DEADLINE))?
+}
+
+/// Asks the guest for a sign of life.
+async fn check(machine: &Machine) -> Result<(), PoolError> {
+    let guest = machine.view().guest()?.unseen();
+    Ok(guest.ping(CHECK_DEADLINE).await?)
+}
+
+/// Lets a machine go on for whom it is handed to; when this returns, it answers.
+pub(super) async fn hand_out(machine: &Machine) -> Result<(), PoolError> {
+    machine.resume().await?;
+    check(machine).await?;
+    failpoint::pass("pool-resumed");
+    Ok(())
+}
+
+/// Lets a machine that an earlier node has left be as its record says: standing still, or with whom has it.
+pub(super) async fn find(machine: &Machine, is_leased: bool) -> Result<(), PoolError> {
+    machine.started().await;
+    match (machine.view().state, is_leased) {
+        (State::Running, false) => {
+            check(machine).await?;
+            Ok(machine.pause().await?)
+        }
+        (State::Paused, false) | (State::Running, true) => Ok(()),
+        (State::Paused, true) => hand_out(machine).await,
+        _ => Err(machine
+            .view()
+            .guest()
+            .err()
+            .map_or(PoolError::Ending, PoolError::from)),
+    }
+}
+
+/// Removes a machine, whatever it does.
+pub(super) async fn remove(machine: &Machine) {
+    match machine.remove(true).await {
+        Ok(()) | Err(crate::machines::MachineError::Gone) => {}
+        Err(error) => {
+            tracing::error!(machine = %machine.id(), error = %chain(&error), "a pool's machine is left behind")
+        }
+    }
+    // With the last client of its actor it may have gone by itself.
+    machine.removed().await;
+    failpoint::pass("pool-removed");
+}
