@@ -27,7 +27,16 @@ const EDGES: [(&str, &[&str]); 12] = [
         ],
     ),
     // No engine: what it can do, anybody can do over the API.
-    ("hearth-cli", &["hearth-api", "hearth-machine"]),
+    (
+        "hearth-cli",
+        // The two in the middle are for `bench vmm`, which measures Firecracker beside Hearth.
+        &[
+            "hearth-api",
+            "hearth-firecracker",
+            "hearth-guest-protocol",
+            "hearth-machine",
+        ],
+    ),
     (
         "hearth",
         // The last two are for the tests of its pager.

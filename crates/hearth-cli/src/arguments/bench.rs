@@ -1,5 +1,7 @@
 //! Arguments of `bench`.
 
+use std::path::PathBuf;
+
 use clap::{Args, ValueEnum};
 use hearth_machine::ByteSize;
 
@@ -12,7 +14,8 @@ Examples:
   hearth image build busybox -t busybox && hearth bench
   hearth bench run clone --runs 100
   hearth bench busy -n 20          100 execs, with and without twenty busy machines
-  hearth bench channel copy --json")]
+  hearth bench channel copy --json
+  hearth bench vmm --firecracker /usr/bin/firecracker --guest bare-guest")]
 pub(crate) struct Bench {
     /// What to measure; everything when none is named
     #[arg(value_enum, value_name = "SUBJECT")]
@@ -29,6 +32,12 @@ pub(crate) struct Bench {
     /// Bytes that are moved at a time
     #[arg(long, value_name = "BYTES", default_value = "256m")]
     pub(crate) size: ByteSize,
+    /// Firecracker, for `vmm`
+    #[arg(long, value_name = "FILE")]
+    pub(crate) firecracker: Option<PathBuf>,
+    /// A guest that speaks Hearth's protocol over vsock, for `vmm`
+    #[arg(long, value_name = "FILE")]
+    pub(crate) guest: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
@@ -55,4 +64,6 @@ pub(crate) enum Subject {
     Copy,
     /// The node's own memory
     Memory,
+    /// Firecracker alone, with memory from the file and from a pager; not part of everything
+    Vmm,
 }

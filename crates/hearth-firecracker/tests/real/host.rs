@@ -195,13 +195,16 @@ impl Vmm {
         client
             .set_drive(&Drive::of_file("disk".parse()?, DRIVE, Access::ReadWrite))
             .await?;
-        client
-            .set_balloon(&Balloon {
-                amount_mib: 0,
-                deflate_on_oom: false,
-                statistics_interval_s: 1,
-            })
-            .await?;
+        // Firecracker has no balloon over huge pages.
+        if huge_pages == HugePages::None {
+            client
+                .set_balloon(&Balloon {
+                    amount_mib: 0,
+                    deflate_on_oom: false,
+                    statistics_interval_s: 1,
+                })
+                .await?;
+        }
         client.set_entropy(&Entropy::default()).await?;
         client
             .set_vsock(&Vsock {

@@ -16,6 +16,8 @@ pub(super) enum Unit {
     MegabytesPerSecond,
     /// 2^10 bytes; less is better.
     Kibibytes,
+    /// How often in a second; more is better.
+    PerSecond,
 }
 
 impl Unit {
@@ -24,6 +26,7 @@ impl Unit {
             Self::Milliseconds => "ms",
             Self::MegabytesPerSecond => "MB/s",
             Self::Kibibytes => "KiB",
+            Self::PerSecond => "1/s",
         }
     }
 }
@@ -45,7 +48,7 @@ impl Spread {
         sorted.sort_by(f64::total_cmp);
         let (&min, &max) = sorted.first().zip(sorted.last())?;
         // The bad end of a rate is the low one.
-        if unit == Unit::MegabytesPerSecond {
+        if matches!(unit, Unit::MegabytesPerSecond | Unit::PerSecond) {
             sorted.reverse();
         }
         let rank = |quantile: f64| {

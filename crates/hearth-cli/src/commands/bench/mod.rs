@@ -10,6 +10,7 @@
 //! logs     bytes that a workload prints, to who is attached and into the log, against an exec's
 //! copy     `hearth cp` of a large file, both ways, against `cp` inside the guest
 //! memory   what the node holds for itself and for each machine
+//! vmm      Firecracker itself, and memory from a pager against memory from the file; only when it is named
 //! ```
 //! Verbs are measured as a user has them: as processes of their own, from their start to their end. Machines carry a
 //! label and are removed whichever way it ends.
@@ -21,6 +22,7 @@ mod machines;
 mod output;
 mod ports;
 mod subjects;
+mod vmm;
 
 use std::process::ExitCode;
 
@@ -92,6 +94,9 @@ pub(crate) enum BenchError {
     /// A connection to a published port, or to the relay beside it.
     #[error("a connection to a port broke")]
     Port(#[source] std::io::Error),
+    /// Firecracker.
+    #[error(transparent)]
+    Vmm(#[from] vmm::VmmError),
     /// The user asked to end.
     #[error("interrupted")]
     Interrupted,
@@ -126,6 +131,10 @@ async fn measure(node: &Node, machines: &Machines<'_>, arguments: &Bench) -> Res
     };
     let mut report = Report::new(env!("CARGO_PKG_VERSION"), &arguments.image);
     let wanted = |subject| arguments.subjects.is_empty() || arguments.subjects.contains(&subject);
+    // Nothing of it is the node's.
+    if arguments.subjects.contains(&Subject::Vmm) {
+        vmm::vmm(arguments, &mut report).await.map_err(BenchError::from)?;
+    }
     // First: later measurements leave machines' traces in the node's memory.
     if wanted(Subject::Memory) {
         bencher.memory(&mut report).await?;
