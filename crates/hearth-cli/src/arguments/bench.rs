@@ -54,6 +54,10 @@ pub(crate) enum Subject {
     Exec,
     /// The same while twenty machines are busy
     Busy,
+    /// Machines of pools
+    Pool,
+    /// Code that runs once
+    Execute,
     /// Connections to published ports
     Ports,
     /// What workloads print

@@ -5,6 +5,8 @@
 //! clone    `hearth run IMAGE true` of a template, against a bare QEMU clone of it up to the agent's first reply
 //! exec     `hearth exec MACHINE true`, against the guest making a process by itself
 //! busy     the same with twenty machines that are busy, against none
+//! pool     acquire and release of a pool's machine, against a cold start
+//! execute  code that runs once, with a machine of its own and with a pool's, against `run`
 //! channel  bytes through `hearth exec`, both ways, against a pipe inside the guest
 //! ports    round trips, connections and bytes through published ports, against a plain TCP relay
 //! logs     bytes that a workload prints, to who is attached and into the log, against an exec's
@@ -20,6 +22,7 @@ mod baseline;
 mod figures;
 mod machines;
 mod output;
+mod pools;
 mod ports;
 mod subjects;
 mod vmm;
@@ -97,6 +100,9 @@ pub(crate) enum BenchError {
     /// Firecracker.
     #[error(transparent)]
     Vmm(#[from] vmm::VmmError),
+    /// A pool has no machine ready.
+    #[error("the pool has no machine ready: {0}")]
+    NotReady(String),
     /// The user asked to end.
     #[error("interrupted")]
     Interrupted,
@@ -150,6 +156,12 @@ async fn measure(node: &Node, machines: &Machines<'_>, arguments: &Bench) -> Res
     }
     if wanted(Subject::Busy) {
         bencher.busy(&mut report).await?;
+    }
+    if wanted(Subject::Pool) {
+        bencher.pool(&mut report).await?;
+    }
+    if wanted(Subject::Execute) {
+        bencher.execute(&mut report).await?;
     }
     if wanted(Subject::Ports) {
         bencher.ports(&mut report).await?;
