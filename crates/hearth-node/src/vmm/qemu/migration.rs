@@ -40,6 +40,9 @@ const SAVE_LIMIT: Duration = Duration::from_secs(600);
 /// How long a machine may go on while its memory is written. One that writes faster than that is stopped.
 const LIVE_LIMIT: Duration = Duration::from_secs(5);
 
+/// How long to wait before QEMU is asked again whether it has let go; it takes microseconds.
+const SETTLE_STEP: Duration = Duration::from_millis(1);
+
 /// The name that QEMU knows the state's descriptor by.
 const DESCRIPTOR: &str = "state";
 
@@ -148,9 +151,28 @@ async fn write_state(control: &Client, target: OwnedFd, pages: Pages) -> Result<
     match done::<Migrate>(control, &mut events, LIVE_LIMIT).await {
         Err(QmpError::Deadline { .. }) => {
             control.execute(&Stop {}, COMMAND_LIMIT).await?;
-            done::<Migrate>(control, &mut events, SAVE_LIMIT).await
+            done::<Migrate>(control, &mut events, SAVE_LIMIT).await?;
         }
-        other => other,
+        other => other?,
+    }
+    settle(control).await
+}
+
+/// Waits until QEMU's migration thread has let go of the machine: it tells the end before that, by a moment in which `cont` is
+/// refused. Nothing tells that moment, so it is asked for.
+async fn settle(control: &Client) -> Result<(), QmpError> {
+    let settled = async {
+        while control.execute(&QueryStatus {}, COMMAND_LIMIT).await?.status == "finish-migrate" {
+            tokio::time::sleep(SETTLE_STEP).await;
+        }
+        Ok(())
+    };
+    match tokio::time::timeout(COMMAND_LIMIT, settled).await {
+        Ok(settled) => settled,
+        Err(_) => Err(QmpError::Deadline {
+            command: Migrate::NAME,
+            limit: COMMAND_LIMIT,
+        }),
     }
 }
 
