@@ -246,7 +246,11 @@ fn told(node: &TestNode, guest: &Guest) -> Result<()> {
         "ps does not tell {line}"
     );
     let stages: Vec<_> = machine.stages.iter().map(|stage| stage.name.as_str()).collect();
-    assert_eq!(stages, ["disk", "vmm", "kernel", "configure", "start"]);
+    // The first one of its kind may have booted, or found a template of another test's.
+    let (first, last) = (stages.first(), stages.last());
+    assert_eq!((first, last), (Some(&"disk"), Some(&"start")), "{stages:?}");
+    let begun = ["vmm", "restore"].iter().filter(|name| stages.contains(name));
+    assert_eq!(begun.count(), 1, "{stages:?}");
     if guest.name == BARE.name {
         ensure!(node.hearth(["console", "told"]).ok()?.contains("bare-guest"));
     }

@@ -134,6 +134,8 @@ fn ordinary_users_run_machines_and_do_not_see_each_other() -> Result<()> {
         one.hearth(&[
             "run",
             "-d",
+            // So that its memory is a file with a path.
+            "--no-template",
             "-m",
             "80m",
             "--name",

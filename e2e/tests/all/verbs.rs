@@ -122,29 +122,30 @@ pub(crate) fn a_machine_that_always_runs_outlives_its_monitor_and_its_node(node:
 }
 
 pub(crate) fn machines_are_created_renamed_updated_and_pruned(node: &TestNode) -> Result<()> {
+    // No names that could be the beginning of a machine's id.
     let id = node
         .hearth([
-            "create", "--name", "a", "-l", "team=x", "-l", "old", "busybox", "echo", "hello",
+            "create", "--name", "one", "-l", "team=x", "-l", "old", "busybox", "echo", "hello",
         ])
         .ok()?;
-    assert_eq!(node.inspect("a")?.state.status, MachineStatus::Created);
-    assert_eq!(node.hearth(["start", "-a", "a"]).ok()?, "hello");
+    assert_eq!(node.inspect("one")?.state.status, MachineStatus::Created);
+    assert_eq!(node.hearth(["start", "-a", "one"]).ok()?, "hello");
     node.hearth(["create", "-d", "busybox"])
         .run()?
         .expect_code(125)?
         .complains("detach")?;
 
-    stay(node, "b")?;
-    node.hearth(["rename", "a", "b"])
+    stay(node, "two")?;
+    node.hearth(["rename", "one", "two"])
         .run()?
         .expect_code(1)?
         .complains("belongs to")?;
-    node.hearth(["rename", "a", "-x"]).run()?.expect_code(2)?;
-    node.hearth(["rename", "b", "c d"]).run()?.expect_code(1)?;
-    node.hearth(["rename", "b", "c"]).ok()?;
-    node.hearth(["inspect", "b"]).run()?.expect_code(1)?;
-    node.hearth(["rename", "a", "b"]).ok()?;
-    assert_eq!(node.inspect("b")?.id, id);
+    node.hearth(["rename", "one", "-x"]).run()?.expect_code(2)?;
+    node.hearth(["rename", "two", "c d"]).run()?.expect_code(1)?;
+    node.hearth(["rename", "two", "three"]).ok()?;
+    node.hearth(["inspect", "two"]).run()?.expect_code(1)?;
+    node.hearth(["rename", "one", "two"]).ok()?;
+    assert_eq!(node.inspect("two")?.id, id);
 
     node.hearth([
         "update",
@@ -154,25 +155,25 @@ pub(crate) fn machines_are_created_renamed_updated_and_pruned(node: &TestNode) -
         "old",
         "--restart",
         "unless-stopped",
-        "b",
-        "c",
+        "two",
+        "three",
     ])
     .ok()?;
-    node.hearth(["update", "b"]).run()?.expect_code(1)?;
-    node.hearth(["update", "--restart", "never", "b"])
+    node.hearth(["update", "two"]).run()?.expect_code(1)?;
+    node.hearth(["update", "--restart", "never", "two"])
         .run()?
         .expect_code(1)?
         .complains("never")?;
     kill(node)?;
-    let b = node.inspect("b")?;
-    assert_eq!(b.spec.labels, [("team".to_owned(), "y".to_owned())].into());
-    assert_eq!(b.spec.restart.as_deref(), Some("unless-stopped"));
+    let two = node.inspect("two")?;
+    assert_eq!(two.spec.labels, [("team".to_owned(), "y".to_owned())].into());
+    assert_eq!(two.spec.restart.as_deref(), Some("unless-stopped"));
 
     let shown = |filters: &[&str]| -> Result<String> {
         let filters = filters.iter().flat_map(|filter| ["-f", filter]);
         node.hearth(["ps", "-aq"].into_iter().chain(filters)).ok()
     };
-    assert_eq!(shown(&["name=b"])?, id);
+    assert_eq!(shown(&["name=two"])?, id);
     assert_eq!(shown(&["label=team=y"])?.lines().count(), 2);
     assert_eq!(shown(&["status=exited", "exited=0"])?, id);
     assert_eq!(shown(&["status=paused"])?, "");
@@ -182,13 +183,13 @@ pub(crate) fn machines_are_created_renamed_updated_and_pruned(node: &TestNode) -
         .complains("label")?;
 
     // The one that runs is told in time, and ends.
-    node.hearth(["update", "--timeout", "1s", "c"]).ok()?;
-    node.hearth(["wait", "c"]).ok()?;
-    let ended = node.inspect("c")?.state;
+    node.hearth(["update", "--timeout", "1s", "three"]).ok()?;
+    node.hearth(["wait", "three"]).ok()?;
+    let ended = node.inspect("three")?.state;
     ensure!(ended.reason.unwrap_or_default().contains("time"), "no reason");
     assert_eq!(ended.status, MachineStatus::Exited);
 
-    stay(node, "d")?;
+    stay(node, "four")?;
     node.hearth(["prune"]).stdin("n\n").run()?.expect_code(1)?;
     assert_eq!(node.hearth(["prune", "-f", "--filter", "until=1h"]).ok()?, "");
     assert_eq!(node.hearth(["prune", "-f", "--filter", "label!=team"]).ok()?, "");

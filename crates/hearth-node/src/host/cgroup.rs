@@ -7,11 +7,16 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{Access, access};
 
 /// The period that quotas are given for, in microseconds: the kernel's default.
 pub const PERIOD_US: u64 = 100_000;
+
+/// How long a process that has ended may take to be out of its groups: microseconds on an idle host. Nothing tells of it.
+const LEAVING_STEP: Duration = Duration::from_millis(5);
+const LEAVING_STEPS: u32 = 50;
 
 const GROUP: &str = "hearth";
 
@@ -131,7 +136,7 @@ impl Groups {
     pub fn release(&self, name: &str) -> io::Result<()> {
         let mut released = Ok(());
         for place in &self.places {
-            let removed = match fs::remove_dir(place.group(name)) {
+            let removed = match remove_when_left(&place.group(name)) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 other => other,
             };
@@ -141,6 +146,17 @@ impl Groups {
         }
         released
     }
+}
+
+/// Removes a group that is being left: a process is told to have ended a moment before it is out of its groups.
+fn remove_when_left(group: &Path) -> io::Result<()> {
+    for _ in 0..LEAVING_STEPS {
+        match fs::remove_dir(group) {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => std::thread::sleep(LEAVING_STEP),
+            other => return other,
+        }
+    }
+    fs::remove_dir(group)
 }
 
 impl Place {
