@@ -350,9 +350,18 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let program = directory.path().join("hearth");
         let text = format!("#!/bin/sh\n{script}\n");
-        let mut file = std::fs::OpenOptions::new();
-        let mut file = file.create(true).write(true).mode(0o755).open(&program).unwrap();
-        io::Write::write_all(&mut file, text.as_bytes()).unwrap();
+        // By another process: one that this process forks meanwhile for another test would hold the file open for writing, and
+        // so keep it from being executed.
+        let mut install = std::process::Command::new("install")
+            .args(["--mode=755", "/dev/stdin"])
+            .arg(&program)
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut input = install.stdin.take().unwrap();
+        io::Write::write_all(&mut input, text.as_bytes()).unwrap();
+        drop(input);
+        assert!(install.wait().unwrap().success());
         let run = directory.path().join("run");
         (directory, Starter { program, run })
     }
