@@ -233,3 +233,32 @@ fn pid_of(pidfd: &OwnedFd) -> io::Result<i32> {
         .filter(|pid| *pid > 0)
         .ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))
 }
+
+/// Kills a process unless what it is for goes well, also when that is given up half-way.
+#[derive(Debug)]
+pub struct KillOnDrop<'a> {
+    process: &'a Process,
+    armed: bool,
+}
+
+impl<'a> KillOnDrop<'a> {
+    /// Takes charge of a process.
+    pub const fn armed(process: &'a Process) -> Self {
+        Self { process, armed: true }
+    }
+
+    /// Lets the process live.
+    pub fn disarm(mut self) {
+        self.armed = false;
+    }
+}
+
+impl Drop for KillOnDrop<'_> {
+    fn drop(&mut self) {
+        // Waiting takes milliseconds, and is rare. An await is not possible here, and a task that does it might be the one that
+        // is never joined.
+        if self.armed && self.process.kill().is_ok() {
+            self.process.wait_blocking();
+        }
+    }
+}

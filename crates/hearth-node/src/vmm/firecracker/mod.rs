@@ -29,7 +29,7 @@ use super::{
 use crate::host::console::{self, ConsoleLog};
 use crate::host::launch::{Launch, launch};
 use crate::host::network_namespace::EmptyNetwork;
-use crate::host::process::Process;
+use crate::host::process::{KillOnDrop, Process};
 use crate::host::watch::FileWatch;
 use crate::host::{facts, failpoint};
 
@@ -348,30 +348,5 @@ async fn explain(request: &BootRequest, process: &Process, error: ClientError) -
             last_words,
             source: error.into(),
         },
-    }
-}
-
-/// Kills the process unless the boot goes well, also when the boot is given up half-way.
-struct KillOnDrop<'a> {
-    process: &'a Process,
-    armed: bool,
-}
-
-impl<'a> KillOnDrop<'a> {
-    const fn armed(process: &'a Process) -> Self {
-        Self { process, armed: true }
-    }
-
-    fn disarm(mut self) {
-        self.armed = false;
-    }
-}
-
-impl Drop for KillOnDrop<'_> {
-    fn drop(&mut self) {
-        // As QEMU's: waiting takes milliseconds, is rare, and an await is not possible here.
-        if self.armed && self.process.kill().is_ok() {
-            self.process.wait_blocking();
-        }
     }
 }

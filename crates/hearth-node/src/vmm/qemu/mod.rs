@@ -34,7 +34,7 @@ use super::{
 use crate::host::console::{self, ConsoleLog};
 use crate::host::launch::{FIRST_PASSED_FD, Launch, launch};
 use crate::host::network_namespace::EmptyNetwork;
-use crate::host::process::Process;
+use crate::host::process::{KillOnDrop, Process};
 use crate::host::{facts, failpoint};
 
 use self::command_line::{Descriptors, Memory};
@@ -337,31 +337,5 @@ async fn explain(request: &BootRequest, process: &Process, error: QmpError) -> B
             last_words,
             source: ControlError::Qmp(error),
         },
-    }
-}
-
-/// Kills the process unless the boot goes well, also when the boot is given up half-way.
-struct KillOnDrop<'a> {
-    process: &'a Process,
-    armed: bool,
-}
-
-impl<'a> KillOnDrop<'a> {
-    const fn armed(process: &'a Process) -> Self {
-        Self { process, armed: true }
-    }
-
-    fn disarm(mut self) {
-        self.armed = false;
-    }
-}
-
-impl Drop for KillOnDrop<'_> {
-    fn drop(&mut self) {
-        // Waiting takes milliseconds, and is rare. An await is not possible here, and a task that does it might be the one that
-        // is never joined.
-        if self.armed && self.process.kill().is_ok() {
-            self.process.wait_blocking();
-        }
     }
 }
