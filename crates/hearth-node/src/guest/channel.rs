@@ -16,7 +16,8 @@ use hearth_guest_protocol::{
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{RwLock, mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -25,10 +26,10 @@ use super::inbox::{End, Inbox};
 use super::session::{Session, Stream};
 
 /// The number of the workload's session: the first one that is opened to a guest.
-const WORKLOAD: u32 = CONTROL + 1;
+pub(super) const WORKLOAD: u32 = CONTROL + 1;
 
 /// Messages that wait for the writer; usually a few KiB in all, 2 MiB of input, and 4 MiB for each of the largest launches.
-const WRITE_QUEUE: usize = 32;
+pub(super) const WRITE_QUEUE: usize = 32;
 
 /// Says why a guest cannot be talked to.
 #[derive(Debug, thiserror::Error)]
@@ -81,22 +82,26 @@ pub struct GuestInfo {
 /// A guest that has said hello. Cloned freely; the connection ends when the last one is dropped.
 #[derive(Debug, Clone)]
 pub struct Guest {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     /// Whether what is done through this handle is a sign of life.
     counts: bool,
 }
 
 #[derive(Debug)]
-struct Shared {
-    info: GuestInfo,
-    outgoing: mpsc::Sender<Vec<u8>>,
-    /// Frames that must not wait and are few: grants (at most four per session and window) and closes (one per session).
-    urgent: mpsc::UnboundedSender<Vec<u8>>,
+pub(super) struct Shared {
+    pub(super) info: GuestInfo,
+    /// Where frames go. Who renews the connection has it alone meanwhile, so that what is to be sent waits.
+    pub(super) outgoing: Arc<RwLock<mpsc::Sender<Vec<u8>>>>,
+    /// Guards the way of frames that must not wait and are few: grants (at most four per session and window) and closes (one per
+    /// session).
+    pub(super) urgent: Mutex<mpsc::UnboundedSender<Vec<u8>>>,
+    /// Guards the tasks of the present connection.
+    pub(super) carriers: Mutex<Option<Carriers>>,
     next_session: AtomicU32,
     /// Guards the sessions and the questions under way. The reader looks a session up per frame, owners add and remove
     /// theirs; no await happens under it.
     table: Mutex<Table>,
-    lost: watch::Sender<bool>,
+    pub(super) lost: watch::Sender<bool>,
     stop: CancellationToken,
     activity: Arc<Activity>,
     received: AtomicU64,
@@ -113,15 +118,22 @@ pub struct Traffic {
     pub sent: u64,
 }
 
+/// The tasks that carry frames over one connection.
+#[derive(Debug)]
+pub(super) struct Carriers {
+    pub(super) stop: CancellationToken,
+    pub(super) tasks: [JoinHandle<()>; 2],
+}
+
 #[derive(Debug, Default)]
-struct Table {
-    sessions: HashMap<u32, Arc<Inbox>>,
+pub(super) struct Table {
+    pub(super) sessions: HashMap<u32, Arc<Inbox>>,
     /// Who waits for an answer on the control session, by the kind that answers; first come, first served.
-    waiting: VecDeque<(Kind, oneshot::Sender<Answer>)>,
+    pub(super) waiting: VecDeque<(Kind, oneshot::Sender<Answer>)>,
 }
 
 /// The payload of an answer, or the guest's refusal.
-type Answer = Result<Vec<u8>, Failure>;
+pub(super) type Answer = Result<Vec<u8>, Failure>;
 
 impl Drop for Shared {
     fn drop(&mut self) {
@@ -160,7 +172,7 @@ impl Guest {
         R: AsyncRead + Unpin + Send + 'static,
         W: AsyncWrite + Unpin + Send + 'static,
     {
-        let inbox = Arc::new(Inbox::default());
+        let inbox = Arc::new(Inbox::behind(received));
         let mut table = Table::default();
         table.sessions.insert(WORKLOAD, Arc::clone(&inbox));
         // Far from the numbers that are in use: the guest tells those only now.
@@ -196,32 +208,20 @@ impl Guest {
         let info = greet(&mut reader, &mut writer, &mut decoder).await?;
         let (outgoing, queue) = mpsc::channel(WRITE_QUEUE);
         let (urgent, urgent_queue) = mpsc::unbounded_channel();
-        let stop = CancellationToken::new();
-        let sent = Arc::new(AtomicU64::new(0));
         let shared = Arc::new(Shared {
             info,
-            outgoing,
-            urgent,
+            outgoing: Arc::new(RwLock::new(outgoing)),
+            urgent: Mutex::new(urgent),
+            carriers: Mutex::new(None),
             next_session: AtomicU32::new(next_session),
             table: Mutex::new(table),
             lost: watch::Sender::new(false),
-            stop: stop.clone(),
+            stop: CancellationToken::new(),
             activity: Arc::default(),
             received: AtomicU64::new(0),
-            sent: Arc::clone(&sent),
+            sent: Arc::default(),
         });
-        let weak = Arc::downgrade(&shared);
-        tasks.spawn(
-            stop.clone()
-                .run_until_cancelled_owned(write_frames(writer, queue, urgent_queue, sent)),
-        );
-        tasks.spawn(stop.run_until_cancelled_owned(async move {
-            let cause = read_frames(reader, decoder, &weak).await;
-            if let Some(shared) = weak.upgrade() {
-                tracing::debug!(%cause, "guest channel lost");
-                shared.lose();
-            }
-        }));
+        shared.carry((reader, decoder), (writer, queue, urgent_queue), tasks);
         Ok(Self { shared, counts: true })
     }
 
@@ -407,10 +407,11 @@ impl Guest {
     ) -> Result<T, RequestError> {
         let mut frame = Vec::new();
         message::encode(kind, CONTROL, request, &mut frame)?;
-        let (sender, receiver) = oneshot::channel();
-        self.shared.table().waiting.push_back((answer, sender));
         let exchange = async {
-            if !self.send(frame).await {
+            let outgoing = self.outgoing().await.ok_or(RequestError::ChannelLost)?;
+            let (sender, receiver) = oneshot::channel();
+            self.shared.table().waiting.push_back((answer, sender));
+            if outgoing.send(frame).await.is_err() {
                 return Err(RequestError::ChannelLost);
             }
             receiver
@@ -424,16 +425,28 @@ impl Guest {
         message::decode(&payload).map_err(|_| RequestError::ChannelLost)
     }
 
-    /// Queues a frame; waits for room. Returns false when the connection is lost.
+    /// Queues a frame; waits for room, and for a connection that is being renewed. Returns false when the connection is lost.
     pub(super) async fn send(&self, frame: Vec<u8>) -> bool {
-        !*self.shared.lost.borrow() && self.shared.outgoing.send(frame).await.is_ok()
+        self.send_if(frame, || true).await
+    }
+
+    /// Queues a frame if it is still due once there is a connection.
+    pub(super) async fn send_if(&self, frame: Vec<u8>, is_due: impl Fn() -> bool) -> bool {
+        match self.outgoing().await {
+            Some(outgoing) if is_due() => outgoing.send(frame).await.is_ok(),
+            _ => false,
+        }
+    }
+
+    async fn outgoing(&self) -> Option<mpsc::Sender<Vec<u8>>> {
+        let outgoing = self.shared.outgoing.read().await.clone();
+        (!*self.shared.lost.borrow()).then_some(outgoing)
     }
 
     pub(super) fn grant(&self, session: u32, bytes: u32) {
         let mut frame = Vec::new();
         if message::encode(Kind::Credit, session, &message::CreditGrant { bytes }, &mut frame).is_ok() {
-            // Fails only when the connection is lost, and then credit is worth nothing.
-            let _ = self.shared.urgent.send(frame);
+            self.shared.send_urgently(frame);
         }
     }
 
@@ -456,12 +469,43 @@ impl Guest {
 }
 
 impl Shared {
-    fn table(&self) -> MutexGuard<'_, Table> {
+    /// Spawns the two tasks of a connection.
+    pub(super) fn carry<R, W>(
+        self: &Arc<Self>,
+        (reader, decoder): (R, Decoder),
+        (writer, queue, urgent): (W, mpsc::Receiver<Vec<u8>>, mpsc::UnboundedReceiver<Vec<u8>>),
+        tasks: &TaskTracker,
+    ) where
+        R: AsyncRead + Unpin + Send + 'static,
+        W: AsyncWrite + Unpin + Send + 'static,
+    {
+        let stop = self.stop.child_token();
+        let (weak, sent) = (Arc::downgrade(self), Arc::clone(&self.sent));
+        let writing = write_frames(writer, queue, urgent, sent);
+        let writing = stop.clone().run_until_cancelled_owned(writing);
+        let reading = stop.clone().run_until_cancelled_owned(async move {
+            let cause = read_frames(reader, decoder, &weak).await;
+            if let Some(shared) = weak.upgrade() {
+                tracing::debug!(%cause, "guest channel lost");
+                shared.lose();
+            }
+        });
+        let carriers = [
+            tasks.spawn(async { writing.await.unwrap_or_default() }),
+            tasks.spawn(async { reading.await.unwrap_or_default() }),
+        ];
+        *self.carriers.lock().unwrap_or_else(PoisonError::into_inner) = Some(Carriers {
+            stop,
+            tasks: carriers,
+        });
+    }
+
+    pub(super) fn table(&self) -> MutexGuard<'_, Table> {
         // Every update is one call on a collection: a panic elsewhere leaves it whole.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn lose(&self) {
+    pub(super) fn lose(&self) {
         self.lost.send_replace(true);
         let table = std::mem::take(&mut *self.table());
         table
@@ -470,11 +514,16 @@ impl Shared {
             .for_each(|inbox| inbox.end(End::ChannelLost));
     }
 
+    /// Fails only when the connection is lost: then credit is worth nothing, and every session is closed already.
+    fn send_urgently(&self, frame: Vec<u8>) {
+        let urgent = self.urgent.lock().unwrap_or_else(PoisonError::into_inner);
+        let _ = urgent.send(frame);
+    }
+
     fn tell(&self, kind: Kind, session: u32) {
         let mut frame = Vec::new();
         if message::encode(kind, session, &(), &mut frame).is_ok() {
-            // Fails only when the connection is lost, which has closed every session already.
-            let _ = self.urgent.send(frame);
+            self.send_urgently(frame);
         }
     }
 
@@ -571,7 +620,7 @@ fn decode<T: DeserializeOwned>(frame: &Frame<'_>) -> Result<T, BadFrame> {
     message::decode(frame.payload).map_err(|_| BadFrame::Malformed(frame.header.kind))
 }
 
-async fn greet(
+pub(super) async fn greet(
     reader: &mut (impl AsyncRead + Unpin),
     writer: &mut (impl AsyncWrite + Unpin),
     decoder: &mut Decoder,

@@ -33,6 +33,17 @@ struct State {
     credit: Credit,
     opened: Option<u32>,
     ended: Option<End>,
+    /// Bytes that the owner has taken, over all connections.
+    taken: u64,
+    /// How often the connection was another one: what was granted on an earlier one counts no more.
+    connection: u32,
+}
+
+/// Bytes for which the guest has room again, on one connection.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Grant {
+    pub(super) bytes: u32,
+    pub(super) connection: u32,
 }
 
 /// How a session ended.
@@ -47,6 +58,31 @@ impl Inbox {
     fn lock(&self) -> MutexGuard<'_, State> {
         // A panic while it was held leaves counters and bytes in step: each update is one statement behind its checks.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes one whose owner has taken so many bytes already, of an earlier connection.
+    pub(super) fn behind(taken: u64) -> Self {
+        let inbox = Self::default();
+        inbox.lock().taken = taken;
+        inbox
+    }
+
+    /// Begins anew on another connection, whose windows are full: what was not taken yet comes again. Returns how many bytes were.
+    pub(super) fn begin_anew(&self) -> u64 {
+        let mut state = self.lock();
+        *state = State {
+            taken: state.taken,
+            connection: state.connection + 1,
+            ended: state.ended.take(),
+            ..State::default()
+        };
+        self.granted.notify_one();
+        state.taken
+    }
+
+    /// Returns which connection it is.
+    pub(super) fn connection(&self) -> u32 {
+        self.lock().connection
     }
 
     /// Puts in that a stream has ended.
@@ -96,8 +132,8 @@ impl Inbox {
         state.opened.is_some() || !state.pieces.is_empty() || state.ended.is_some()
     }
 
-    /// Returns the next event, and a grant that is due to the guest; waits for one.
-    pub(super) async fn next(&self) -> (SessionEvent, Option<u32>) {
+    /// Returns the next event, and a grant that is due to the guest on this connection; waits for one.
+    pub(super) async fn next(&self) -> (SessionEvent, Option<Grant>) {
         loop {
             let arrived = self.arrived.notified();
             if let Some(next) = self.take() {
@@ -107,7 +143,7 @@ impl Inbox {
         }
     }
 
-    fn take(&self) -> Option<(SessionEvent, Option<u32>)> {
+    fn take(&self) -> Option<(SessionEvent, Option<Grant>)> {
         let mut state = self.lock();
         if let Some(pid) = state.opened.take() {
             return Some((SessionEvent::Started { pid }, None));
@@ -117,25 +153,29 @@ impl Inbox {
                 return Some((SessionEvent::OutputEnded(stream), None));
             }
             let bytes: Bytes = state.bytes.split_to(length as usize).freeze();
+            state.taken += u64::from(length);
+            let connection = state.connection;
             let grant = state.window.consume(bytes.len());
+            let grant = grant.map(|bytes| Grant { bytes, connection });
             return Some((SessionEvent::Output(stream, bytes), grant));
         }
         state.ended.clone().map(|end| (SessionEvent::from(end), None))
     }
 
-    /// Spends up to `wanted` bytes of input credit; waits until there is some. Zero means that the session is over.
-    pub(super) async fn spend(&self, wanted: usize) -> usize {
+    /// Spends up to `wanted` bytes of input credit; waits until there is some. Returns how many, for which connection; none means
+    /// that the session is over.
+    pub(super) async fn spend(&self, wanted: usize) -> Option<(usize, u32)> {
         loop {
             let granted = self.granted.notified();
             {
                 let mut state = self.lock();
                 if state.ended.is_some() {
-                    return 0;
+                    return None;
                 }
                 let allowed = state.credit.available().min(wanted);
                 if allowed > 0 {
                     state.credit.spend(allowed);
-                    return allowed;
+                    return Some((allowed, state.connection));
                 }
             }
             granted.await;

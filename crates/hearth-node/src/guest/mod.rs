@@ -12,6 +12,7 @@
 mod activity;
 mod channel;
 mod inbox;
+mod renew;
 mod session;
 
 #[cfg(test)]
@@ -19,4 +20,5 @@ mod tests;
 
 pub use activity::Activity;
 pub use channel::{ConnectError, Guest, GuestInfo, RequestError, Traffic};
+pub use renew::HungUp;
 pub use session::{Input, Session, SessionEvent, Stream};

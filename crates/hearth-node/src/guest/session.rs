@@ -8,7 +8,7 @@ use hearth_guest_protocol::{Flags, Header, Kind, MAX_PAYLOAD};
 
 use super::activity::Work;
 use super::channel::{Guest, RequestError};
-use super::inbox::{End, Inbox};
+use super::inbox::{End, Grant, Inbox};
 
 /// Which of a process's two outputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,7 +54,7 @@ impl From<End> for SessionEvent {
 pub struct Session {
     input: Input,
     /// A grant for bytes that the owner has and may not have put away yet.
-    owed: Option<u32>,
+    owed: Option<Grant>,
     /// Keeps the guest from being idle.
     work: Option<Work>,
 }
@@ -100,8 +100,10 @@ impl Session {
     ///
     /// Safe to cancel: nothing is lost.
     pub async fn next(&mut self) -> SessionEvent {
-        if let Some(bytes) = self.owed.take() {
-            self.input.guest.grant(self.input.id, bytes);
+        if let Some(grant) = self.owed.take()
+            && grant.connection == self.input.inbox.connection()
+        {
+            self.input.guest.grant(self.input.id, grant.bytes);
         }
         let (event, grant) = self.input.inbox.next().await;
         self.owed = grant;
@@ -122,16 +124,20 @@ impl Input {
     /// Sends bytes to the session's input; waits for the guest's credit. Returns false when the session is over.
     pub async fn send(&self, mut bytes: &[u8]) -> bool {
         while !bytes.is_empty() {
-            let allowed = self.inbox.spend(bytes.len().min(MAX_PAYLOAD)).await;
-            if allowed == 0 {
+            let Some((allowed, connection)) = self.inbox.spend(bytes.len().min(MAX_PAYLOAD)).await else {
                 return false;
-            }
+            };
             self.guest.touch();
             let (now, later) = bytes.split_at(allowed);
-            if !self.frame(Header::new(Kind::Stdin, self.id), now).await {
+            let mut frame = Vec::new();
+            Header::new(Kind::Stdin, self.id).write(now, &mut frame);
+            // Credit of a connection that was renewed meanwhile buys nothing on the next one.
+            let is_due = || self.inbox.connection() == connection;
+            if self.guest.send_if(frame, is_due).await {
+                bytes = later;
+            } else if is_due() {
                 return false;
             }
-            bytes = later;
         }
         true
     }

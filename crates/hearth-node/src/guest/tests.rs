@@ -299,3 +299,60 @@ async fn a_host_that_follows_another_says_how_much_it_has() {
     assert!(matches!(session.next().await, SessionEvent::Started { pid: 7 }));
     assert!(matches!(session.next().await, SessionEvent::Output(Stream::Stdout, b) if &b[..] == b"again"));
 }
+
+#[tokio::test]
+async fn a_guest_that_is_called_again_goes_on_with_its_workload_and_cuts_the_rest() {
+    let generation = hearth_guest_protocol::GENERATION_RESUME;
+    let (guest, mut peer, tasks) = connected_in(generation).await;
+    let mut workload = guest.launch(&execute().into()).await.unwrap();
+    let (header, _) = peer.receive().await;
+    peer.output(header.session, Flags::NONE, b"seen").await;
+    assert!(matches!(workload.next().await, SessionEvent::Output(..)));
+    let mut beside = guest.launch(&execute().into()).await.unwrap();
+    peer.receive().await;
+
+    let mut hung_up = guest.hang_up().await;
+    assert!(matches!(beside.next().await, SessionEvent::Failed(why) if why.message.contains("snapshot")));
+    // The old connection brings nothing any more, and breaks nothing.
+    let _ = peer.stream.write_all(b"late").await;
+    drop(peer);
+    let (host, mut peer) = pipe();
+    let (reader, writer) = tokio::io::split(host);
+    let asking = guest.clone();
+    let waiting = tokio::spawn(async move { asking.ping(DEADLINE).await });
+    let other_end = async {
+        peer.greet(generation).await;
+        let (resume, payload) = peer.receive().await;
+        let told: message::Resume = message::decode(&payload).unwrap();
+        assert_eq!((resume.kind, told.received), (Kind::Resume, 4));
+        let (ping, _) = peer.receive().await;
+        assert_eq!(ping.kind, Kind::Ping);
+        peer.send(Kind::Status, header.session, &Status::Started { pid: 7 })
+            .await;
+        peer.output(header.session, Flags::NONE, b"more").await;
+        peer.send(Kind::Pong, ping.session, &()).await;
+    };
+    let (called, ()) = tokio::join!(hung_up.call(reader, writer, &tasks, DEADLINE), other_end);
+    called.unwrap();
+    drop(hung_up);
+    assert!(matches!(workload.next().await, SessionEvent::Started { pid: 7 }));
+    assert!(matches!(workload.next().await, SessionEvent::Output(_, bytes) if &bytes[..] == b"more"));
+    // What was asked meanwhile is asked now.
+    let (ping, _) = peer.receive().await;
+    assert_eq!(ping.kind, Kind::Ping);
+    peer.send(Kind::Pong, ping.session, &()).await;
+    waiting.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_guest_that_is_not_called_again_is_lost() {
+    let (guest, mut peer, _tasks) = connected().await;
+    let mut workload = guest.launch(&execute().into()).await.unwrap();
+    peer.receive().await;
+    drop(guest.hang_up().await);
+    assert!(matches!(workload.next().await, SessionEvent::ChannelLost));
+    assert!(matches!(
+        guest.ping(DEADLINE).await,
+        Err(RequestError::ChannelLost)
+    ));
+}

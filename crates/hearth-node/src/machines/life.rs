@@ -381,7 +381,7 @@ async fn find_vm(plan: &Plan, vmm: VmmFact) -> Result<Vm, StartError> {
 }
 
 /// How long a guest that is found again may take to answer before it is called anew; twice as long each time.
-const FIRST_CALL: Duration = Duration::from_secs(2);
+pub(super) const FIRST_CALL: Duration = Duration::from_secs(2);
 
 /// Finds the workload in a guest that an earlier node has set to work.
 async fn find_workload(plan: &Plan, vm: &Vm) -> Result<Workload, StartError> {

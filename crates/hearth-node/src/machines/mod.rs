@@ -34,6 +34,7 @@ mod prune;
 mod recovery;
 mod registry;
 mod session;
+mod silence;
 mod stats;
 mod templates;
 

@@ -15,6 +15,7 @@ use super::error::StartError;
 use super::life::{GUEST_DEADLINE, Plan, chain};
 use super::recovery::kill_at_once;
 use super::registry::Machines;
+use super::silence::Silence;
 use crate::guest::Guest;
 use crate::host::failpoint;
 use crate::setup::BootSet;
@@ -185,12 +186,14 @@ pub(super) async fn take(
             return Ok(());
         }
     };
+    let silence = Silence::begin(plan, guest).await?;
     if let Err(error) = vm.snapshot(directory, SnapshotKind::Full).await {
         failed(&error);
         building.failed();
-        return Ok(());
+        return silence.end(plan, vm).await;
     }
     vm.resume().await.map_err(StartError::Resume)?;
+    silence.end(plan, vm).await?;
     failpoint::pass("template-taken");
     // Others wait for it; this machine need not.
     let parts = plan.parts.clone();

@@ -95,6 +95,7 @@ impl Fake {
                 snapshots: true,
                 diff_snapshots: false,
                 pager: false,
+                snapshots_end_stream: false,
             },
             guests,
             state: Mutex::new(State {

@@ -78,6 +78,8 @@ pub struct Capabilities {
     pub diff_snapshots: bool,
     /// Whether it restores from [`MemoryBackend::Pager`].
     pub pager: bool,
+    /// Whether a snapshot ends the guest's stream of the machine that goes on, too: it takes another one then.
+    pub snapshots_end_stream: bool,
 }
 
 /// A file that the guest sees as a disk.

@@ -85,6 +85,7 @@ impl Firecracker {
                 snapshots: true,
                 diff_snapshots: true,
                 pager: true,
+                snapshots_end_stream: true,
             },
             network: network.map(Arc::new),
         }
