@@ -7,10 +7,11 @@
 //! status                             counts of what happened         panic, reset       ends the guest
 //! fill BYTES SEED [STRIDE]           writes memory, a word each STRIDE bytes (8)
 //! check BYTES SEED [STRIDE]          compares it
-//! block DRIVE info | flush | read SECTOR COUNT | write SECTOR COUNT SEED | check SECTOR COUNT SEED
+//! block DRIVE info | flush | scan SECTOR COUNT (reads, and drops it; how long that takes) | read SECTOR COUNT | write SECTOR COUNT SEED | check SECTOR COUNT SEED
 //! time                               since the start, and of day
 //! entropy BYTES                      of the device, in hexadecimal
 //! network ADDRESS/PREFIX             answers from then on
+//! metadata PATH                      of the service at 169.254.169.254, with a token
 //! identity                           who the host said this is
 //! adopt HOSTNAME UNIX_NS ENTROPY     who it is now, after a restore
 //! ```
@@ -83,6 +84,7 @@ pub(crate) fn run(
         ["time"] => Ok(time(machine)),
         ["entropy", bytes] => entropy(machine, bytes),
         ["network", address] => network(machine, address),
+        ["metadata", path] => metadata(machine, path),
         ["identity"] => Ok(identity(agent, machine)),
         ["adopt", hostname, clock, entropy] => adopt(agent, machine, [hostname, clock, entropy]),
         _ => {
@@ -179,6 +181,16 @@ fn block(machine: &mut Machine, drive: &str, request: &[&str]) -> Said {
                 drive.read_blocks(sector, &mut bytes[part])
             })?;
             Ok(bytes)
+        }
+        ["scan", sector, sectors] => {
+            let (sector, sectors) = sectors_of(drive, sector, sectors)?;
+            let mut bytes = vec![0; REQUEST * SECTOR_SIZE];
+            let begin = machine.clock.uptime();
+            each_request(sector, sectors, |sector, part| {
+                drive.read_blocks(sector, &mut bytes[..part.len()])
+            })?;
+            let took = machine.clock.uptime().saturating_sub(begin);
+            Ok(format!("took_us={}\n", took.as_micros()).into_bytes())
         }
         ["write", sector, sectors, seed] => {
             let ((sector, sectors), seed) = (sectors_of(drive, sector, sectors)?, number(seed)?);
@@ -293,6 +305,17 @@ fn network(machine: &mut Machine, address: &str) -> Said {
         Ipv4Cidr::from_str(address).map_err(|()| format!("not an address with a prefix: {address}"))?;
     network.set_address(parsed);
     Ok(format!("mac={}\n", network.mac()).into_bytes())
+}
+
+/// Asks the metadata service as its version 2 wants it: first for a token, then with it.
+fn metadata(machine: &mut Machine, path: &str) -> Said {
+    let network = machine.devices.network.as_mut();
+    let network = network.ok_or("there is no network device")?;
+    let put = "PUT /latest/api/token HTTP/1.1\r\nHost: 169.254.169.254\r\nX-metadata-token-ttl-seconds: 60\r\n\r\n";
+    let token = network.ask_metadata(put, &machine.clock)?;
+    let get = format!("GET {path} HTTP/1.1\r\nHost: 169.254.169.254\r\nX-metadata-token: {token}\r\n\r\n");
+    let said = network.ask_metadata(&get, &machine.clock)?;
+    Ok(format!("{said}\n").into_bytes())
 }
 
 fn identity(agent: &Agent, machine: &Machine) -> Vec<u8> {

@@ -1,5 +1,7 @@
-//! A network interface that answers: ARP, ICMP echo, and TCP echo on port 7.
+//! A network interface that answers: ARP, ICMP echo, and TCP echo on port 7. It asks one other, the metadata service.
 
+use alloc::format;
+use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::time::Duration;
@@ -8,10 +10,10 @@ use smoltcp::iface::{Config, Interface, PollResult, SocketHandle, SocketSet};
 use smoltcp::phy::{self, DeviceCapabilities, Medium};
 use smoltcp::socket::tcp;
 use smoltcp::time::Instant;
-use smoltcp::wire::{EthernetAddress, IpCidr, Ipv4Cidr};
-use virtio_drivers::Result;
+use smoltcp::wire::{EthernetAddress, IpCidr, Ipv4Address, Ipv4Cidr};
 use virtio_drivers::device::net::VirtIONet;
 
+use crate::platform::Clock;
 use crate::transport::{Identity, OneByOne};
 
 /// Where bytes come back (RFC 862).
@@ -20,6 +22,11 @@ const ECHO_PORT: u16 = 7;
 /// Connections at once, and what each may hold each way.
 const CONNECTIONS: usize = 4;
 const BUFFER: usize = 32 * 1024;
+
+/// The metadata service, the guest's port for it, and how long it may take.
+const METADATA: (Ipv4Address, u16) = (Ipv4Address::new(169, 254, 169, 254), 80);
+const ASKING_PORT: u16 = 49_152;
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Frames that the host may put down: Firecracker gives none as long as there is no room for the largest packet, 64 KiB.
 const QUEUE: usize = 64;
@@ -36,6 +43,8 @@ pub(crate) struct Network {
     interface: Interface,
     sockets: SocketSet<'static>,
     connections: Vec<SocketHandle>,
+    /// How often the metadata service was asked.
+    asked: u16,
 }
 
 impl Network {
@@ -43,7 +52,7 @@ impl Network {
     ///
     /// # Errors
     /// Returns the device's.
-    pub(crate) fn start(transport: OneByOne) -> Result<Self> {
+    pub(crate) fn start(transport: OneByOne) -> virtio_drivers::Result<Self> {
         let card = VirtIONet::new(transport, FRAME)?;
         let config = Config::new(EthernetAddress(card.mac_address()).into());
         let mut card = Adapter(card);
@@ -58,6 +67,7 @@ impl Network {
             interface,
             sockets,
             connections,
+            asked: 0,
         })
     }
 
@@ -75,6 +85,56 @@ impl Network {
         });
     }
 
+    /// Sends a request to the metadata service, and returns the body of its answer.
+    ///
+    /// # Errors
+    /// There is no answer, or one that refuses.
+    pub(crate) fn ask_metadata(&mut self, request: &str, clock: &Clock) -> Result<String, String> {
+        let buffer = || tcp::SocketBuffer::new(vec![0; BUFFER]);
+        let handle = self.sockets.add(tcp::Socket::new(buffer(), buffer()));
+        // Another port each time: the service may still know the last one.
+        self.asked = self.asked.wrapping_add(1);
+        let answer = self.converse(handle, request, clock);
+        self.sockets.remove(handle);
+        let answer = answer?;
+        let (head, body) = answer.split_once("\r\n\r\n").ok_or("the answer has no end")?;
+        match head.split(' ').nth(1) {
+            Some("200") => Ok(body.into()),
+            _ => Err(format!("refused: {head}: {body}")),
+        }
+    }
+
+    fn converse(&mut self, handle: SocketHandle, request: &str, clock: &Clock) -> Result<String, String> {
+        let port = ASKING_PORT + self.asked;
+        let context = self.interface.context();
+        let socket = self.sockets.get_mut::<tcp::Socket<'_>>(handle);
+        socket.connect(context, METADATA, port).map_err(|error| format!("{error:?}"))?;
+        let deadline = clock.uptime() + PATIENCE;
+        let (mut sent, mut answer) = (false, Vec::new());
+        while clock.uptime() < deadline {
+            self.turn(clock.uptime());
+            let socket = self.sockets.get_mut::<tcp::Socket<'_>>(handle);
+            if !sent && socket.can_send() {
+                sent = socket.send_slice(request.as_bytes()).is_ok();
+            }
+            while socket.can_recv() {
+                let taken = socket.recv(|bytes| {
+                    answer.extend_from_slice(bytes);
+                    (bytes.len(), ())
+                });
+                if taken.is_err() {
+                    break;
+                }
+            }
+            if is_whole(&answer) || (sent && !socket.is_active()) {
+                socket.abort();
+                self.turn(clock.uptime());
+                return String::from_utf8(answer).map_err(|_| "the answer is no text".into());
+            }
+        }
+        Err("the metadata service does not answer".into())
+    }
+
     /// Answers what came; tells whether anything did.
     pub(crate) fn turn(&mut self, uptime: Duration) -> bool {
         if self.interface.ip_addrs().is_empty() {
@@ -87,6 +147,21 @@ impl Network {
         }
         polled == PollResult::SocketStateChanged
     }
+}
+
+/// Tells whether an answer of HTTP has as many bytes as it says.
+fn is_whole(answer: &[u8]) -> bool {
+    let Ok(text) = core::str::from_utf8(answer) else {
+        return false;
+    };
+    let Some((head, body)) = text.split_once("\r\n\r\n") else {
+        return false;
+    };
+    let length = head.lines().find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        name.eq_ignore_ascii_case("content-length").then_some(value.trim().parse::<usize>().ok()?)
+    });
+    length.is_some_and(|length| body.len() >= length)
 }
 
 fn echo(socket: &mut tcp::Socket<'_>) {

@@ -155,6 +155,10 @@ mod tests {
             ports: Vec::new(),
             container: crate::Container::default(),
             log: LOG_DEFAULT,
+            network: crate::NetworkMode::None,
+            net_rate: None,
+            disk_rate: None,
+            metadata: None,
             health: HealthOptions::default(),
         }
     }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::health::{HealthError, HealthOptions};
+use crate::network::{METADATA_MAX, NetworkMode, RATE_MAX, RATE_MIN, Rate};
 use crate::{ByteSize, Container, ContainerError, CpuMilli, RestartPolicy, Shape, Signal};
 
 /// The least memory a machine can have: below, the kernel and the agent leave nothing for a workload.
@@ -101,6 +102,14 @@ pub struct Spec {
     pub log: ByteSize,
     /// How to find out whether it works.
     pub health: HealthOptions,
+    /// What network it sees.
+    pub network: NetworkMode,
+    /// How much its network interface may carry, each way.
+    pub net_rate: Option<Rate>,
+    /// How much its writable disk may.
+    pub disk_rate: Option<Rate>,
+    /// What the metadata service at 169.254.169.254 tells it: a JSON object.
+    pub metadata: Option<String>,
 }
 
 /// Says what of a request cannot be.
@@ -171,6 +180,15 @@ pub enum SpecError {
     /// A machine that is to run nothing, and something.
     #[error("a machine that holds runs no command of its own: leave out the command and the entrypoint")]
     HoldWithCommand,
+    /// A rate out of bounds.
+    #[error("a rate of {0} bytes a second cannot be: {RATE_MIN} to {RATE_MAX} can")]
+    Rate(u64),
+    /// More metadata than the service holds.
+    #[error("{0} bytes of metadata are too many: {METADATA_MAX} is the limit")]
+    Metadata(usize),
+    /// What travels over a network, without one.
+    #[error("{0} needs a network interface, and --network none gives none")]
+    NoInterface(&'static str),
     /// No time at all.
     #[error("a time limit of zero leaves nothing to run")]
     Timeout,
@@ -204,9 +222,32 @@ impl Spec {
             return Err(SpecError::WorkingDirectory(path.clone()));
         }
         check_ports(&self.ports)?;
+        self.check_network()?;
         self.container = self.container.check()?;
         self.health.check()?;
         Ok(self)
+    }
+
+    fn check_network(&self) -> Result<(), SpecError> {
+        let rates = [self.net_rate, self.disk_rate].into_iter().flatten();
+        for rate in rates.map(|rate| rate.bytes_per_second) {
+            if !(RATE_MIN..=RATE_MAX).contains(&rate) {
+                return Err(SpecError::Rate(rate));
+            }
+        }
+        if let Some(length) = self
+            .metadata
+            .as_ref()
+            .map(String::len)
+            .filter(|&length| length > METADATA_MAX)
+        {
+            return Err(SpecError::Metadata(length));
+        }
+        match (self.network, self.net_rate, &self.metadata) {
+            (NetworkMode::None, Some(_), _) => Err(SpecError::NoInterface("--net-rate")),
+            (NetworkMode::None, None, Some(_)) => Err(SpecError::NoInterface("--metadata")),
+            _ => Ok(()),
+        }
     }
 
     fn check_amounts(&self, host: HostLimits) -> Result<(), SpecError> {
@@ -323,6 +364,10 @@ mod tests {
             container: Container::default(),
             log: LOG_DEFAULT,
             health: HealthOptions::default(),
+            network: NetworkMode::None,
+            net_rate: None,
+            disk_rate: None,
+            metadata: None,
         }
     }
 

@@ -17,15 +17,16 @@ use e2e::{BareGuest, DEADLINE, Driver, TestNode, check, is_soak, skip};
 use hearth_api::v1::{ArtefactKind, Border, DoctorReport, DoctorState, MachineStatus, SetupReport};
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::firecracker_network as network;
 use crate::lifecycle::nothing_of_machines;
 use crate::node::kill;
 use crate::support::logged;
 
 /// How a guest is spoken to. The image is busybox for both; the bare guest has commands of its own.
-struct Guest {
+pub(crate) struct Guest {
     name: &'static str,
     /// Waits, and ends with 143 on SIGTERM.
-    wait: &'static [&'static str],
+    pub(crate) wait: &'static [&'static str],
     /// Ends on SIGKILL only.
     stubborn: &'static [&'static str],
     /// Gives back what it reads.
@@ -96,7 +97,22 @@ const CASES: [Case; 12] = [
     ("ten machines at once", ten, Often::NotSlowly),
 ];
 
-fn with<'a>(head: &[&'a str], tail: &[&'a str]) -> Vec<&'a str> {
+/// What every pair with network interfaces and limits runs; the guest is the bare one.
+const DEVICE_CASES: [Case; 5] = [
+    ("net echo through a TAP", network::echo, Often::Always),
+    ("net rate within 15 %", network::rate, Often::Always),
+    ("disk rate within 15 %", disk_rate, Often::Always),
+    ("metadata", metadata, Often::Always),
+    ("no interface unasked", no_interface, Often::Always),
+];
+
+fn cases(driver: &str, guest: &Guest) -> Vec<Case> {
+    let has_devices = driver == "firecracker" && guest.name == BARE.name;
+    let devices = DEVICE_CASES.into_iter().filter(|_| has_devices);
+    CASES.into_iter().chain(devices).collect()
+}
+
+pub(crate) fn with<'a>(head: &[&'a str], tail: &[&'a str]) -> Vec<&'a str> {
     head.iter().chain(tail).copied().collect()
 }
 
@@ -310,10 +326,79 @@ fn ten(node: &TestNode, guest: &Guest) -> Result<()> {
     Ok(())
 }
 
+/// Tells whether a measured rate is within 15 % of what was asked for.
+pub(crate) fn is_near(name: &str, measured: f64, asked: f64) -> Result<()> {
+    let off = measured / asked - 1.0;
+    println!(
+        "{name}: {measured:.0} bytes a second of {asked:.0} asked for ({:+.1} %)",
+        off * 100.0
+    );
+    ensure!(
+        off.abs() <= 0.15,
+        "{name}: {measured:.0} bytes a second, {asked:.0} was asked for"
+    );
+    Ok(())
+}
+
+fn disk_rate(node: &TestNode, guest: &Guest) -> Result<()> {
+    const RATE: u32 = 2 << 20;
+    const BYTES: u32 = 8 << 20;
+    node.start(with(
+        &["-m", "96m", "--disk-rate", "2m", "--name", "slow", "busybox"],
+        guest.wait,
+    ))?;
+    let sectors = (BYTES / 512).to_string();
+    let scan = |drive| exec_in(node, "slow", &["block", drive, "scan", "0", &sectors]);
+    let said = scan("1")?;
+    let took = said
+        .trim()
+        .strip_prefix("took_us=")
+        .context("no time")?
+        .parse::<u32>()?;
+    // The bucket is full at the beginning: a tenth of a second's worth.
+    let limited = f64::from(BYTES) - f64::from(RATE) / 10.0;
+    is_near("disk", limited / (f64::from(took) / 1e6), f64::from(RATE))
+}
+
+fn metadata(node: &TestNode, guest: &Guest) -> Result<()> {
+    let refused = node.run(["--metadata", "{\"a\":", "busybox", "wait"]).run()?;
+    refused.expect_code(125)?.complains("JSON")?;
+    let refused = node
+        .run(["--metadata", "{}", "--network", "none", "busybox", "wait"])
+        .run()?;
+    refused
+        .expect_code(125)?
+        .complains("--metadata needs a network interface")?;
+    let told = [
+        "-m",
+        "96m",
+        "--metadata",
+        "{\"role\": {\"name\": \"web\"}}",
+        "--name",
+        "told",
+        "busybox",
+    ];
+    node.start(with(&told, guest.wait))?;
+    exec_in(node, "told", &["network", "169.254.7.2/16"])?;
+    assert_eq!(exec_in(node, "told", &["metadata", "/role/name"])?, "web");
+    // There is a token in each request, and nothing else of that name.
+    node.exec(["told", "metadata", "/no/such"])
+        .run()?
+        .expect_code(1)?
+        .complains("404")?;
+    Ok(())
+}
+
+fn no_interface(node: &TestNode, guest: &Guest) -> Result<()> {
+    start(node, "plain", guest)?;
+    ensure!(exec_in(node, "plain", &["status"])?.contains("network=false"));
+    Ok(())
+}
+
 /// Runs every case and prints what became of it; fails with the first that does.
 fn run_all(driver: &str, guest: &Guest, node: &TestNode) -> Result<()> {
     let is_slow = driver == "qemu" && !is_soak() && !is_metal();
-    for (name, case, often) in CASES {
+    for (name, case, often) in cases(driver, guest) {
         if is_slow && often == Often::NotSlowly {
             row(driver, guest, name, "in the long run (HEARTH_E2E_SOAK=1)");
             continue;
@@ -346,7 +431,7 @@ fn is_metal() -> bool {
 
 /// Prints that a pair cannot run here. On bare metal everything has to.
 fn not_here(driver: &str, guest: &Guest, reason: &str) -> Result<()> {
-    for (name, ..) in CASES {
+    for (name, ..) in cases(driver, guest) {
         row(driver, guest, name, &format!("skipped: {reason}"));
     }
     if is_metal() {

@@ -9,6 +9,7 @@ mod failure;
 mod fidelity;
 mod files;
 mod firecracker;
+mod firecracker_network;
 mod health;
 mod hostile;
 mod image;

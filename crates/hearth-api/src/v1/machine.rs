@@ -119,6 +119,40 @@ pub struct MachineSpec {
     /// It boots at every start, instead of being a clone of a template.
     #[serde(default, skip_serializing_if = "is_false")]
     pub no_template: bool,
+    /// What network it sees; its loopback when absent, or an interface where something else asks for one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkMode>,
+    /// How much its network interface may carry, each way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub net_rate: Option<Rate>,
+    /// How much its writable disk may.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_rate: Option<Rate>,
+    /// What the metadata service tells it, at 169.254.169.254 by the protocol of version 2 (with a token): a JSON object. It is kept
+    /// and shown as it is: no place for secrets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metadata: Option<serde_json::Value>,
+}
+
+/// What network a machine sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum NetworkMode {
+    /// Its loopback.
+    None,
+    /// An interface whose other end, the TAP `tap0` in a network namespace of the machine's own, leads nowhere.
+    Isolated,
+}
+
+/// How many bytes may pass in a second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Rate {
+    /// In the long run.
+    pub bytes_per_second: u64,
+    /// So many beyond that, once, at the beginning.
+    #[serde(default)]
+    pub burst_bytes: u64,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]

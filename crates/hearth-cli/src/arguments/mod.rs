@@ -39,7 +39,7 @@ pub(crate) use machine::{
     Top, Unpause, Update, Wait,
 };
 pub(crate) use pool::{Pool, PoolAcquire, PoolCommand, PoolCreate};
-pub(crate) use run::{Create, Driver, Exec, Pull, Run};
+pub(crate) use run::{Create, Driver, Exec, Network, Pull, Run};
 pub(crate) use template::{Template, TemplateCommand, TemplateList, TemplatePrune, TemplateRemove};
 
 const STYLES: Styles = Styles::styled()

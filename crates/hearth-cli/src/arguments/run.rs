@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use hearth_machine::{ByteSize, CpuMilli};
+use hearth_machine::{ByteSize, CpuMilli, Rate};
 
 use super::{ContainerFlags, HealthFlags, KeyFlags, StayFlags};
 
@@ -15,6 +15,7 @@ Examples:
   hearth run -d -p 8080:80 --health-http 80/healthz localhost:5000/web:latest
   hearth run -d --hold --name box debian:12 && hearth exec box id
   hearth run -d --init --read-only --tmpfs /run --ulimit nofile=4096 busybox sleep 1d
+  hearth run -d --driver firecracker --metadata role.json --net-rate 100mbit busybox sleep 1d
   hearth run --rm --secret TOKEN=@token.txt --timeout 5m oci:./image sh -c 'deploy'
 
 Exit code: the workload's own; 128 plus the number of the signal that ended it; 127 when the command does not
@@ -62,6 +63,18 @@ pub(crate) struct Run {
     /// Size of the writable disk; it takes what is written, not more [default: 2g]
     #[arg(long, value_name = "SIZE", help_heading = "Resources")]
     pub(crate) disk: Option<ByteSize>,
+    /// What its writable disk may carry a second, and once at the beginning, as in 20m or 20m:64m (Firecracker)
+    #[arg(long, value_name = "RATE[:BURST]", help_heading = "Resources")]
+    pub(crate) disk_rate: Option<Rate>,
+    /// What its network interface may carry a second each way, as in 10mbit or 2m:8m (Firecracker)
+    #[arg(long, value_name = "RATE[:BURST]", help_heading = "Resources")]
+    pub(crate) net_rate: Option<Rate>,
+    /// Network: an interface that leads nowhere (isolated), or its loopback alone [default: none]
+    #[arg(long, value_enum, value_name = "MODE")]
+    pub(crate) network: Option<Network>,
+    /// What the metadata service at 169.254.169.254 tells the machine (MMDS, version 2): JSON, or a file of it (Firecracker)
+    #[arg(long, value_name = "FILE|JSON")]
+    pub(crate) metadata: Option<String>,
     /// Stop the machine after so long, as in 30s, 5m or 1h30m
     #[arg(long, value_name = "DURATION", help_heading = "Resources")]
     pub(crate) timeout: Option<String>,
@@ -143,6 +156,15 @@ pub(crate) enum Driver {
     Qemu,
     /// Firecracker, on hosts whose KVM is native; 'hearth setup firecracker' installs it
     Firecracker,
+}
+
+/// What network a machine sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Network {
+    /// Its loopback
+    None,
+    /// An interface whose other end, in a network namespace of the machine's own, leads nowhere
+    Isolated,
 }
 
 /// When to fetch an image.

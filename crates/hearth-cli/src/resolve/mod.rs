@@ -58,6 +58,9 @@ impl Host for System {
 /// Says which argument makes no sense.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ResolveError {
+    /// Metadata that are no JSON.
+    #[error("metadata are a JSON object, or a file of one")]
+    Metadata(#[source] serde_json::Error),
     /// An environment variable without a name.
     #[error("{0:?} is not an environment variable: NAME=VALUE or NAME is")]
     Variable(String),

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use hearth_api::v1;
+use hearth_machine::Rate;
 
 use super::{Host, Keys, ResolveError, container, duration, environment, health, image_reference, ports};
-use crate::arguments::{Driver, Exec, Pull, Run, StayFlags};
+use crate::arguments::{Driver, Exec, Network, Pull, Run, StayFlags};
 
 /// Everything that `run` asks for.
 #[derive(Debug)]
@@ -97,6 +98,14 @@ pub(crate) fn run(arguments: Run, host: &impl Host) -> Result<RunRequest, Resolv
         log_max_bytes: arguments.log_max_size.map(|size| size.bytes()),
         health: health::options(&arguments.health)?,
         no_template: arguments.no_template,
+        network: arguments.network.map(network),
+        net_rate: arguments.net_rate.map(rate),
+        disk_rate: arguments.disk_rate.map(rate),
+        metadata: arguments
+            .metadata
+            .as_deref()
+            .map(|text| metadata(text, host))
+            .transpose()?,
     };
     let secrets = environment::secrets(&arguments.secret, host)?;
     let attachment = Attachment {
@@ -144,6 +153,31 @@ pub(crate) fn exec(
         signals: SignalsTo::Process,
     };
     Ok((machine, request, attachment))
+}
+
+fn network(network: Network) -> v1::NetworkMode {
+    match network {
+        Network::None => v1::NetworkMode::None,
+        Network::Isolated => v1::NetworkMode::Isolated,
+    }
+}
+
+fn rate(rate: Rate) -> v1::Rate {
+    v1::Rate {
+        bytes_per_second: rate.bytes_per_second,
+        burst_bytes: rate.burst_bytes,
+    }
+}
+
+/// Reads metadata: a JSON object as it stands, or the content of a file.
+fn metadata(text: &str, host: &impl Host) -> Result<serde_json::Value, ResolveError> {
+    if text.trim_start().starts_with('{') {
+        return serde_json::from_str(text).map_err(ResolveError::Metadata);
+    }
+    let path = std::path::PathBuf::from(text);
+    let content = host.read(&path);
+    let content = content.map_err(|source| ResolveError::File { path, source })?;
+    serde_json::from_slice(&content).map_err(ResolveError::Metadata)
 }
 
 /// Says which monitor is meant.
@@ -221,7 +255,7 @@ mod tests {
         let flags = "-it --detach-keys ctrl-a,d --sig-proxy=false --rm --name web --cpus 1.5 -m 512m --disk 2g -e A=1 -w /srv -u app:app --entrypoint /init \
                      -l team=x -l bare --timeout 5m --idle-timeout 90s --driver qemu --pull never --hostname h --stop-signal INT \
                      --init --read-only --tmpfs /run:size=1m --add-host db:::1 --ulimit nofile=64:128 --group-add wheel \
-                     --log-max-size 1m --health-tcp 80 --health-interval 2s --secret TOKEN=s dir:rootfs -- serve --port 80";
+                     --log-max-size 1m --health-tcp 80 --health-interval 2s --network isolated --net-rate 10mbit --disk-rate 20m:64m --metadata {\"a\":1} --secret TOKEN=s dir:rootfs -- serve --port 80";
         let request = resolved(flags).unwrap();
         let expected = v1::MachineSpec {
             image: "dir:/work/rootfs".into(),
@@ -263,6 +297,16 @@ mod tests {
             groups: vec!["wheel".into()],
             log_max_bytes: Some(1 << 20),
             no_template: false,
+            network: Some(v1::NetworkMode::Isolated),
+            net_rate: Some(v1::Rate {
+                bytes_per_second: 1_250_000,
+                burst_bytes: 0,
+            }),
+            disk_rate: Some(v1::Rate {
+                bytes_per_second: 20 << 20,
+                burst_bytes: 64 << 20,
+            }),
+            metadata: Some(serde_json::json!({"a": 1})),
             health: Some(v1::HealthOptions {
                 probe: Some(v1::HealthProbe::Tcp(80)),
                 interval_ms: Some(2000),

@@ -164,6 +164,10 @@ impl From<CreateError> for ApiError {
                 Some("choose another name, or remove that machine"),
             ),
             CreateError::Driver(_) => (ErrorCode::HostUnfit, Some("`hearth doctor` says what is missing")),
+            CreateError::Unsupported { .. } => (
+                ErrorCode::InvalidRequest,
+                Some("take --driver firecracker, on a host where `hearth doctor` says that KVM is native"),
+            ),
             CreateError::NoCommand(_) => (ErrorCode::InvalidRequest, Some("give a command behind the image")),
             CreateError::Spec(InvalidSpec::Spec(SpecError::MemoryDoesNotFit { .. })) => (
                 ErrorCode::InvalidRequest,

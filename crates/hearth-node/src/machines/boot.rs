@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use hearth_api::v1::Stage;
 use hearth_guest_protocol::message::Configure;
-use hearth_machine::Spec;
+use hearth_machine::{MacAddress, MachineId, NetworkMode, Spec};
 use serde_bytes::ByteBuf;
 
 use super::error::StartError;
@@ -22,7 +22,10 @@ use crate::host::{console, failpoint, files, own};
 use crate::images::ROOTFS_FILESYSTEM;
 use crate::setup::{AgentState, Artefacts, BootSet};
 use crate::snapshots::Turn;
-use crate::vmm::{BootRequest, DiskAccess, DiskAttachment, Machine as _, MachineDirs, Vm, Vmm as _, VmmExit};
+use crate::vmm::{
+    BootRequest, Devices, DiskAccess, DiskAttachment, Machine as _, MachineDirs, NetworkAttachment, Vm,
+    Vmm as _, VmmExit,
+};
 
 /// The end of the console that goes into an error, in bytes.
 const CONSOLE_TAIL: u64 = 2048;
@@ -83,6 +86,7 @@ pub(super) async fn power_on(plan: &Plan, stages: &mut Stages) -> Result<(Vm, Be
                 access: DiskAccess::ReadWrite,
             },
         ],
+        devices: devices(&plan.spec, id),
         dirs,
         user,
     };
@@ -101,6 +105,19 @@ pub(super) async fn power_on(plan: &Plan, stages: &mut Stages) -> Result<(Vm, Be
     let vm = driver.boot(&request).await.map_err(StartError::Boot)?;
     stages.end("vmm");
     Ok((vm, beginning))
+}
+
+/// Returns what a machine has beyond disks and its channel.
+fn devices(spec: &Spec, id: MachineId) -> Devices {
+    let attachment = NetworkAttachment {
+        mac: MacAddress::of(id),
+        rate: spec.net_rate,
+    };
+    Devices {
+        network: (spec.network == NetworkMode::Isolated).then_some(attachment),
+        disk_rate: spec.disk_rate,
+        metadata: spec.metadata.clone(),
+    }
 }
 
 /// What a guest boots with.

@@ -45,6 +45,14 @@ pub enum CreateError {
     /// No driver can run it here.
     #[error(transparent)]
     Driver(#[from] SelectError),
+    /// The driver has not what was asked for.
+    #[error("{driver} has no {what}")]
+    Unsupported {
+        /// The driver.
+        driver: &'static str,
+        /// What was asked for.
+        what: &'static str,
+    },
     /// It could not be written down.
     #[error(transparent)]
     Record(#[from] RecordError),

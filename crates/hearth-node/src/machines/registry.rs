@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hearth_api::v1::{Border, EventAction, MachineSpec, Owner};
+use hearth_machine::NetworkMode;
 use hearth_machine::spec::check_environment;
 use hearth_machine::{HealthCheck, HostLimits, MachineId, MachineName, Process, Spec, State};
 use tokio::sync::{mpsc, watch};
@@ -65,6 +66,25 @@ pub(super) fn limits(parts: &Parts, host: HostLimits) -> HostLimits {
     HostLimits {
         guest_memory: place.map_or(host.guest_memory, |place| place.size),
         ..host
+    }
+}
+
+/// Makes sure that a driver has what a machine is to have.
+fn check_devices(spec: &Spec, capabilities: &vmm::Capabilities) -> Result<(), CreateError> {
+    let asked = [
+        (spec.metadata.is_some(), "metadata service (--metadata)"),
+        (spec.net_rate.is_some(), "rate limit of a network (--net-rate)"),
+        (spec.network != NetworkMode::None, "network interface (--network)"),
+        (spec.disk_rate.is_some(), "rate limit of a disk (--disk-rate)"),
+    ];
+    match asked.into_iter().find(|(is_asked, _)| *is_asked) {
+        Some((_, what)) if capabilities.devices == vmm::DeviceSupport::None => {
+            Err(CreateError::Unsupported {
+                driver: capabilities.driver,
+                what,
+            })
+        }
+        _ => Ok(()),
     }
 }
 
@@ -154,6 +174,7 @@ impl Machines {
         );
         let selected = self.parts.drivers.select(spec.driver).await?;
         let capabilities = selected.driver.capabilities();
+        check_devices(&spec, capabilities)?;
         spec.driver = drivers::kept(spec.driver, capabilities.driver);
         let id = self.unused_id()?;
         let name: MachineName = match &new.name {

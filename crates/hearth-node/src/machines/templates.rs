@@ -9,7 +9,7 @@
 //! environment, secret or random number of a machine is in it. A clone that does not come up is booted instead, and its
 //! template thrown away.
 
-use hearth_machine::{DriverChoice, MachineId};
+use hearth_machine::{DriverChoice, MachineId, NetworkMode};
 
 use super::error::StartError;
 use super::life::{GUEST_DEADLINE, Plan, chain};
@@ -61,6 +61,10 @@ pub(super) async fn turn(plan: &Plan, driver: &Driver, boot_set: Option<&BootSet
     else {
         return Turn::Without;
     };
+    // A template has neither the interface nor the limits of one machine.
+    if plan.spec.network != NetworkMode::None || plan.spec.disk_rate.is_some() {
+        return Turn::Without;
+    }
     match key(plan, driver, boot_set) {
         Ok(key) => plan.parts.templates.turn(&key).await,
         Err(error) => {

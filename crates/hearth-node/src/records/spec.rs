@@ -5,8 +5,8 @@ use std::time::Duration;
 use hearth_api::v1;
 use hearth_machine::spec::{DISK_DEFAULT, LOG_DEFAULT, MEMORY_DEFAULT};
 use hearth_machine::{
-    ByteSize, Container, ContainerError, CpuMilli, DriverChoice, ExtraHost, HostLimits, Limit, PublishedPort,
-    RestartPolicy, Spec, SpecError, Tmpfs,
+    ByteSize, Container, ContainerError, CpuMilli, DriverChoice, ExtraHost, HostLimits, Limit, NetworkMode,
+    PublishedPort, Rate, RestartPolicy, Spec, SpecError, Tmpfs,
 };
 
 use super::health;
@@ -31,6 +31,9 @@ pub enum InvalidSpec {
         "a machine cannot be removed when it ends and be restarted, too: --rm and --restart exclude each other"
     )]
     RestartOfRemoved,
+    /// The metadata are no object.
+    #[error("metadata are a JSON object, as in {{\"role\": \"web\"}}")]
+    Metadata,
     /// The stop signal is no signal.
     #[error(transparent)]
     Signal(#[from] hearth_machine::signal::InvalidSignal),
@@ -70,11 +73,40 @@ pub fn check(wire: &v1::MachineSpec, host: HostLimits) -> Result<Spec, InvalidSp
         container: container(wire).map_err(SpecError::from)?,
         log: wire.log_max_bytes.map_or(LOG_DEFAULT, ByteSize::from_bytes),
         health: wire.health.as_ref().map(health::options).unwrap_or_default(),
+        network: network(wire),
+        net_rate: wire.net_rate.map(rate),
+        disk_rate: wire.disk_rate.map(rate),
+        metadata: wire.metadata.as_ref().map(metadata).transpose()?,
     };
     if wire.auto_remove && spec.restart != RestartPolicy::No {
         return Err(InvalidSpec::RestartOfRemoved);
     }
     Ok(spec.check(host)?)
+}
+
+/// What needs an interface brings one, unless there is to be none.
+fn network(wire: &v1::MachineSpec) -> NetworkMode {
+    match wire.network {
+        Some(v1::NetworkMode::None) => NetworkMode::None,
+        Some(v1::NetworkMode::Isolated) => NetworkMode::Isolated,
+        None if wire.net_rate.is_some() || wire.metadata.is_some() => NetworkMode::Isolated,
+        None => NetworkMode::None,
+    }
+}
+
+fn rate(wire: v1::Rate) -> Rate {
+    Rate {
+        bytes_per_second: wire.bytes_per_second,
+        burst_bytes: wire.burst_bytes,
+    }
+}
+
+fn metadata(wire: &serde_json::Value) -> Result<String, InvalidSpec> {
+    if wire.is_object() {
+        Ok(wire.to_string())
+    } else {
+        Err(InvalidSpec::Metadata)
+    }
 }
 
 fn container(wire: &v1::MachineSpec) -> Result<Container, ContainerError> {

@@ -216,6 +216,7 @@ mod of_the_fake {
             initramfs: Some("/initramfs".into()),
             append: String::new(),
             disks: Vec::new(),
+            devices: crate::vmm::Devices::default(),
             dirs: MachineDirs {
                 data: "/data".into(),
                 run: "/run".into(),

@@ -95,6 +95,7 @@ impl Fake {
                 snapshots: true,
                 diff_snapshots: false,
                 pager: false,
+                devices: super::DeviceSupport::None,
                 snapshots_end_stream: false,
             },
             guests,

@@ -29,7 +29,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use hearth_machine::{MachineId, Shape};
+use hearth_machine::{MacAddress, MachineId, Rate, Shape};
 use tokio::sync::broadcast;
 
 use crate::host::process;
@@ -78,8 +78,42 @@ pub struct Capabilities {
     pub diff_snapshots: bool,
     /// Whether it restores from [`MemoryBackend::Pager`].
     pub pager: bool,
+    /// Which of [`Devices`] it gives.
+    pub devices: DeviceSupport,
     /// Whether a snapshot ends the guest's stream of the machine that goes on, too: it takes another one then.
     pub snapshots_end_stream: bool,
+}
+
+/// Which devices and limits beyond disks and the guest's stream a driver has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceSupport {
+    /// None.
+    None,
+    /// All of [`Devices`].
+    All,
+}
+
+/// What a machine has beyond disks and the guest's stream. Nothing, unless it was asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Devices {
+    /// A network interface.
+    pub network: Option<NetworkAttachment>,
+    /// How much each writable disk may carry.
+    pub disk_rate: Option<Rate>,
+    /// What the metadata service tells: a JSON object. Needs a network interface.
+    pub metadata: Option<String>,
+}
+
+/// A network interface. The driver makes its other end: a TAP of the name [`TAP`] in a network namespace of the machine's own, which
+/// lives as long as the monitor. Whoever has a part in that network enters it by the monitor's process, also after the node's death.
+///
+/// [`TAP`]: crate::host::network_namespace::TAP
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NetworkAttachment {
+    /// The interface's address; that of a restored machine is the source's.
+    pub mac: MacAddress,
+    /// How much it may carry, each way.
+    pub rate: Option<Rate>,
 }
 
 /// A file that the guest sees as a disk.
@@ -178,6 +212,8 @@ pub struct BootRequest {
     pub append: String,
     /// The disks, in the order in which the guest sees them: `vda`, `vdb`, ...
     pub disks: Vec<DiskAttachment>,
+    /// What else the machine has; where [`Capabilities::devices`] says so.
+    pub devices: Devices,
     /// Where the machine's files go.
     pub dirs: MachineDirs,
     /// The user that the monitor runs as, when the node is root.

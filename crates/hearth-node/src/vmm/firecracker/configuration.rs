@@ -1,13 +1,17 @@
 //! What a boot tells Firecracker: the same for every machine of the same shape, since it hears names only.
 
 use hearth_firecracker::model::{
-    Access, Action, Balloon, BootSource, DeviceId, Drive, Entropy, MachineConfiguration, Vsock,
+    Access, Action, Balloon, BootSource, DeviceId, Drive, DriveBackend, DriveUpdate, Entropy,
+    MachineConfiguration, MmdsConfiguration, MmdsVersion, NetworkInterface, NetworkInterfaceUpdate,
+    RateLimiter, TokenBucket, Vsock,
 };
 use hearth_firecracker::{Client, ClientError};
+use hearth_machine::Rate;
 
 use super::machine::VSOCK;
 use super::place::Place;
-use crate::vmm::{BootError, BootRequest, DiskAccess};
+use crate::host::network_namespace::TAP;
+use crate::vmm::{BootError, BootRequest, Devices, DiskAccess};
 
 /// The most disks of one machine. Firecracker has interrupts for more; two is what a machine needs.
 pub(super) const MAX_DISKS: usize = 8;
@@ -64,9 +68,13 @@ pub(super) async fn boot(request: &BootRequest, client: &Client) -> Result<(), C
             DiskAccess::ReadOnly => Access::ReadOnly,
             DiskAccess::ReadWrite => Access::ReadWrite,
         };
-        client
-            .set_drive(&Drive::of_file(disk_id(index), disk_name(index), access))
-            .await?;
+        let mut drive = Drive::of_file(disk_id(index), disk_name(index), access);
+        if let (DriveBackend::File { rate_limiter, .. }, DiskAccess::ReadWrite) =
+            (&mut drive.backend, disk.access)
+        {
+            *rate_limiter = request.devices.disk_rate.map(limiter);
+        }
+        client.set_drive(&drive).await?;
     }
     client
         .set_vsock(&Vsock {
@@ -74,6 +82,7 @@ pub(super) async fn boot(request: &BootRequest, client: &Client) -> Result<(), C
             socket: VSOCK.into(),
         })
         .await?;
+    set_interface(&request.devices, client).await?;
     client.set_entropy(&Entropy::default()).await?;
     // Empty until somebody wants the memory; statistics would wake the guest every second.
     client
@@ -84,6 +93,84 @@ pub(super) async fn boot(request: &BootRequest, client: &Client) -> Result<(), C
         })
         .await?;
     client.act(Action::InstanceStart).await
+}
+
+/// Tells a fresh Firecracker of the network interface, and of what the metadata service says over it.
+async fn set_interface(devices: &Devices, client: &Client) -> Result<(), ClientError> {
+    let Some(network) = &devices.network else {
+        return Ok(());
+    };
+    client
+        .set_network_interface(&NetworkInterface {
+            id: interface_id(),
+            tap: TAP.to_owned(),
+            guest_mac: Some(network.mac.to_string()),
+            rx_rate_limiter: network.rate.map(limiter),
+            tx_rate_limiter: network.rate.map(limiter),
+        })
+        .await?;
+    if devices.metadata.is_some() {
+        let service = MmdsConfiguration {
+            version: MmdsVersion::V2,
+            network_interfaces: vec![interface_id()],
+            ipv4_address: None,
+        };
+        client.set_metadata_service(&service).await?;
+    }
+    set_metadata(devices, client).await
+}
+
+async fn set_metadata(devices: &Devices, client: &Client) -> Result<(), ClientError> {
+    // An object, as was checked when the machine was created.
+    let metadata = devices
+        .metadata
+        .as_deref()
+        .map(serde_json::from_str::<serde_json::Value>);
+    match metadata {
+        Some(Ok(metadata)) => client.set_metadata(&metadata).await,
+        Some(Err(_)) | None => Ok(()),
+    }
+}
+
+/// Gives a restored machine its own limits and metadata: those of the snapshot are its source's, and metadata are in none.
+pub(super) async fn give_devices_anew(request: &BootRequest, client: &Client) -> Result<(), ClientError> {
+    let devices = &request.devices;
+    if let Some(rate) = devices.disk_rate {
+        let writable = request.disks.iter().enumerate();
+        for (index, _) in writable.filter(|(_, disk)| disk.access == DiskAccess::ReadWrite) {
+            let update = DriveUpdate {
+                id: disk_id(index),
+                path_on_host: None,
+                rate_limiter: Some(limiter(rate)),
+            };
+            client.update_drive(&update).await?;
+        }
+    }
+    if let Some(rate) = devices.network.and_then(|network| network.rate) {
+        let update = NetworkInterfaceUpdate {
+            id: interface_id(),
+            rx_rate_limiter: Some(limiter(rate)),
+            tx_rate_limiter: Some(limiter(rate)),
+        };
+        client.update_network_interface(&update).await?;
+    }
+    set_metadata(devices, client).await
+}
+
+fn limiter(rate: Rate) -> RateLimiter {
+    let bucket = TokenBucket {
+        one_time_burst: (rate.burst_bytes > 0).then_some(rate.burst_bytes),
+        ..TokenBucket::per_second(rate.bytes_per_second)
+    };
+    RateLimiter {
+        bandwidth: Some(bucket),
+        ops: None,
+    }
+}
+
+fn interface_id() -> DeviceId {
+    let parsed = "eth0".parse();
+    parsed.unwrap_or_else(|_| unreachable!("eth0 is an id"))
 }
 
 fn command_line(append: &str) -> String {

@@ -28,7 +28,7 @@ use super::{
 };
 use crate::host::console::{self, ConsoleLog};
 use crate::host::launch::{Launch, launch};
-use crate::host::network_namespace::EmptyNetwork;
+use crate::host::network_namespace::{EmptyNetwork, TAP};
 use crate::host::process::{KillOnDrop, Process};
 use crate::host::watch::FileWatch;
 use crate::host::{facts, failpoint};
@@ -85,6 +85,7 @@ impl Firecracker {
                 snapshots: true,
                 diff_snapshots: true,
                 pager: true,
+                devices: super::DeviceSupport::All,
                 snapshots_end_stream: true,
             },
             network: network.map(Arc::new),
@@ -125,6 +126,10 @@ impl Firecracker {
             id,
             source: source.into(),
         })?;
+        let network = match &request.devices.network {
+            Some(_) => Some(Arc::new(machine_network(request)?)),
+            None => self.network.clone(),
+        };
         failpoint::pass("start-prepared");
         let (program, args) = self.command_line(request, &place);
         let process = launch(Launch {
@@ -136,7 +141,7 @@ impl Firecracker {
             // The jailer stays root until it has locked itself in.
             user: None,
             groups: Vec::new(),
-            network: self.network.clone(),
+            network,
             directory: (!place.is_jailed()).then(|| place.root().to_owned()),
             mounts: place.into_mounts(),
             oom_score_adj: OOM_SCORE_ADJ,
@@ -167,7 +172,8 @@ impl Firecracker {
                 Origin::Boot => configuration::boot(request, &started.client).await,
                 Origin::Snapshot(load) => {
                     let client = started.client.within(snapshot::LIMIT);
-                    client.load_snapshot(&load).await
+                    client.load_snapshot(&load).await?;
+                    configuration::give_devices_anew(request, &started.client).await
                 }
             }
         };
@@ -219,6 +225,12 @@ enum Origin {
     Boot,
     /// A snapshot, whose files are in place.
     Snapshot(LoadSnapshot),
+}
+
+/// Makes the network that only this machine sees.
+fn machine_network(request: &BootRequest) -> Result<EmptyNetwork, BootError> {
+    EmptyNetwork::with_tap(request.user.map(|user| user.uid))
+        .map_err(|source| place::failed(request, "cannot make the network interface", TAP.as_ref(), source))
 }
 
 /// The name that a machine's Firecracker has on its command line, where a later node looks for it.

@@ -82,6 +82,7 @@ impl Bench {
                 path: disk,
                 access: DiskAccess::ReadWrite,
             }],
+            devices: crate::vmm::Devices::default(),
             dirs: MachineDirs {
                 data: root.join("data"),
                 run: root.join("run"),

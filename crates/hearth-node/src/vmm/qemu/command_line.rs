@@ -105,6 +105,7 @@ pub(super) fn model(border: Border, firmware: Option<&Path>) -> Vec<OsString> {
         initramfs: Some(PathBuf::new()),
         append: String::new(),
         disks: vec![disk(DiskAccess::ReadOnly), disk(DiskAccess::ReadWrite)],
+        devices: crate::vmm::Devices::default(),
         dirs: MachineDirs {
             data: PathBuf::new(),
             run: PathBuf::new(),
@@ -256,6 +257,7 @@ mod tests {
                     access: DiskAccess::ReadWrite,
                 },
             ],
+            devices: crate::vmm::Devices::default(),
             dirs: MachineDirs {
                 data: "/data/m".into(),
                 run: "/run/h/m".into(),

@@ -142,6 +142,7 @@ impl Qemu {
                 snapshots: true,
                 diff_snapshots: false,
                 pager: false,
+                devices: super::DeviceSupport::None,
                 snapshots_end_stream: false,
             },
             network: network.map(Arc::new),

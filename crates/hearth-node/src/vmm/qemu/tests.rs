@@ -99,6 +99,7 @@ impl Bench {
             initramfs: Some(root.join("initramfs")),
             append: String::new(),
             disks: Vec::new(),
+            devices: crate::vmm::Devices::default(),
             dirs: MachineDirs {
                 data: root.join("data"),
                 run: root.join("run"),

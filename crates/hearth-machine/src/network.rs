@@ -1,0 +1,135 @@
+//! The network interface of a machine, and how much its devices may carry.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::{ByteSize, MachineId};
+
+/// The least rate: less would not carry one frame in a second.
+pub const RATE_MIN: u64 = 4 << 10;
+/// The most: 1 TiB a second.
+pub const RATE_MAX: u64 = 1 << 40;
+/// The longest metadata, in bytes: Firecracker's service holds little more.
+pub const METADATA_MAX: usize = 48 << 10;
+
+/// What network a machine sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum NetworkMode {
+    /// Its loopback.
+    #[default]
+    None,
+    /// An interface whose other end, a TAP in a network namespace of the machine's own, leads nowhere.
+    Isolated,
+}
+
+/// The address of a network interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MacAddress([u8; 6]);
+
+impl MacAddress {
+    /// Returns the address of a machine's interface: locally administered, and the same at every start.
+    pub const fn of(id: MachineId) -> Self {
+        let [.., a, b, c] = id.bytes();
+        Self([2, 0, 0, a, b, c])
+    }
+}
+
+impl fmt::Display for MacAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+/// How many bytes may pass in a second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    /// In the long run.
+    pub bytes_per_second: u64,
+    /// So many beyond that, once, at the beginning.
+    pub burst_bytes: u64,
+}
+
+/// Says that a text is no rate.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{0:?} is no rate: bytes a second as in 20m, or bits as in 100mbit, and a burst behind a colon, as in 20m:64m"
+)]
+pub struct InvalidRate(String);
+
+impl FromStr for Rate {
+    type Err = InvalidRate;
+
+    fn from_str(text: &str) -> Result<Self, InvalidRate> {
+        let refused = || InvalidRate(text.to_owned());
+        let (rate, burst) = text
+            .split_once(':')
+            .map_or((text, None), |(rate, burst)| (rate, Some(burst)));
+        let bytes = |text: &str| {
+            text.parse::<ByteSize>()
+                .map(|size| size.bytes())
+                .map_err(|_| refused())
+        };
+        Ok(Self {
+            bytes_per_second: match bits(rate) {
+                Some(bits) => bits / 8,
+                None => bytes(rate)?,
+            },
+            burst_bytes: burst.map_or(Ok(0), bytes)?,
+        })
+    }
+}
+
+/// Reads `10mbit`: bits come in decimal units.
+fn bits(text: &str) -> Option<u64> {
+    let lower = text.to_ascii_lowercase();
+    let number = lower.strip_suffix("bit")?;
+    let (digits, unit) = match number.as_bytes().last()? {
+        b'k' => (&number[..number.len() - 1], 1_000),
+        b'm' => (&number[..number.len() - 1], 1_000_000),
+        b'g' => (&number[..number.len() - 1], 1_000_000_000),
+        _ => (number, 1),
+    };
+    digits.parse::<u64>().ok()?.checked_mul(unit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_are_bytes_or_bits_with_a_burst_behind() {
+        let rate = |bytes_per_second, burst_bytes| {
+            Ok(Rate {
+                bytes_per_second,
+                burst_bytes,
+            })
+        };
+        assert_eq!("20m".parse(), rate(20 << 20, 0));
+        assert_eq!("10mbit:64k".parse(), rate(1_250_000, 64 << 10));
+        assert_eq!("8000bit".parse(), rate(1000, 0));
+        for wrong in [
+            "",
+            "fast",
+            "10mbps",
+            "1m:",
+            "1m:x",
+            "bit",
+            "kbit",
+            "-1",
+            "99999999999gbit",
+        ] {
+            assert_eq!(
+                wrong.parse::<Rate>(),
+                Err(InvalidRate(wrong.to_owned())),
+                "{wrong}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_machines_address_is_its_own_and_locally_administered() {
+        let id = MachineId::from_random([1, 2, 3, 0xaa, 0xbb, 0xcc]);
+        assert_eq!(MacAddress::of(id).to_string(), "02:00:00:aa:bb:cc");
+    }
+}

@@ -1,0 +1,112 @@
+//! The cases of the driver suite that need the other end of a machine's network interface.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::os::fd::AsFd;
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use e2e::{DEADLINE, TestNode};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use crate::firecracker::{Guest, is_near, with};
+
+const HOST: Ipv4Addr = Ipv4Addr::new(172, 31, 77, 1);
+const GUEST: Ipv4Addr = Ipv4Addr::new(172, 31, 77, 2);
+
+/// A machine whose TAP has an address: the same for each, since each is alone in its network.
+fn machine(node: &TestNode, name: &str, guest: &Guest, flags: &[&str]) -> Result<fs::File> {
+    node.start(with(
+        &with(&["-m", "96m", "--name", name], flags),
+        &with(&["busybox"], guest.wait),
+    ))?;
+    let machine = node.inspect(name)?;
+    let path = format!("/proc/{}/ns/net", machine.state.pid.context("it has no monitor")?);
+    let (address, entry) = (format!("{HOST}/30"), format!("--net={path}"));
+    let added = Command::new("nsenter")
+        .args([&entry, "ip", "address", "add", &address, "dev", "tap0"])
+        .output()?;
+    ensure!(
+        added.status.success(),
+        "{}",
+        String::from_utf8_lossy(&added.stderr)
+    );
+    let said = node.exec([name, "network", &format!("{GUEST}/30")]).ok()?;
+    let tail: Vec<_> = (6..12)
+        .step_by(2)
+        .map(|at| machine.id[at..at + 2].to_owned())
+        .collect();
+    assert_eq!(said, format!("mac=02-00-00-{}", tail.join("-")));
+    Ok(fs::File::open(path)?)
+}
+
+/// Does something on the TAP's side.
+fn inside<T: Send>(network: &fs::File, act: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    std::thread::scope(|scope| {
+        let entered = scope.spawn(|| {
+            move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))?;
+            act()
+        });
+        entered.join().map_err(|_| anyhow::anyhow!("it panicked"))?
+    })
+}
+
+/// Sends bytes to the guest's echo while it reads them back.
+fn through(bytes: usize) -> Result<()> {
+    let mut reader = TcpStream::connect_timeout(&SocketAddr::from((GUEST, 7)), DEADLINE)?;
+    reader.set_read_timeout(Some(DEADLINE))?;
+    let mut writer = reader.try_clone()?;
+    let sent: Vec<u8> = (0..bytes).map(|index| (index % 251) as u8).collect();
+    let mut received = vec![0; bytes];
+    std::thread::scope(|scope| {
+        let writing = scope.spawn(|| writer.write_all(&sent));
+        reader.read_exact(&mut received)?;
+        writing.join().map_err(|_| anyhow::anyhow!("it panicked"))??;
+        anyhow::Ok(())
+    })?;
+    ensure!(sent == received, "the echo differs");
+    Ok(())
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+pub(crate) fn echo(node: &TestNode, guest: &Guest) -> Result<()> {
+    if !is_root() {
+        println!("only root enters a machine's network: this case sees that there is one");
+        node.start(with(
+            &["--network", "isolated", "--name", "net", "busybox"],
+            guest.wait,
+        ))?;
+        node.exec(["net", "network", "172.31.77.2/30"]).ok()?;
+        return Ok(());
+    }
+    // Two at once, with the same names and addresses.
+    let first = machine(node, "net", guest, &["--network", "isolated"])?;
+    let second = machine(node, "other", guest, &["--network", "isolated"])?;
+    for network in [&first, &second] {
+        inside(network, || through(20_000))?;
+    }
+    Ok(())
+}
+
+pub(crate) fn rate(node: &TestNode, guest: &Guest) -> Result<()> {
+    const RATE: u32 = 128 << 10;
+    const BYTES: u32 = 512 << 10;
+    if !is_root() {
+        println!("only root enters a machine's network");
+        return Ok(());
+    }
+    let network = machine(node, "slow", guest, &["--net-rate", "128k"])?;
+    let took = inside(&network, || {
+        let begin = Instant::now();
+        through(BYTES as usize)?;
+        Ok(begin.elapsed())
+    })?;
+    // The bucket is full at the beginning, and each frame of 1514 bytes carries 1460.
+    let carried = f64::from(BYTES) * 1514.0 / 1460.0 - f64::from(RATE) / 10.0;
+    is_near("network", carried / took.as_secs_f64(), f64::from(RATE))
+}
