@@ -311,7 +311,8 @@ fn network(machine: &mut Machine, address: &str) -> Said {
 fn metadata(machine: &mut Machine, path: &str) -> Said {
     let network = machine.devices.network.as_mut();
     let network = network.ok_or("there is no network device")?;
-    let put = "PUT /latest/api/token HTTP/1.1\r\nHost: 169.254.169.254\r\nX-metadata-token-ttl-seconds: 60\r\n\r\n";
+    let put =
+        "PUT /latest/api/token HTTP/1.1\r\nHost: 169.254.169.254\r\nX-metadata-token-ttl-seconds: 60\r\n\r\n";
     let token = network.ask_metadata(put, &machine.clock)?;
     let get = format!("GET {path} HTTP/1.1\r\nHost: 169.254.169.254\r\nX-metadata-token: {token}\r\n\r\n");
     let said = network.ask_metadata(&get, &machine.clock)?;

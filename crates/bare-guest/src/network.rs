@@ -108,7 +108,9 @@ impl Network {
         let port = ASKING_PORT + self.asked;
         let context = self.interface.context();
         let socket = self.sockets.get_mut::<tcp::Socket<'_>>(handle);
-        socket.connect(context, METADATA, port).map_err(|error| format!("{error:?}"))?;
+        socket
+            .connect(context, METADATA, port)
+            .map_err(|error| format!("{error:?}"))?;
         let deadline = clock.uptime() + PATIENCE;
         let (mut sent, mut answer) = (false, Vec::new());
         while clock.uptime() < deadline {
@@ -159,7 +161,8 @@ fn is_whole(answer: &[u8]) -> bool {
     };
     let length = head.lines().find_map(|line| {
         let (name, value) = line.split_once(':')?;
-        name.eq_ignore_ascii_case("content-length").then_some(value.trim().parse::<usize>().ok()?)
+        name.eq_ignore_ascii_case("content-length")
+            .then_some(value.trim().parse::<usize>().ok()?)
     });
     length.is_some_and(|length| body.len() >= length)
 }
