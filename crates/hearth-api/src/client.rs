@@ -18,6 +18,8 @@ use crate::endpoint::path;
 use crate::stream;
 use crate::v1::{self, ErrorBody};
 
+mod snapshots;
+
 /// The bytes of an upgraded connection; [`crate::stream`] reads and writes them.
 pub type Upgraded = TokioIo<hyper::upgrade::Upgraded>;
 

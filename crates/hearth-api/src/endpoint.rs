@@ -71,6 +71,24 @@ pub mod path {
     pub const MACHINE_FILES: &str = "/v1/machines/{machine}/files";
     /// What a path in it is.
     pub const MACHINE_FILE_STAT: &str = "/v1/machines/{machine}/files/stat";
+    /// Takes a snapshot of it.
+    pub const MACHINE_SNAPSHOT: &str = "/v1/machines/{machine}/snapshot";
+    /// Makes it again what it was.
+    pub const MACHINE_ROLLBACK: &str = "/v1/machines/{machine}/rollback";
+    /// Makes machines that go on where it is.
+    pub const MACHINE_FORK: &str = "/v1/machines/{machine}/fork";
+    /// All snapshots.
+    pub const SNAPSHOTS: &str = "/v1/snapshots";
+    /// One snapshot.
+    pub const SNAPSHOT: &str = "/v1/snapshots/{snapshot}";
+    /// One as an archive.
+    pub const SNAPSHOT_ARCHIVE: &str = "/v1/snapshots/{snapshot}/archive";
+    /// That of an archive.
+    pub const SNAPSHOTS_IMPORT: &str = "/v1/snapshots/import";
+    /// Makes a machine of one.
+    pub const SNAPSHOT_RESTORE: &str = "/v1/snapshots/{snapshot}/restore";
+    /// Deletes those of no use.
+    pub const SNAPSHOTS_PRUNE: &str = "/v1/snapshots/prune";
     /// All templates.
     pub const TEMPLATES: &str = "/v1/templates";
     /// One template.
@@ -540,6 +558,90 @@ pub const ALL: &[Endpoint] = &[
     )
     .query(&[("path", "absolute path in the machine")])
     .gives(schema::<v1::FileStat>),
+    endpoint(
+        "post",
+        path::MACHINE_SNAPSHOT,
+        "machine_snapshot",
+        "Takes a snapshot of a machine, which goes on.",
+        Answer::Json,
+    )
+    .takes(schema::<v1::CreateSnapshot>)
+    .gives(schema::<v1::CreatedSnapshot>),
+    endpoint(
+        "post",
+        path::MACHINE_ROLLBACK,
+        "machine_rollback",
+        "Makes a machine again what it was when a snapshot of it was taken.",
+        Answer::Json,
+    )
+    .takes(schema::<v1::RollbackMachine>)
+    .gives(schema::<v1::Machine>),
+    endpoint(
+        "post",
+        path::MACHINE_FORK,
+        "machine_fork",
+        "Makes machines that go on where a running one is: all of them, or none.",
+        Answer::Json,
+    )
+    .takes(schema::<v1::ForkMachine>)
+    .gives(schema::<v1::Forked>),
+    endpoint(
+        "get",
+        path::SNAPSHOTS,
+        "snapshot_list",
+        "Lists snapshots, oldest first.",
+        Answer::Json,
+    )
+    .gives(schema::<Vec<v1::Snapshot>>),
+    endpoint(
+        "get",
+        path::SNAPSHOT,
+        "snapshot_inspect",
+        "Tells everything about a snapshot.",
+        Answer::Json,
+    )
+    .gives(schema::<v1::Snapshot>),
+    endpoint(
+        "delete",
+        path::SNAPSHOT,
+        "snapshot_remove",
+        "Removes a snapshot. Machines that were made of it go on.",
+        Answer::Empty,
+    ),
+    endpoint(
+        "post",
+        path::SNAPSHOT_RESTORE,
+        "snapshot_restore",
+        "Makes a machine of a snapshot, and starts it.",
+        Answer::Json,
+    )
+    .takes(schema::<v1::RestoreSnapshot>)
+    .gives(schema::<v1::Machine>),
+    endpoint(
+        "get",
+        path::SNAPSHOT_ARCHIVE,
+        "snapshot_export",
+        "Returns a snapshot as an archive, for another host of this kind: tar, compressed with zstd.",
+        Answer::Bytes,
+    ),
+    endpoint(
+        "post",
+        path::SNAPSHOTS_IMPORT,
+        "snapshot_import",
+        "Takes the snapshot of an archive, which is the request's body.",
+        Answer::Json,
+    )
+    .query(&[("name", "its name here; the one that it has when absent")])
+    .gives(schema::<v1::Snapshot>),
+    endpoint(
+        "post",
+        path::SNAPSHOTS_PRUNE,
+        "snapshot_prune",
+        "Removes snapshots that no machine could be made of any more.",
+        Answer::Json,
+    )
+    .takes(schema::<v1::PruneSnapshots>)
+    .gives(schema::<v1::PrunedSnapshots>),
     endpoint(
         "get",
         path::TEMPLATES,

@@ -77,10 +77,16 @@ pub enum Kind {
     Clock = 23,
     /// Generation 4. To the guest, empty; to the host: [`crate::message::Processes`].
     Processes = 24,
+    /// To the guest, generation 5: [`crate::message::Freeze`].
+    Freeze = 25,
+    /// To the guest, generation 5, empty: what stands still goes on.
+    Thaw = 26,
+    /// To the guest, generation 5: [`crate::message::Renew`].
+    Renew = 27,
 }
 
 impl Kind {
-    const ALL: [Self; 24] = [
+    const ALL: [Self; 27] = [
         Self::Hello,
         Self::Configure,
         Self::Execute,
@@ -105,6 +111,9 @@ impl Kind {
         Self::Resume,
         Self::Clock,
         Self::Processes,
+        Self::Freeze,
+        Self::Thaw,
+        Self::Renew,
     ];
 
     fn from_wire(byte: u8) -> Option<Self> {

@@ -191,6 +191,15 @@ pub enum Status {
     },
     /// On a file or dial session: the file or connection is open.
     Opened,
+    /// On the control session: processes and file system stand still.
+    Frozen,
+    /// On the control session: they go on.
+    Thawed {
+        /// Whether they stood still until now.
+        was_frozen: bool,
+    },
+    /// On the control session: the guest is another machine; its processes stand still.
+    Renewed,
 }
 
 /// Why the guest could not do what was asked. Closes the session, if on one.
@@ -309,6 +318,31 @@ pub struct Stats {
 pub struct Clock {
     /// Wall clock of the host, in nanoseconds since 1970.
     pub unix_ns: u64,
+}
+
+/// Lets the processes of the workload and the file system of the machine's disk stand still, in this order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Freeze {
+    /// How long at most, by the guest's clock, in milliseconds: then they go on unasked.
+    pub at_most_ms: u32,
+}
+
+/// Makes a guest that stands still another machine: it goes on where that machine was captured. Its file system goes on with it, its
+/// processes with what follows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Renew {
+    /// The host name inside.
+    pub hostname: String,
+    /// The content of `/etc/hosts`.
+    pub hosts: ByteBuf,
+    /// The content of `/etc/resolv.conf`.
+    pub resolv_conf: ByteBuf,
+    /// The machine's id, as in machine-id(5); absent where it keeps the one it has.
+    pub machine_id: Option<[u8; 16]>,
+    /// Wall clock of the host, in nanoseconds since 1970.
+    pub clock_unix_ns: u64,
+    /// Random bytes of the host for the guest's random number generator.
+    pub entropy: [u8; 32],
 }
 
 /// The processes of the workload and those beside it.

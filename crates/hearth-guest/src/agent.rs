@@ -109,6 +109,7 @@ impl Agent {
                 self.core.reap(&self.poller);
             }
             Source::Timer => self.core.expired(),
+            Source::Stillness => self.core.stood_still(),
             Source::Session(id, part) => self.core.wake(id, part, ready, &self.poller),
         }
     }

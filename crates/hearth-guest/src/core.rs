@@ -7,8 +7,8 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use hearth_guest_protocol::message::{
-    self, Clock, Configure, CreditGrant, Dial, Execute, Failure, FailureCode, FileRequest, Hello, LAUNCH_MAX,
-    Launch, Outcome, Resume, Role, Signal, Status, TerminalSize,
+    self, Clock, Configure, CreditGrant, Dial, Execute, Failure, FailureCode, FileRequest, Freeze, Hello,
+    LAUNCH_MAX, Launch, Outcome, Renew, Resume, Role, Signal, Status, TerminalSize,
 };
 use hearth_guest_protocol::{CONTROL, Frame, GENERATION_RESUME, GENERATIONS, Header, Kind, negotiate};
 use rustix::io::Errno;
@@ -25,6 +25,7 @@ use crate::outbox::Outbox;
 use crate::poller::{Part, Poller, Ready, Source};
 use crate::session::{Session, Verdict, Work};
 use crate::spawn::{Nursery, Place, SpawnError};
+use crate::stillness::{Frozen, Stillness};
 use crate::stop::{DRAIN, Facts, Step, Stop};
 use crate::stream::Sink;
 use crate::{machine, processes, stats, sys};
@@ -62,6 +63,7 @@ pub(crate) struct Core {
     /// Whether the agent has children that are not reaped.
     children: bool,
     timer: OwnedFd,
+    stillness: Stillness,
 }
 
 impl Core {
@@ -91,6 +93,7 @@ impl Core {
             overdue: false,
             children: false,
             timer,
+            stillness: Stillness::new(poller)?,
         })
     }
 
@@ -173,6 +176,18 @@ impl Core {
                 machine::set_clock(clock.unix_ns)
                     .map_err(|error| (FailureCode::System, format!("cannot set the clock: {error}")))?;
             }
+            Kind::Freeze => self.freeze(read(payload)?)?,
+            Kind::Thaw => {
+                let was_frozen = self.stillness.thaw();
+                self.out
+                    .message(Kind::Status, CONTROL, &Status::Thawed { was_frozen });
+            }
+            Kind::Renew => {
+                let request: Renew = read(payload)?;
+                let workload = self.main.and_then(|main| self.sessions.get(&main)?.pidfd());
+                self.stillness.renew(&request, workload)?;
+                self.out.message(Kind::Status, CONTROL, &Status::Renewed);
+            }
             Kind::Output | Kind::Result | Kind::Status | Kind::Error | Kind::Pong => {
                 return Err((
                     FailureCode::BadRequest,
@@ -181,6 +196,24 @@ impl Core {
             }
         }
         Ok(())
+    }
+
+    /// Lets the machine stand still; the answer follows when it does.
+    fn freeze(&mut self, request: Freeze) -> Result<(), Refusal> {
+        if !self.configured || !self.stop.is_running() {
+            let message = "a machine that is starting or stopping cannot stand still".to_owned();
+            return Err((FailureCode::BadRequest, message));
+        }
+        if self.stillness.freeze(request)? {
+            self.out.message(Kind::Status, CONTROL, &Status::Frozen);
+        }
+        self.children = true;
+        Ok(())
+    }
+
+    /// Takes note that the machine has stood still for as long as it may.
+    pub(crate) fn stood_still(&mut self) {
+        self.stillness.expired();
     }
 
     fn refuse(&mut self, session: u32, (code, message): Refusal) {
@@ -466,6 +499,14 @@ impl Core {
     }
 
     fn ended(&mut self, pid: Pid, status: WaitStatus, poller: &Poller) {
+        match self
+            .stillness
+            .ended(pid, status.exit_status().and_then(|code| u8::try_from(code).ok()))
+        {
+            Frozen::Other => {}
+            Frozen::Yes => return self.out.message(Kind::Status, CONTROL, &Status::Frozen),
+            Frozen::No(refusal) => return self.refuse(CONTROL, refusal),
+        }
         let mut sessions = self.sessions.iter_mut();
         // A child of a session that was closed, or an orphan of the agent's own.
         let Some((&id, session)) = sessions.find(|(_, session)| session.pid() == Some(pid)) else {
@@ -550,6 +591,8 @@ impl Core {
 
     fn stop(&mut self, request: message::Stop) {
         let workload = self.main.and_then(|main| self.sessions.get(&main)?.pid());
+        // Who stands still hears no signal and writes no disk out.
+        self.stillness.thaw();
         if self.is_stopped() {
             // Asked by a host that came after the answer.
             return self.out.message(Kind::Status, CONTROL, &Status::Stopped);

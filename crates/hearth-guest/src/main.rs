@@ -36,6 +36,7 @@ mod report;
 mod session;
 mod spawn;
 mod stats;
+mod stillness;
 mod stop;
 mod stream;
 mod sys;

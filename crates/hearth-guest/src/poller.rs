@@ -31,6 +31,8 @@ pub(crate) enum Source {
     Children,
     /// The deadline of a stop.
     Timer,
+    /// The end of the time in which the machine stands still.
+    Stillness,
     /// A host that comes, where each one connects.
     Listener,
     /// A descriptor of a session.
@@ -49,6 +51,7 @@ impl Source {
             Self::Session(id, Part::Both) => (6, id),
             Self::Session(id, Part::Report) => (7, id),
             Self::Listener => (8, 0),
+            Self::Stillness => (9, 0),
         };
         (kind << 32) | u64::from(session)
     }
@@ -64,6 +67,7 @@ impl Source {
             5 => Self::Session(id, Part::Error),
             6 => Self::Session(id, Part::Both),
             7 => Self::Session(id, Part::Report),
+            9 => Self::Stillness,
             _ => Self::Listener,
         }
     }
@@ -154,9 +158,14 @@ mod tests {
     fn a_source_survives_the_kernel() {
         let parts = [Part::Input, Part::Output, Part::Error, Part::Both, Part::Report];
         let sessions = parts.map(|part| Source::Session(u32::MAX, part));
-        for source in [Source::Channel, Source::Children, Source::Timer]
-            .into_iter()
-            .chain(sessions)
+        for source in [
+            Source::Channel,
+            Source::Children,
+            Source::Timer,
+            Source::Stillness,
+        ]
+        .into_iter()
+        .chain(sessions)
         {
             assert_eq!(Source::from_token(source.to_token()), source);
         }

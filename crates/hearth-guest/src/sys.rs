@@ -275,6 +275,30 @@ pub(crate) fn add_entropy(random: BorrowedFd<'_>, seed: &[u8; 32]) -> io::Result
     Ok(())
 }
 
+/// Lets a file system stand still or go on: FIFREEZE, FITHAW.
+///
+/// # Errors
+/// Returns the kernel's error.
+pub(crate) fn file_system_control(directory: BorrowedFd<'_>, request: u32) -> io::Result<()> {
+    // SAFETY: both requests ignore their argument.
+    match unsafe { libc::ioctl(directory.as_raw_fd(), request as _, 0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Enters namespaces (`CLONE_NEW*`) of a process.
+///
+/// # Errors
+/// Returns the kernel's error.
+pub(crate) fn enter(process: BorrowedFd<'_>, namespaces: libc::c_int) -> io::Result<()> {
+    // SAFETY: setns takes any descriptor and flags.
+    match unsafe { libc::setns(process.as_raw_fd(), namespaces) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Listens on a port of this guest's vsock, without blocking.
 ///
 /// # Errors

@@ -79,6 +79,11 @@ impl Layout {
         self.data.join("templates")
     }
 
+    /// Returns the directory of snapshots.
+    pub fn snapshots(&self) -> PathBuf {
+        self.data.join("snapshots")
+    }
+
     /// Returns the log of what happened to machines.
     pub fn events(&self) -> PathBuf {
         self.data.join("events.jsonl")

@@ -24,7 +24,7 @@ use crate::machines::{Drivers, EventLog, Machines, Pace, Parts};
 use crate::pool::Pools;
 use crate::records::RecordError;
 use crate::setup::Artefacts;
-use crate::snapshots::Templates;
+use crate::snapshots::{Snapshots, Templates};
 use crate::storage::Disks;
 
 /// Says why a node did not come up, or ended.
@@ -212,6 +212,7 @@ async fn build(layout: &Layout) -> Result<Machines, NodeError> {
         images: Images::open(layout).await?,
         disks: Disks::new(layout.empty_disks()),
         templates: Templates::open(layout.templates()),
+        snapshots: Arc::new(Snapshots::open(layout.snapshots())),
         tasks: TaskTracker::new(),
         events: EventLog::open(layout.events()),
         pace: Pace::default(),

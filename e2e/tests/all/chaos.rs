@@ -134,6 +134,8 @@ fn nothing_beside(node: &TestNode) -> Result<()> {
     );
     let templates = listed(&location.data.join("templates"));
     ensure!(templates.iter().all(|name| !name.contains('.')), "{templates:?}");
+    let snapshots = listed(&location.data.join("snapshots"));
+    ensure!(snapshots.iter().all(|name| !name.contains('.')), "{snapshots:?}");
     same("monitors", monitors(node)?, &alive)?;
     let half_written = listed(&location.data.join("images/tmp"));
     ensure!(half_written.is_empty(), "half-written images: {half_written:?}");
@@ -215,8 +217,17 @@ impl Victims<'_> {
             ),
             "image-rm" => drop(self.node.hearth(["image", "pull", &self.image]).ok()?),
             "template" => drop(self.node.hearth(["template", "prune", "--all"]).ok()?),
+            "snapshot" | "fork" => drop(self.run(&["sleep", "3600"])?),
+            "snapshot-rm" | "restore" | "share" | "rollback" => {
+                self.run(&["sleep", "3600"])?;
+                self.snapshot()?;
+            }
             // It has no machine before it is asked for one.
-            "lease" => drop(self.pool("0")?),
+            "lease" => drop(self.pool("0", &[])?),
+            "pool-golden" => {
+                self.pool("0", &["--warm-cmd", "true"])?;
+                self.lease()?;
+            }
             _ => {}
         }
         if verb == "remove" && self.node.hearth(["inspect", "victim"]).run()?.code != 0 {
@@ -232,12 +243,12 @@ impl Victims<'_> {
         self.node.start(head.chain(command.iter().copied()))
     }
 
-    fn pool(&self, min: &str) -> Result<String> {
+    fn pool(&self, min: &str, more: &[&str]) -> Result<String> {
         // A lease whose client never heard of it lasts until its time is over: beside it there is to be room.
         let head = [
             "pool", "create", "victims", "--image", "busybox", "--max", "2", "--min", min,
         ];
-        self.node.hearth(head.iter().chain(&SMALL)).ok()
+        self.node.hearth(head.iter().chain(&SMALL).chain(more)).ok()
     }
 
     fn lease(&self) -> Result<()> {
@@ -246,11 +257,31 @@ impl Victims<'_> {
         self.node.hearth(["pool", "release", &machine]).ok().map(drop)
     }
 
+    fn snapshot(&self) -> Result<String> {
+        self.node
+            .hearth(["snapshot", "create", "victim", "-n", "kept"])
+            .ok()
+    }
+
+    fn fork(&self) -> Result<String> {
+        self.node
+            .hearth(["fork", "victim", "-n", "2", "--name", "copy"])
+            .ok()
+    }
+
+    fn restore(&self) -> Result<String> {
+        self.node.hearth(["restore", "kept", "--name", "copy"]).ok()
+    }
+
+    fn remove_snapshots(&self) -> Result<()> {
+        self.node.hearth(["snapshot", "prune", "--all"]).ok().map(drop)
+    }
+
     fn reach(&self, verb: &str) -> Result<()> {
         let outcome = match verb {
             "create" | "start" | "template" => self.run(&["sleep", "3600"]).map(drop),
-            "pool" => self.pool("1").map(drop),
-            "lease" => self.lease(),
+            "pool" => self.pool("1", &[]).map(drop),
+            "lease" | "pool-golden" => self.lease(),
             "execute" => {
                 let head = ["execute", "--image", "busybox"].iter().chain(&SMALL);
                 self.node.hearth(head.chain(&["--cmd", "true"])).ok().map(drop)
@@ -265,6 +296,12 @@ impl Victims<'_> {
             "remove" => self.node.hearth(["rm", "victim"]).ok().map(drop),
             "pull" => self.node.hearth(["image", "pull", &self.image]).ok().map(drop),
             "image-rm" => self.node.hearth(["image", "rm", &self.image]).ok().map(drop),
+            "snapshot" => self.snapshot().map(drop),
+            "snapshot-rm" => self.node.hearth(["snapshot", "rm", "kept"]).ok().map(drop),
+            // Sharing goes on behind the answer.
+            "restore" | "share" => self.restore().map(drop),
+            "rollback" => self.node.hearth(["rollback", "victim", "kept"]).ok().map(drop),
+            "fork" => self.fork().map(drop),
             other => anyhow::bail!("failpoints.txt says {other:?}, which this test cannot do"),
         };
         // It fails unless it was answered first.
@@ -284,7 +321,34 @@ impl Victims<'_> {
                 ensure!(logs == "once", "{logs:?}");
             }
             "stop" => drop(self.node.hearth(["stop", "-t", "1", "victim"]).ok()?),
-            "pool" | "lease" => {
+            "snapshot" => {
+                // The source lives, whatever became of it.
+                ensure!(self.node.exec(["victim", "echo", "here"]).ok()? == "here");
+                self.remove_snapshots()?;
+                self.snapshot()?;
+                self.remove_snapshots()?;
+            }
+            "snapshot-rm" => self.remove_snapshots()?,
+            "restore" | "share" => {
+                let _ = self.node.hearth(["rm", "-f", "copy"]).run()?;
+                self.restore()?;
+                ensure!(self.node.exec(["copy", "echo", "here"]).ok()? == "here");
+                self.node.hearth(["rm", "-f", "copy"]).ok()?;
+                self.remove_snapshots()?;
+            }
+            "rollback" => {
+                self.node.hearth(["rollback", "victim", "kept"]).ok()?;
+                ensure!(self.node.exec(["victim", "echo", "here"]).ok()? == "here");
+                self.remove_snapshots()?;
+            }
+            "fork" => {
+                for copy in ["copy-1", "copy-2"] {
+                    self.node.hearth(["inspect", copy]).run()?.expect_code(1)?;
+                }
+                self.fork()?;
+                self.node.hearth(["rm", "-f", "copy-1", "copy-2"]).ok()?;
+            }
+            "pool" | "lease" | "pool-golden" => {
                 self.lease()?;
                 self.node.hearth(["pool", "rm", "--force", "victims"]).ok()?;
             }

@@ -28,6 +28,7 @@ mod recovery;
 mod resources;
 mod secret;
 mod setup;
+mod snapshot;
 mod store;
 mod streams;
 mod support;
@@ -124,6 +125,11 @@ on_driver!(
         execute::an_execution_that_cannot_be_leaves_nothing,
         execute::an_execution_ends_with_its_time_its_client_and_its_node,
         ports::connections_are_many_at_once,
+        snapshot::what_a_snapshot_kept_goes_on_in_another_machine,
+        snapshot::a_rollback_takes_a_machine_back_to_what_it_was,
+        snapshot::forks_go_on_where_the_machine_is_which_does_not_notice,
+        snapshot::snapshots_that_cannot_be_are_refused_and_leave_nothing,
+        snapshot::an_exported_snapshot_comes_back_whole,
         template::the_second_machine_is_a_clone_unless_it_is_told_to_boot,
         template::templates_of_no_use_are_pruned,
         template::of_first_machines_that_start_at_once_one_boots,

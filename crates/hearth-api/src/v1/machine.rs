@@ -296,6 +296,9 @@ pub struct Machine {
     pub owner: Option<Owner>,
     /// Counts changes of this machine's record.
     pub generation: u64,
+    /// What it was made of, where that was not an image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<super::Origin>,
     /// The template that it is a clone of, since its last start; absent when it booted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template: Option<String>,

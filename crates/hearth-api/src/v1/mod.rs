@@ -14,6 +14,7 @@ pub mod node;
 pub mod pool;
 pub mod progress;
 pub mod setup;
+pub mod snapshot;
 pub mod stats;
 pub mod template;
 
@@ -39,5 +40,9 @@ pub use pool::{
 };
 pub use progress::{Progress, ProgressLine, Unit};
 pub use setup::{Artefact, ArtefactKind, FirecrackerSetup, SetupReport, SetupRequest};
+pub use snapshot::{
+    CreateSnapshot, CreatedSnapshot, Extent, ForkMachine, Forked, Origin, PruneSnapshots, PrunedSnapshots,
+    RestoreSnapshot, RollbackMachine, Snapshot,
+};
 pub use stats::{GuestStats, MachineStats, MonitorStats, StatsSample};
 pub use template::{PruneTemplates, PrunedTemplates, Template};

@@ -11,6 +11,7 @@ mod image;
 mod machine;
 mod pool;
 mod run;
+mod snapshot;
 mod template;
 
 use std::path::PathBuf;
@@ -40,6 +41,10 @@ pub(crate) use machine::{
 };
 pub(crate) use pool::{Pool, PoolAcquire, PoolCommand, PoolCreate};
 pub(crate) use run::{Create, Driver, Exec, Network, Pull, Run};
+pub(crate) use snapshot::{
+    Fork, Restore, RollBack, Snapshot, SnapshotCommand, SnapshotCreate, SnapshotExport, SnapshotImport,
+    SnapshotInspect, SnapshotList, SnapshotPrune,
+};
 pub(crate) use template::{Template, TemplateCommand, TemplateList, TemplatePrune, TemplateRemove};
 
 const STYLES: Styles = Styles::styled()
@@ -112,6 +117,11 @@ pub(crate) enum Command {
     Cp(Copy),
     Pool(Pool),
     Image(Image),
+    Snapshot(Snapshot),
+    Restore(Restore),
+    #[command(name = "rollback")]
+    RollBack(RollBack),
+    Fork(Fork),
     Template(Template),
     Setup(Setup),
     Doctor(Doctor),

@@ -173,6 +173,7 @@ mod tests {
             health_check: None,
             owner: None,
             generation: 1,
+            origin: None,
             template: None,
             stages: Vec::new(),
         }

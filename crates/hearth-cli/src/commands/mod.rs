@@ -18,8 +18,10 @@ mod pool;
 mod program;
 mod run;
 mod setup;
+mod snapshot;
 mod stats;
 mod template;
+mod transfer;
 
 pub(crate) use bench::BenchError;
 
@@ -73,6 +75,10 @@ pub(crate) async fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
         Command::Cp(arguments) => copy::copy(&node, &arguments).await,
         Command::Pool(arguments) => pool::pool(&node, arguments.command).await,
         Command::Image(arguments) => image::image(&node, arguments.command).await,
+        Command::Snapshot(arguments) => snapshot::snapshot(&node, arguments.command).await,
+        Command::Restore(arguments) => snapshot::restore(&node, arguments).await,
+        Command::RollBack(arguments) => snapshot::rollback(&node, arguments).await,
+        Command::Fork(arguments) => snapshot::fork(&node, arguments).await,
         Command::Template(arguments) => template::template(&node, arguments.command).await,
         Command::Bench(arguments) => bench::bench(&node, &arguments).await,
         Command::Setup(arguments) => setup::setup(&node, arguments).await,

@@ -70,7 +70,7 @@ fn parse_file(path: &Path, content: &str, host: &impl Host) -> Result<Vec<String
 }
 
 /// Returns secrets by name, with files read.
-pub(super) fn secrets(
+pub(crate) fn secrets(
     arguments: &[String],
     host: &impl Host,
 ) -> Result<BTreeMap<String, String>, ResolveError> {

@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 
 pub(crate) use copy::{CopyPlan, CopyRefused, Place, Side, place_in_machine, plan as plan_copy};
 pub(crate) use duration::moment;
+pub(crate) use environment::secrets;
 pub(crate) use execute::{ExecuteOrder, execute};
 pub(crate) use keys::Keys;
 pub(crate) use pool::{pool_acquire, pool_create, pool_extend};

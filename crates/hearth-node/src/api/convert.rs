@@ -8,11 +8,11 @@ use hearth_machine::{CpuMilli, ImageHealthCheck, State};
 
 use crate::doctor;
 use crate::images::{Credentials, ImageInfo, LayerInfo, Login};
-use crate::machines::View;
+use crate::machines::{MachineSnapshot, View};
 use crate::records::health::health_fact;
 use crate::records::spec;
 use crate::setup;
-use crate::snapshots::Template;
+use crate::snapshots::{Description, Extent, Template};
 
 /// How a machine stands.
 fn state(view: &View) -> v1::MachineState {
@@ -67,6 +67,39 @@ pub(super) fn template(template: Template) -> v1::Template {
     }
 }
 
+/// A snapshot as clients see it.
+pub(super) fn snapshot(snapshot: MachineSnapshot, unusable: Option<String>) -> v1::Snapshot {
+    let Description {
+        name,
+        extent,
+        key,
+        facts,
+        ..
+    } = snapshot.description;
+    v1::Snapshot {
+        id: snapshot.id.to_string(),
+        name,
+        machine: facts.name,
+        machine_id: facts.id,
+        extent: match extent {
+            Extent::Full => v1::Extent::Full,
+            Extent::Disk => v1::Extent::Disk,
+        },
+        image: facts.image.reference,
+        image_digest: facts.image.digest,
+        secrets: facts.secrets,
+        driver: key.driver,
+        version: key.version,
+        border: key.border,
+        vcpus: key.vcpus,
+        memory_mib: key.memory_mib,
+        disk_bytes: key.disk_bytes,
+        created_at: snapshot.created_at,
+        size_bytes: snapshot.bytes,
+        unusable,
+    }
+}
+
 /// A machine as clients see it.
 pub(super) fn machine(view: &View) -> v1::Machine {
     let record = &view.record;
@@ -95,6 +128,7 @@ pub(super) fn machine(view: &View) -> v1::Machine {
         health_check: record.health_check.clone(),
         owner: record.owner.clone(),
         generation: record.generation,
+        origin: record.origin.clone(),
         template: record.template.clone(),
         stages: record.stages.clone(),
     }

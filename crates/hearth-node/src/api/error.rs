@@ -205,6 +205,7 @@ impl From<StartError> for ApiError {
             StartError::Disk(_)
             | StartError::Directory { .. }
             | StartError::Record(_)
+            | StartError::DiskInPlace(_)
             | StartError::Write { .. } => (
                 ErrorCode::Internal,
                 Some("check the data directory and its disk; `hearth node status` names it"),
@@ -214,7 +215,11 @@ impl From<StartError> for ApiError {
                 Some("choose another port of the host, or none: `-p GUEST` takes one that is free"),
             ),
             StartError::Adopt(_) | StartError::NoWorkload => (ErrorCode::BootFailed, None),
-            StartError::Boot(_) | StartError::Resume(_) | StartError::DiedInBoot { .. } => (
+            StartError::Boot(_)
+            | StartError::Restore(_)
+            | StartError::WentOn
+            | StartError::Resume(_)
+            | StartError::DiedInBoot { .. } => (
                 ErrorCode::BootFailed,
                 Some(
                     "`hearth doctor` checks the host; a machine without --rm stays, and `hearth console` shows its boot",
@@ -271,7 +276,9 @@ impl From<MachineError> for ApiError {
             MachineError::Paused { .. } => {
                 (ErrorCode::WrongState, Some("let it go on with `hearth unpause`"))
             }
-            MachineError::PauseUnderWay { .. } => (ErrorCode::WrongState, Some("try again")),
+            MachineError::PauseUnderWay { .. } | MachineError::Busy { .. } => {
+                (ErrorCode::WrongState, Some("try again"))
+            }
             MachineError::Control(_) => (
                 ErrorCode::Internal,
                 Some("is the host overloaded? `hearth rm -f` removes a machine that cannot be saved"),

@@ -14,6 +14,7 @@ mod machines;
 mod node;
 mod pools;
 mod progress;
+mod snapshots;
 mod stats;
 mod stream;
 mod templates;
@@ -128,6 +129,16 @@ fn routes() -> Vec<(&'static str, &'static str, MethodRouter<Service>)> {
         ("get", path::MACHINE_FILES, get(files::read)),
         ("put", path::MACHINE_FILES, put(files::write)),
         ("get", path::MACHINE_FILE_STAT, get(files::stat)),
+        ("post", path::MACHINE_SNAPSHOT, post(snapshots::create)),
+        ("post", path::MACHINE_ROLLBACK, post(snapshots::rollback)),
+        ("post", path::MACHINE_FORK, post(snapshots::fork)),
+        ("get", path::SNAPSHOTS, get(snapshots::list)),
+        ("get", path::SNAPSHOT, get(snapshots::inspect)),
+        ("delete", path::SNAPSHOT, delete(snapshots::remove)),
+        ("post", path::SNAPSHOT_RESTORE, post(snapshots::restore)),
+        ("get", path::SNAPSHOT_ARCHIVE, get(snapshots::export)),
+        ("post", path::SNAPSHOTS_IMPORT, post(snapshots::import)),
+        ("post", path::SNAPSHOTS_PRUNE, post(snapshots::prune)),
         ("get", path::TEMPLATES, get(templates::list)),
         ("delete", path::TEMPLATE, delete(templates::remove)),
         ("post", path::TEMPLATES_PRUNE, post(templates::prune)),

@@ -105,6 +105,7 @@ impl From<PoolError> for ApiError {
     fn from(error: PoolError) -> Self {
         let (code, remediation) = match error {
             PoolError::Image(error) => return error.into(),
+            PoolError::Snapshot(error) => return error.into(),
             PoolError::Create(error) => return error.into(),
             PoolError::Machine(error) => return error.into(),
             PoolError::Guest(error) => return error.into(),

@@ -6,12 +6,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hearth_guest_protocol::message::{
-    self, Clock, Configure, Dial, Failure, FileRequest, Hello, Launch, Processes, Role, Stats, Status, Stop,
-    World,
+    self, Clock, Configure, Dial, Failure, FileRequest, Freeze, Hello, Launch, Processes, Renew, Role, Stats,
+    Status, Stop, World,
 };
 use hearth_guest_protocol::{
     CONTROL, Decoder, Flags, Frame, FrameError, GENERATION_LAUNCH, GENERATION_PROCESSES, GENERATION_RESUME,
-    GENERATIONS, Kind, NoCommonGeneration, negotiate,
+    GENERATION_STILL, GENERATIONS, Kind, NoCommonGeneration, negotiate,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -276,6 +276,12 @@ impl Guest {
         &self.shared.info
     }
 
+    /// Returns how many bytes of the workload's output were taken from its session, over all connections.
+    pub fn taken_of_workload(&self) -> u64 {
+        let inbox = self.shared.table().sessions.get(&WORKLOAD).cloned();
+        inbox.map_or(0, |inbox| inbox.taken())
+    }
+
     /// Returns what has gone over this connection.
     pub fn traffic(&self) -> Traffic {
         Traffic {
@@ -304,6 +310,48 @@ impl Guest {
     /// Returns [`RequestError`].
     pub async fn stop(&self, stop: Stop, deadline: Duration) -> Result<(), RequestError> {
         self.status(Kind::Stop, &stop, deadline).await.map(drop)
+    }
+
+    /// Lets processes and file system stand still, for so long at most.
+    ///
+    /// # Errors
+    /// Returns [`RequestError`]; they go on then, at the latest when that time is over.
+    pub async fn freeze(&self, at_most: Duration, deadline: Duration) -> Result<(), RequestError> {
+        self.check_still()?;
+        let at_most_ms = u32::try_from(at_most.as_millis()).unwrap_or(u32::MAX);
+        let request = Freeze { at_most_ms };
+        self.status(Kind::Freeze, &request, deadline).await.map(drop)
+    }
+
+    /// Lets what stands still go on. Tells whether it stood still until now.
+    ///
+    /// # Errors
+    /// Returns [`RequestError`].
+    pub async fn thaw(&self, deadline: Duration) -> Result<bool, RequestError> {
+        self.check_still()?;
+        let status = self.status(Kind::Thaw, &(), deadline).await?;
+        Ok(matches!(status, Status::Thawed { was_frozen: true }))
+    }
+
+    /// Makes a guest that stands still another machine; its processes still do afterwards.
+    ///
+    /// # Errors
+    /// Returns [`RequestError`], also when it does not stand still any more.
+    pub async fn renew(&self, renew: &Renew, deadline: Duration) -> Result<(), RequestError> {
+        self.check_still()?;
+        self.status(Kind::Renew, renew, deadline).await.map(drop)
+    }
+
+    /// Tells whether the guest's agent can stand still.
+    pub fn can_stand_still(&self) -> bool {
+        self.shared.info.generation >= GENERATION_STILL
+    }
+
+    fn check_still(&self) -> Result<(), RequestError> {
+        match self.can_stand_still() {
+            true => Ok(()),
+            false => Err(RequestError::OlderAgent),
+        }
     }
 
     async fn status(
@@ -560,7 +608,11 @@ impl Shared {
                 match decode(frame)? {
                     Status::Started { pid } => inbox.open(pid),
                     Status::Opened => inbox.open(0),
-                    Status::Ready | Status::Stopped => return Err(BadFrame::OutOfPlace(Kind::Status)),
+                    Status::Ready
+                    | Status::Stopped
+                    | Status::Frozen
+                    | Status::Thawed { .. }
+                    | Status::Renewed => return Err(BadFrame::OutOfPlace(Kind::Status)),
                 }
                 return Ok(());
             }

@@ -80,6 +80,11 @@ impl Inbox {
         state.taken
     }
 
+    /// Returns how many bytes the owner has taken, over all connections.
+    pub(super) fn taken(&self) -> u64 {
+        self.lock().taken
+    }
+
     /// Returns which connection it is.
     pub(super) fn connection(&self) -> u32 {
         self.lock().connection

@@ -12,7 +12,8 @@ use hearth_machine::{
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use super::command::{Change, Command, Reply, View};
+use super::capture::{self, Capture};
+use super::command::{Change, Command, Reply, Rollback, View};
 use super::error::{MachineError, StartError};
 use super::health::{self, Patient, Prober};
 use super::idle;
@@ -20,10 +21,12 @@ use super::life::{self, Life, LifeEvent, Limits, Order, Origin, Parts, Plan, Run
 use super::output::{Attached, Subscriber, subscription};
 use super::recovery::ANY_HOST;
 use super::registry::Table;
+use super::restore::Restoration;
 use super::session::WorkloadIo;
 use super::templates::Choice;
 use crate::host::{failpoint, files};
 use crate::records::{self, MachineRecord, RecordedState, Records, spec};
+use crate::snapshots::Extent;
 use crate::vmm::ControlError;
 
 const EVENTS: usize = 8;
@@ -69,6 +72,8 @@ struct Work {
     /// The life has not been told of new time limits.
     limits_changed: bool,
     removers: Vec<Reply<()>>,
+    /// What it is to be again, once it has ended.
+    rollback: Option<Box<Rollback>>,
 }
 
 impl Actor {
@@ -91,6 +96,7 @@ impl Actor {
             restart_at: None,
             limits_changed: false,
             removers: Vec::new(),
+            rollback: None,
         };
         self.carry_on(&mut work);
         loop {
@@ -172,11 +178,22 @@ impl Actor {
                 }
             }
             Command::Attach { reply } => self.attach(work, reply).await,
+            Command::Capture(capture) => self.capture(work, *capture).await,
+            Command::Restore { source, reply } => match self.start(work, None, Some(source)) {
+                Ok(()) => work.starters.push(reply),
+                Err(error) => answer(reply, Err(error.into())),
+            },
+            Command::Finish { reply } => {
+                self.record.unfinished = false;
+                self.enter(work, self.state.clone());
+                answer(reply, Ok(()));
+            }
+            Command::Rollback(rollback) => self.rollback(work, rollback).await,
         }
     }
 
     fn start_by_hand(&mut self, work: &mut Work, terminal: Option<(u16, u16)>, reply: Reply<()>) {
-        match self.start(work, terminal) {
+        match self.start(work, terminal, None) {
             Ok(()) => {
                 self.record.restart = History::default().into();
                 work.starters.push(reply);
@@ -189,7 +206,7 @@ impl Actor {
     fn restart_by_policy(&mut self, work: &mut Work) {
         let history = History::from(self.record.restart).after_restart();
         self.record.restart = history.into();
-        if let Err(error) = self.start(work, None) {
+        if let Err(error) = self.start(work, None, None) {
             // Nothing that time would mend: its secrets are gone, say.
             work.restart_at = None;
             let reason = life::chain(&error);
@@ -275,14 +292,24 @@ impl Actor {
         self.parts.events.tell(&self.record, action, attributes);
     }
 
-    fn start(&mut self, work: &mut Work, terminal: Option<(u16, u16)>) -> Result<(), StartError> {
+    fn start(
+        &mut self,
+        work: &mut Work,
+        terminal: Option<(u16, u16)>,
+        source: Option<Arc<Restoration>>,
+    ) -> Result<(), StartError> {
         let state = self.state.after(Event::Start)?;
-        let Some(secrets) = self.secrets.clone() else {
-            return Err(StartError::SecretsLost(self.record.secrets.clone()));
+        let secrets = match (&self.secrets, &source) {
+            (Some(secrets), _) => Arc::clone(secrets),
+            // Its memory has them.
+            (None, Some(_)) => Arc::default(),
+            (None, None) => return Err(StartError::SecretsLost(self.record.secrets.clone())),
         };
         let plan = Plan {
             secrets,
             terminal,
+            source,
+            same_identity: !self.record.unfinished,
             subscribers: std::mem::take(&mut work.early),
             ..self.plan()
         };
@@ -330,6 +357,8 @@ impl Actor {
             } else {
                 Choice::Template
             },
+            source: None,
+            same_identity: true,
             secrets: Arc::default(),
             io: WorkloadIo {
                 terminal: self.record.spec.terminal,
@@ -424,6 +453,7 @@ impl Actor {
                 if !running.stages.is_empty() {
                     self.record.stages.clone_from(&running.stages);
                     self.record.template.clone_from(&running.template);
+                    self.record.boot.clone_from(&running.boot);
                 }
                 work.prober = self.prober(work, &running);
                 work.running = Some(Arc::from(running));
@@ -472,7 +502,9 @@ impl Actor {
         work.end = Some(ended.clone());
         // A start that a client waits for and that fails is told to him, and that is all.
         let asked = [&work.starters, &work.removers, &work.restarters];
-        let rests = self.record.spec.auto_remove || asked.iter().any(|waiting| !waiting.is_empty());
+        let rests = self.record.spec.auto_remove
+            || work.rollback.is_some()
+            || asked.iter().any(|waiting| !waiting.is_empty());
         let state = if rests {
             ended.clone()
         } else {
@@ -493,6 +525,11 @@ impl Actor {
         if let Some(reply) = work.pauser.take() {
             answer(reply, Err(self.not_running()));
         }
+        match work.rollback.take() {
+            Some(rollback) if work.removers.is_empty() => return self.go_back(work, *rollback),
+            Some(rollback) => answer(rollback.reply, Err(MachineError::Gone)),
+            None => {}
+        }
         if work.removers.is_empty() && !work.restarters.is_empty() {
             return self.start_again(work);
         }
@@ -507,6 +544,56 @@ impl Actor {
         }
         for reply in work.stoppers.drain(..) {
             answer(reply, Ok(()));
+        }
+    }
+
+    /// Lets the machine be captured, where its state allows it.
+    async fn capture(&mut self, work: &mut Work, capture: Capture) {
+        let disk_only = capture.extent == Extent::Disk;
+        match (&self.state, &work.life) {
+            (State::Running, Some(life)) if work.pauser.is_none() => {
+                // Fails only when the life is just over: who asked hears that from the reply that is dropped.
+                let _ = life.orders.send(Order::Capture(Box::new(capture))).await;
+            }
+            (State::Paused, Some(life)) if disk_only && work.pauser.is_none() => {
+                let _ = life.orders.send(Order::Capture(Box::new(capture))).await;
+            }
+            (state, None) if disk_only && !state.is_alive() => {
+                let plan = self.plan();
+                let taken = capture::of_still(&plan, &capture).await;
+                capture::answer(&plan, capture, taken);
+            }
+            // The state did not allow it any more; who asked has looked before, and is told that it has changed.
+            _ => drop(capture),
+        }
+    }
+
+    /// Makes the machine again what it was, once nothing of it runs.
+    async fn rollback(&mut self, work: &mut Work, rollback: Box<Rollback>) {
+        if work.rollback.is_some() || work.pauser.is_some() {
+            let name = self.record.name.clone();
+            return answer(rollback.reply, Err(MachineError::Busy { name }));
+        }
+        self.rest(work);
+        if !self.state.is_alive() {
+            return self.go_back(work, *rollback);
+        }
+        work.rollback = Some(rollback);
+        let reason = "it was rolled back".to_owned();
+        self.stop(work, Order::Discard { reason }).await;
+    }
+
+    /// Puts the disk in place and starts the machine with it.
+    fn go_back(&mut self, work: &mut Work, rollback: Rollback) {
+        let Rollback { disk, source, reply } = rollback;
+        let in_place = std::fs::rename(&disk, self.parts.layout.machine_disk(self.id));
+        failpoint::pass("rollback-disk");
+        let started = in_place
+            .map_err(StartError::DiskInPlace)
+            .and_then(|()| self.start(work, None, source));
+        match started {
+            Ok(()) => work.starters.push(reply),
+            Err(error) => answer(reply, Err(error.into())),
         }
     }
 

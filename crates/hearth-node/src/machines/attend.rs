@@ -7,8 +7,9 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::boot::last_words;
+use super::capture;
 use super::idle;
-use super::life::{LifeEvent, Order, Plan, died, drain, ended, obey, over};
+use super::life::{LifeEvent, Order, Plan, died, drain, end_vm, ended, obey, over};
 use super::output::SessionEnd;
 use super::paused;
 use crate::guest::Guest;
@@ -68,6 +69,17 @@ pub(super) async fn attend(
                 paused &= done.is_err();
                 LifeEvent::Resumed(done)
             }
+            Order::Capture(capture) => {
+                let taken = capture::take(plan, vm, guest, paused, &capture).await;
+                let stops = capture.stop && taken.is_ok();
+                capture::answer(plan, *capture, taken);
+                if stops {
+                    end_vm(vm, plan.id).await;
+                    drain(&mut pump).await;
+                    return over(capture::stopped());
+                }
+                continue;
+            }
             Order::Limits(limits) => {
                 over_time.set(time_over(limits.time));
                 idle_over.set(idle::over(&directory, guest.activity(), limits.idle));
@@ -103,7 +115,7 @@ impl Order {
         match self {
             Self::Stop { .. } => true,
             Self::Kill { .. } => !plan.ephemeral,
-            Self::Discard { .. } | Self::Pause | Self::Resume | Self::Limits(_) => false,
+            Self::Discard { .. } | Self::Pause | Self::Resume | Self::Limits(_) | Self::Capture(_) => false,
         }
     }
 }

@@ -15,16 +15,18 @@ use super::life::{GUEST_DEADLINE, Plan, Running, Workload, dirs, host_user, vm_f
 use super::limits;
 use super::log::LogWriter;
 use super::output::now_unix_ns;
+use super::restore;
 use super::session;
 use super::templates::{self, Beginning};
 use crate::guest::{Guest, RequestError, SessionEvent};
 use crate::host::{console, failpoint, files, own};
 use crate::images::ROOTFS_FILESYSTEM;
+use crate::records::BootFact;
 use crate::setup::{AgentState, Artefacts, BootSet};
 use crate::snapshots::Turn;
 use crate::vmm::{
-    BootRequest, Devices, DiskAccess, DiskAttachment, Machine as _, MachineDirs, NetworkAttachment, Vm,
-    Vmm as _, VmmExit,
+    BootRequest, Devices, DiskAccess, DiskAttachment, Driver, Machine as _, MachineDirs, NetworkAttachment,
+    Vm, Vmm as _, VmmExit,
 };
 
 /// The end of the console that goes into an error, in bytes.
@@ -44,6 +46,11 @@ impl Stages {
         }
     }
 
+    /// Returns those that are over, and forgets them.
+    pub(super) fn take(&mut self) -> Vec<Stage> {
+        std::mem::take(&mut self.list)
+    }
+
     pub(super) fn end(&mut self, name: &str) {
         let now = Instant::now();
         let took = now.duration_since(self.since);
@@ -56,8 +63,16 @@ impl Stages {
     }
 }
 
-/// Makes the virtual machine: a clone where there is a template, or booted.
-pub(super) async fn power_on(plan: &Plan, stages: &mut Stages) -> Result<(Vm, Beginning), StartError> {
+/// A virtual machine that has just been made.
+pub(super) struct PoweredOn {
+    pub(super) vm: Vm,
+    pub(super) beginning: Beginning,
+    /// What it booted with, or what it is made of did.
+    pub(super) boot: BootFact,
+}
+
+/// Makes the virtual machine: what was captured where that is to go on, a clone where there is a template, or booted.
+pub(super) async fn power_on(plan: &Plan, stages: &mut Stages) -> Result<PoweredOn, StartError> {
     let (parts, id) = (&plan.parts, plan.id);
     let boots = guest_files(&parts.artefacts).await?;
     let (dirs, user) = (dirs(&parts.layout, id), host_user(id));
@@ -90,12 +105,23 @@ pub(super) async fn power_on(plan: &Plan, stages: &mut Stages) -> Result<(Vm, Be
         dirs,
         user,
     };
+    let boot = boot_fact(&driver, boots.set.as_ref());
+    if let Some(source) = &plan.source {
+        let vm = restore::restore(&driver, &request, source).await?;
+        stages.end("restore");
+        return Ok(PoweredOn {
+            vm,
+            beginning: Beginning::Snapshot,
+            boot: source.boot.clone(),
+        });
+    }
     let beginning = match templates::turn(plan, &driver, boots.set.as_ref()).await {
         Turn::Use(ready) => {
             stages.end("template");
             if let Some((vm, id)) = templates::clone(plan, &driver, &request, ready).await {
                 stages.end("restore");
-                return Ok((vm, Beginning::Template(id)));
+                let beginning = Beginning::Template(id);
+                return Ok(PoweredOn { vm, beginning, boot });
             }
             Beginning::Boot
         }
@@ -104,7 +130,19 @@ pub(super) async fn power_on(plan: &Plan, stages: &mut Stages) -> Result<(Vm, Be
     };
     let vm = driver.boot(&request).await.map_err(StartError::Boot)?;
     stages.end("vmm");
-    Ok((vm, beginning))
+    Ok(PoweredOn { vm, beginning, boot })
+}
+
+/// Says what a machine of this driver boots with.
+pub(super) fn boot_fact(driver: &Driver, set: Option<&BootSet>) -> BootFact {
+    let capabilities = driver.capabilities();
+    let digest = |of: fn(&BootSet) -> String| set.map(of).unwrap_or_default();
+    BootFact {
+        kernel: digest(|set| set.kernel_digest.to_string()),
+        initramfs: digest(|set| set.initramfs_digest.to_string()),
+        version: capabilities.version.clone(),
+        fingerprint: capabilities.fingerprint.clone(),
+    }
 }
 
 /// Returns what a machine has beyond disks and its channel.
@@ -168,7 +206,7 @@ pub(super) async fn meet(
     beginning: Beginning,
     stages: &mut Stages,
 ) -> Result<Guest, StartError> {
-    let booted = beginning.template().is_none();
+    let booted = !matches!(beginning, Beginning::Template(_));
     let begun = Instant::now();
     let guest = greet(plan, vm).await?;
     failpoint::pass("start-greeted");
@@ -220,12 +258,12 @@ pub(super) async fn set_up(
     failpoint::pass("start-executed");
     stages.end("start");
     let input = workload.input();
-    let stages = std::mem::take(&mut stages.list);
     let running = Running {
         guest,
         input,
-        stages,
+        stages: stages.take(),
         template: None,
+        boot: None,
         ports: Vec::new(),
     };
     Ok(Workload {

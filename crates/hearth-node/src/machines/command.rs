@@ -1,6 +1,7 @@
 //! What a machine's actor can be asked, and what it shows.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,9 +9,11 @@ use hearth_api::v1::MachineSpec;
 use hearth_machine::{Health, MachineName, State};
 use tokio::sync::oneshot;
 
+use super::capture::Capture;
 use super::error::MachineError;
 use super::life::Running;
 use super::output::Attached;
+use super::restore::Restoration;
 use crate::guest::{Guest, Input};
 use crate::records::MachineRecord;
 
@@ -110,6 +113,27 @@ pub(super) enum Command {
     Attach {
         reply: Reply<Attached>,
     },
+    Capture(Box<Capture>),
+    /// Start where another machine was captured.
+    Restore {
+        source: Arc<Restoration>,
+        reply: Reply<()>,
+    },
+    /// What is being made of a snapshot is done: it is somebody's from here on.
+    Finish {
+        reply: Reply<()>,
+    },
+    Rollback(Box<Rollback>),
+}
+
+/// What a machine is to be again.
+#[derive(Debug)]
+pub(super) struct Rollback {
+    /// A copy of its disk as it was, on the same file system.
+    pub(super) disk: PathBuf,
+    /// Where it is to go on; absent when it is to boot.
+    pub(super) source: Option<Arc<Restoration>>,
+    pub(super) reply: Reply<()>,
 }
 
 pub(super) type Reply<T> = oneshot::Sender<Result<T, MachineError>>;

@@ -118,6 +118,15 @@ pub enum StartError {
     /// Its virtual machine did not come up.
     #[error("the virtual machine did not come up")]
     Boot(#[source] vmm::BootError),
+    /// Its monitor does not take over what was captured.
+    #[error("the virtual machine cannot go on where it was captured")]
+    Restore(#[source] vmm::RestoreError),
+    /// Its programs went on before the guest was made this machine.
+    #[error("the guest went on before it was made this machine")]
+    WentOn,
+    /// Its disk cannot be put in the place of the one it has.
+    #[error("cannot put the snapshot's disk in place")]
+    DiskInPlace(#[source] std::io::Error),
     /// It stands still behind a snapshot.
     #[error("the virtual machine does not go on")]
     Resume(#[source] ControlError),
@@ -206,6 +215,12 @@ pub enum MachineError {
     /// It is being paused, or resumed.
     #[error("machine {name} is being paused or resumed")]
     PauseUnderWay {
+        /// Its name.
+        name: String,
+    },
+    /// Something else is under way with it.
+    #[error("machine {name} is being rolled back, paused or resumed")]
+    Busy {
         /// Its name.
         name: String,
     },

@@ -253,7 +253,21 @@ impl Machine {
         checked.map(drop).map_err(StartError::HostShrank)
     }
 
-    async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, MachineError> {
+    /// Tells its actor something that is answered another way.
+    pub(super) async fn send(&self, command: Command) -> Result<(), MachineError> {
+        self.mailbox.send(command).await.map_err(|_| MachineError::Gone)
+    }
+
+    /// Says how it stands, for whom it does not stand as it should.
+    pub(super) fn not_running(&self) -> MachineError {
+        let view = self.view();
+        MachineError::NotRunning {
+            name: view.record.name.clone(),
+            state: view.state.name(),
+        }
+    }
+
+    pub(super) async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, MachineError> {
         let (reply, answer) = oneshot::channel();
         self.mailbox
             .send(command(reply))

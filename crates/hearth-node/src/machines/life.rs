@@ -22,7 +22,8 @@ use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
 use super::attend;
-use super::boot::{Stages, last_words, meet, power_on, set_up, words};
+use super::boot::{PoweredOn, Stages, last_words, meet, power_on, set_up, words};
+use super::capture::Capture;
 use super::drivers::Drivers;
 use super::error::StartError;
 use super::events::EventLog;
@@ -35,6 +36,7 @@ use super::pace::Pace;
 use super::paused;
 use super::ports::Listeners;
 use super::recovery::end_process;
+use super::restore::{self, Restoration};
 use super::session::WorkloadIo;
 use super::templates::{self, Choice};
 use crate::guest::{Guest, Input, RequestError, Session};
@@ -42,9 +44,9 @@ use crate::host::cgroup::Groups;
 use crate::host::{failpoint, files, own};
 use crate::images::Images;
 use crate::layout::Layout;
-use crate::records::VmmFact;
+use crate::records::{BootFact, MachineRecord, VmmFact};
 use crate::setup::Artefacts;
-use crate::snapshots::{TemplateId, Templates};
+use crate::snapshots::{Snapshots, TemplateId, Templates};
 use crate::storage::Disks;
 use crate::vmm::{AdoptRequest, ControlError, HostUser, Machine as _, MachineDirs, ProcessId, Vm, Vmm as _};
 
@@ -61,6 +63,8 @@ pub struct Parts {
     pub disks: Disks,
     /// What machines are clones of.
     pub templates: Templates,
+    /// What was kept of machines.
+    pub snapshots: Arc<Snapshots<MachineRecord>>,
     /// Virtual machine monitors.
     pub drivers: Drivers,
     /// Every task of machines; joined when the node ends.
@@ -84,6 +88,10 @@ pub(super) struct Plan {
     pub(super) image: String,
     /// Whether it may be a clone.
     pub(super) choice: Choice,
+    /// What it goes on with, where that is no boot.
+    pub(super) source: Option<Arc<Restoration>>,
+    /// Whether that was captured of this very machine.
+    pub(super) same_identity: bool,
     pub(super) secrets: Arc<BTreeMap<String, String>>,
     pub(super) io: WorkloadIo,
     /// What is left of its time.
@@ -127,6 +135,8 @@ pub(super) enum Order {
     Resume,
     /// Live so long.
     Limits(Limits),
+    /// Be captured.
+    Capture(Box<Capture>),
 }
 
 /// What a life tells its actor.
@@ -158,6 +168,8 @@ pub(super) struct Running {
     pub(super) stages: Vec<Stage>,
     /// The template that it is a clone of.
     pub(super) template: Option<String>,
+    /// What it booted with; absent in a machine that was found.
+    pub(super) boot: Option<BootFact>,
     /// The ports that are published.
     pub(super) ports: Vec<PublishedPort>,
 }
@@ -217,9 +229,9 @@ async fn live(
         Ok(listeners) => Clients { listeners, joining },
         Err(error) => return failed(error.into()),
     };
-    let (vm, met) = loop {
+    let (vm, brought_up) = loop {
         let started = unless_ordered(&mut orders, power_on(&plan, &mut stages)).await;
-        let (vm, beginning) = match started {
+        let PoweredOn { vm, beginning, boot } = match started {
             Ok(started) => started,
             Err(error) => {
                 release(&parts, id);
@@ -228,6 +240,11 @@ async fn live(
         };
         // Fails only when the actor is gone; the life goes on and ends by itself.
         let _ = events.send(LifeEvent::VmmStarted(vm_fact(&vm))).await;
+        if let Some(source) = plan.source.take() {
+            let goes_on = restore::set_up(&mut plan, &vm, &source, &mut stages);
+            let workload = unless_ordered(&mut orders, goes_on).await;
+            break (vm, workload);
+        }
         let template = beginning.template();
         let met = unless_ordered(&mut orders, meet(&plan, &vm, beginning, &mut stages)).await;
         match (met, template) {
@@ -237,14 +254,13 @@ async fn live(
                 templates::discard(&plan, &template).await;
                 (plan.choice, stages) = (Choice::Boot, Stages::begin());
             }
-            (met, template) => break (vm, met.map(|guest| (guest, template))),
+            (Err(error), _) => break (vm, Err(error)),
+            (Ok(guest), template) => {
+                let set_up = set_up(&mut plan, &vm, guest, &mut stages);
+                let workload = unless_ordered(&mut orders, set_up).await;
+                break (vm, workload.map(|workload| workload.of(template, boot)));
+            }
         }
-    };
-    let brought_up = match met {
-        Ok((guest, template)) => unless_ordered(&mut orders, set_up(&mut plan, &vm, guest, &mut stages))
-            .await
-            .map(|workload| workload.of(template)),
-        Err(error) => Err(error),
     };
     let over = match brought_up {
         Ok(workload) => run_on(&mut plan, &vm, workload, clients, orders, events).await,
@@ -313,9 +329,10 @@ pub(super) struct Workload {
 }
 
 impl Workload {
-    /// Notes what its virtual machine is a clone of.
-    fn of(mut self, template: Option<TemplateId>) -> Self {
+    /// Notes what its virtual machine is a clone of, and what that booted with.
+    fn of(mut self, template: Option<TemplateId>, boot: BootFact) -> Self {
         self.running.template = template.map(|id| id.to_string());
+        self.running.boot = Some(boot);
         self
     }
 }
@@ -392,12 +409,17 @@ async fn find_workload(plan: &Plan, vm: &Vm) -> Result<Workload, StartError> {
     let received = log.as_ref().map_or(0, LogWriter::printed);
     let (guest, session) = greet_again(plan, vm, received).await?;
     failpoint::pass("adopt-greeted");
+    // The earlier node may have died while it captured the machine.
+    if guest.can_stand_still() && guest.thaw(GUEST_DEADLINE).await? {
+        tracing::info!(machine = %plan.id, "it stood still, and goes on");
+    }
     let session = session.ok_or(StartError::NoWorkload)?;
     let running = Running {
         guest,
         input: session.input(),
         stages: Vec::new(),
         template: None,
+        boot: None,
         ports: Vec::new(),
     };
     Ok(Workload {
@@ -411,7 +433,11 @@ async fn find_workload(plan: &Plan, vm: &Vm) -> Result<Workload, StartError> {
 ///
 /// QEMU 7.2 holds a guest's output back for good when the earlier node dies in the middle of a write: it throttles the port for the
 /// connection that has just closed, and takes that back when the next one closes.
-async fn greet_again(plan: &Plan, vm: &Vm, received: u64) -> Result<(Guest, Option<Session>), StartError> {
+pub(super) async fn greet_again(
+    plan: &Plan,
+    vm: &Vm,
+    received: u64,
+) -> Result<(Guest, Option<Session>), StartError> {
     let greeting = async || {
         let stream = vm.connect_guest().await.map_err(crate::guest::ConnectError::Io)?;
         let (reader, writer) = stream.into_split();
@@ -558,7 +584,7 @@ pub(super) async fn obey(
         Order::Kill { reason } => (now, KILL_DEADLINE, reason),
         Order::Discard { reason } => (now, Duration::ZERO, Some(reason)),
         // Carried out by whoever has the order; none comes here.
-        Order::Pause | Order::Resume | Order::Limits(_) => (now, Duration::ZERO, None),
+        Order::Pause | Order::Resume | Order::Limits(_) | Order::Capture(_) => (now, Duration::ZERO, None),
     };
     if !deadline.is_zero() {
         tokio::select! {
@@ -584,7 +610,9 @@ pub(super) async fn obey(
 async fn sharper_order(orders: &mut mpsc::Receiver<Order>) -> Option<Order> {
     loop {
         match orders.recv().await {
-            Some(Order::Stop { .. } | Order::Pause | Order::Resume | Order::Limits(_)) => {}
+            Some(
+                Order::Stop { .. } | Order::Pause | Order::Resume | Order::Limits(_) | Order::Capture(_),
+            ) => {}
             other => return other,
         }
     }

@@ -88,8 +88,18 @@ impl LogWriter {
 
     /// Opens the log for a new life of the workload.
     pub(super) fn begin(directory: &Path, limit: u64, time_unix_ns: u64) -> io::Result<Self> {
+        Self::begin_behind(directory, limit, time_unix_ns, 0)
+    }
+
+    /// Opens the log for a life that goes on where another machine was, which had printed so much.
+    pub(super) fn begin_behind(
+        directory: &Path,
+        limit: u64,
+        time_unix_ns: u64,
+        printed: u64,
+    ) -> io::Result<Self> {
         let mut log = Self::open(directory, limit)?;
-        log.printed = 0;
+        log.printed = printed;
         log.mark(time_unix_ns)?;
         Ok(log)
     }

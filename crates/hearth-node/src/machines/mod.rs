@@ -12,6 +12,7 @@
 mod actor;
 mod attend;
 mod boot;
+mod capture;
 mod command;
 mod drivers;
 mod error;
@@ -33,11 +34,14 @@ mod ports;
 mod prune;
 mod recovery;
 mod registry;
+mod restore;
 mod session;
 mod silence;
+mod snapshots;
 mod stats;
 mod templates;
 
+pub use capture::CaptureError;
 pub use command::{AttachedMachine, Change, View};
 pub use drivers::{Drivers, SelectError};
 pub use error::{CreateError, MachineError, StartError};
@@ -51,6 +55,7 @@ pub use pace::Pace;
 pub use ports::PortError;
 pub use registry::{Machines, NewMachine};
 pub use session::{ExecSpec, terminal_size};
+pub use snapshots::{FORKS_MAX, MachineSnapshot, NewForks, NewRestored, NewSnapshot, SnapshotError};
 pub use stats::Usage;
 
 #[cfg(test)]

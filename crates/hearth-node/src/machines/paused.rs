@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 
 use super::attend::time_over;
 use super::boot::last_words;
+use super::capture;
 use super::life::{LifeEvent, Order, Plan, chain, died, over};
 use super::output::now_unix_ns;
 use crate::guest::Guest;
@@ -41,6 +42,10 @@ pub(super) async fn adopt(
         let order = loop {
             tokio::select! {
                 Some(order) = orders.recv() => match order {
+                    Order::Capture(capture) => {
+                        let taken = capture::of_still(plan, &capture).await;
+                        capture::answer(plan, *capture, taken);
+                    }
                     Order::Limits(limits) => {
                         (plan.limits, began) = (limits, Instant::now());
                         over_time.set(time_over(limits.time));

@@ -4,6 +4,7 @@
 //! ```text
 //! record                                                    what becomes of it
 //! none, Removing, or of an execution of code                ended and swept
+//! being made of a snapshot, or by a fork                    ended and swept
 //! Alive, of an earlier boot of the host                     Failed: the host was restarted
 //! Alive, with its monitor's process                         found again (life), or Failed if that is gone
 //! Alive and told to end, and its monitor is gone            Exited: the stop was half done
@@ -127,7 +128,11 @@ impl Machines {
         );
         // Who waited for it, was connected to the earlier node.
         let is_left = record.owner == Some(Owner::Execute);
-        if record.state == RecordedState::Removing || is_left || (is_over && record.spec.auto_remove) {
+        if record.state == RecordedState::Removing
+            || record.unfinished
+            || is_left
+            || (is_over && record.spec.auto_remove)
+        {
             self.sweep(id, Some(&record)).await;
             return None;
         }

@@ -19,7 +19,6 @@ use super::handle::Machine;
 use super::life::{self, Parts};
 use crate::host::facts::{self, Place};
 use crate::host::{failpoint, files};
-use crate::images::ResolvedImage;
 use crate::records::{
     self, ImageFact, MachineRecord, ProcessFact, RecordedState, Records, RestartFact, spec,
 };
@@ -207,6 +206,9 @@ impl Machines {
             vmm: None,
             stages: Vec::new(),
             template: None,
+            boot: None,
+            origin: None,
+            unfinished: false,
             ports: Vec::new(),
             paused: false,
             stopping: false,
@@ -226,7 +228,7 @@ impl Machines {
         };
         // The name before the record: two records of one name would be one machine too many for the next node.
         self.enlist(known, |record| {
-            self.write_first(id, record, &image)?;
+            self.write_first(id, record, &image.rootfs)?;
             failpoint::pass("create-recorded");
             Ok(())
         })
@@ -239,11 +241,11 @@ impl Machines {
 
     /// Makes the machine's directory with a link to its root file system, which lives as long as the machine, whatever
     /// becomes of the image, and its record. Only the node and the machine's own monitor may enter it.
-    fn write_first(
+    pub(super) fn write_first(
         &self,
         id: MachineId,
         record: &MachineRecord,
-        image: &ResolvedImage,
+        image_rootfs: &Path,
     ) -> Result<(), CreateError> {
         let directory = self.parts.layout.machine_data(id);
         let rootfs = self.parts.layout.machine_rootfs(id);
@@ -257,7 +259,7 @@ impl Machines {
             .and_then(|()| files::give_to_group(&directory, group))
             .map_err(at(&directory))
             .and_then(|()| {
-                files::link_for_readers(&image.rootfs, &rootfs)
+                files::link_for_readers(image_rootfs, &rootfs)
                     .and_then(|()| failpoint::reach("create-linked"))
                     .map_err(at(&rootfs))
             })
@@ -269,7 +271,7 @@ impl Machines {
         written
     }
 
-    fn unused_id(&self) -> Result<MachineId, CreateError> {
+    pub(super) fn unused_id(&self) -> Result<MachineId, CreateError> {
         loop {
             let mut bytes = [0; 6];
             getrandom::fill(&mut bytes).map_err(|error| CreateError::Random(std::io::Error::other(error)))?;
@@ -281,7 +283,7 @@ impl Machines {
     }
 
     /// Two words that the id picks; with digits of the id behind them where the pair is taken.
-    fn made_up_name(&self, id: MachineId) -> String {
+    pub(super) fn made_up_name(&self, id: MachineId) -> String {
         let name = super::names::made_up(id);
         let taken = self.table.lock().values().any(|machine| machine.name == name);
         if taken { format!("{name}-{id}") } else { name }
@@ -292,7 +294,7 @@ impl Machines {
     }
 
     /// Makes the actor of a machine whose name is free, once it is written down.
-    fn enlist(
+    pub(super) fn enlist(
         &self,
         known: Known,
         write: impl FnOnce(&MachineRecord) -> Result<(), CreateError>,

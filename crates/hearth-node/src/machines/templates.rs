@@ -29,6 +29,8 @@ use crate::vmm::{
 pub(super) enum Beginning {
     /// It is a clone.
     Template(TemplateId),
+    /// It goes on where another one was captured.
+    Snapshot,
     /// It was booted, and a template is to be taken of it.
     BootForTemplate(Box<Building>),
     /// It was booted.
@@ -40,7 +42,7 @@ impl Beginning {
     pub(super) fn template(&self) -> Option<TemplateId> {
         match self {
             Self::Template(id) => Some(id.clone()),
-            Self::BootForTemplate(_) | Self::Boot => None,
+            Self::Snapshot | Self::BootForTemplate(_) | Self::Boot => None,
         }
     }
 }
@@ -147,14 +149,24 @@ async fn restore(driver: &Driver, boot: &BootRequest, ready: &Ready) -> Result<V
         memory: MemoryBackend::File,
     };
     let vm = driver.restore(&request).await?;
-    let mut unless = KillOnDrop(Some((boot.id, vm.process())));
+    let mut unless = KillOnDrop::armed(boot.id, &vm);
     vm.resume().await.map_err(CloneError::Resume)?;
-    unless.0 = None;
+    unless.disarm();
     Ok(vm)
 }
 
 /// Kills a monitor when its start is given up between two steps; what it leaves is the life's to remove.
-struct KillOnDrop(Option<(MachineId, ProcessId)>);
+pub(super) struct KillOnDrop(Option<(MachineId, ProcessId)>);
+
+impl KillOnDrop {
+    pub(super) fn armed(id: MachineId, vm: &Vm) -> Self {
+        Self(Some((id, vm.process())))
+    }
+
+    pub(super) fn disarm(&mut self) {
+        self.0 = None;
+    }
+}
 
 impl Drop for KillOnDrop {
     fn drop(&mut self) {

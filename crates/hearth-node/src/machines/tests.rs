@@ -20,7 +20,7 @@ use crate::host::cgroup::Groups;
 use crate::images::Images;
 use crate::layout::Layout;
 use crate::setup::{Artefacts, KernelSource, SetupRequest, tests as samples};
-use crate::snapshots::Templates;
+use crate::snapshots::{Snapshots, Templates};
 use crate::storage::Disks;
 use crate::vmm::fake::{Behaviour, Fake};
 use crate::vmm::{Driver, Exit};
@@ -108,6 +108,7 @@ impl Bench {
             images: Images::open(&layout).await.unwrap(),
             disks: Disks::new(layout.empty_disks()),
             templates: Templates::open(layout.templates()),
+            snapshots: Arc::new(Snapshots::open(layout.snapshots())),
             drivers: Drivers::only(Driver::Fake(fake)),
             events: EventLog::open(layout.data().join("events.jsonl")),
             tasks: TaskTracker::new(),

@@ -14,6 +14,9 @@ use crate::records::spec::InvalidSpec;
 /// Says why something could not be done with a pool.
 #[derive(Debug, thiserror::Error)]
 pub enum PoolError {
+    /// A machine cannot be made of the pool's snapshot.
+    #[error(transparent)]
+    Snapshot(#[from] crate::machines::SnapshotError),
     /// There is no such pool.
     #[error("there is no pool {0:?}")]
     NotFound(String),

@@ -4,11 +4,15 @@ use std::time::Duration;
 
 use hearth_api::v1::{MachineSpec, Owner, PoolSpec};
 use hearth_machine::State;
+use sha2::{Digest as _, Sha256};
 
 use super::error::PoolError;
 use crate::guest::SessionEvent;
 use crate::host::failpoint;
-use crate::machines::{ExecSpec, Machine, Machines, NewMachine, chain};
+use crate::machines::{
+    ExecSpec, Machine, Machines, NewMachine, NewRestored, NewSnapshot, SnapshotError, chain,
+};
+use crate::snapshots::{Extent, SnapshotId, StoreError};
 
 /// How long a guest may take to show that it works.
 const CHECK_DEADLINE: Duration = Duration::from_secs(20);
@@ -32,7 +36,12 @@ pub(super) fn machine_spec(spec: &PoolSpec) -> MachineSpec {
 }
 
 /// Makes a machine, lets it warm up, sees that it works, and lets it stand still. Nothing is left of one that fails.
+///
+/// The first one that was warmed up is kept as a snapshot; later ones go on there.
 pub(super) async fn bring_up(machines: &Machines, pool: &str, spec: &PoolSpec) -> Result<Machine, PoolError> {
+    if let Some(machine) = restore_golden(machines, pool, spec).await {
+        return Ok(machine);
+    }
     let new = NewMachine {
         name: None,
         spec: machine_spec(spec),
@@ -46,6 +55,7 @@ pub(super) async fn bring_up(machines: &Machines, pool: &str, spec: &PoolSpec) -
         warm(&machine, &spec.warm_command).await?;
         check(&machine).await?;
         failpoint::pass("pool-warm");
+        keep_golden(machines, &machine, pool, spec).await;
         machine.pause().await?;
         failpoint::pass("pool-paused");
         Ok(())
@@ -56,6 +66,84 @@ pub(super) async fn bring_up(machines: &Machines, pool: &str, spec: &PoolSpec) -
             remove(&machine).await;
             Err(error)
         }
+    }
+}
+
+/// Returns the name of the snapshot that the machines of a pool are made of; none where starting one takes no warming up, so that a
+/// template does as well.
+pub(super) fn golden(pool: &str, spec: &PoolSpec) -> Option<String> {
+    if spec.warm_command.is_empty() {
+        return None;
+    }
+    // Never fails: plain strings and numbers.
+    let what = serde_json::to_vec(&(machine_spec(spec), &spec.warm_command)).unwrap_or_default();
+    let digest = Sha256::digest(what);
+    let short: String = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+    Some(format!("pool.{pool}.{short}"))
+}
+
+/// Makes a machine of the pool's snapshot. One of which none can be made is thrown away.
+async fn restore_golden(machines: &Machines, pool: &str, spec: &PoolSpec) -> Option<Machine> {
+    let name = golden(pool, spec)?;
+    let snapshot = machines.parts().snapshots.find(&name).ok()?;
+    let new = NewRestored {
+        owner: Some(Owner::Pool(pool.to_owned())),
+        keep_secrets: true,
+        ..NewRestored::default()
+    };
+    let up = async {
+        let machine = machines.restore(&name, new).await?;
+        failpoint::pass("pool-restored");
+        let ready = async {
+            check(&machine).await?;
+            machine.pause().await?;
+            failpoint::pass("pool-paused");
+            Ok(())
+        };
+        match ready.await {
+            Ok(()) => Ok(machine),
+            Err(error) => {
+                remove(&machine).await;
+                Err(error)
+            }
+        }
+    };
+    let error: PoolError = match up.await {
+        Ok(machine) => return Some(machine),
+        Err(error) => error,
+    };
+    tracing::warn!(pool, snapshot = name, error = %chain(&error), "no machine can be made of it; one is warmed up anew");
+    drop_golden(machines, &snapshot.id).await;
+    None
+}
+
+async fn keep_golden(machines: &Machines, machine: &Machine, pool: &str, spec: &PoolSpec) {
+    let Some(name) = golden(pool, spec) else { return };
+    let new = NewSnapshot {
+        name: Some(name),
+        extent: Extent::Full,
+        stop: false,
+    };
+    match machines.snapshot(machine, new).await {
+        Ok(_) | Err(SnapshotError::Store(StoreError::NameTaken { .. })) => {}
+        Err(error) => {
+            tracing::warn!(pool, error = %chain(&error), "later machines are warmed up as this one was");
+        }
+    }
+}
+
+async fn drop_golden(machines: &Machines, id: &SnapshotId) {
+    match machines.parts().snapshots.remove(id).await {
+        Ok(()) | Err(StoreError::NotFound(_)) => {}
+        Err(error) => tracing::warn!(snapshot = %id, error = %chain(&error), "left behind"),
+    }
+}
+
+/// Removes the snapshot of a pool that is no more.
+pub(super) async fn forget_golden(machines: &Machines, pool: &str, spec: &PoolSpec) {
+    let found = golden(pool, spec).and_then(|name| machines.parts().snapshots.find(&name).ok());
+    if let Some(snapshot) = found {
+        drop_golden(machines, &snapshot.id).await;
     }
 }
 

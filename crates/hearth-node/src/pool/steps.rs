@@ -281,6 +281,9 @@ impl Keeper {
             return;
         };
         let mut removed = Some(self.records.remove(name).map_err(PoolError::from));
+        let (machines, pool, spec) = (self.machines.clone(), name.to_owned(), kept.record.spec.clone());
+        self.tasks
+            .spawn(async move { member::forget_golden(&machines, &pool, &spec).await });
         for reply in kept.removers {
             // Who asked has gone away.
             let _ = reply.send(removed.take().unwrap_or(Ok(())));

@@ -3,7 +3,9 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use hearth_api::v1::{Border, Health, HealthCheck, MachineSpec, Owner, PortMapping, Stage, strict_spec};
+use hearth_api::v1::{
+    Border, Health, HealthCheck, MachineSpec, Origin, Owner, PortMapping, Stage, strict_spec,
+};
 use hearth_machine::{History, MachineId, Process, Signal};
 use serde::{Deserialize, Serialize};
 
@@ -60,6 +62,15 @@ pub struct MachineRecord {
     /// The template that it is a clone of, since its last start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template: Option<String>,
+    /// What it booted with, or what the template or snapshot did that it was made of; since its last start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot: Option<BootFact>,
+    /// The snapshot that it was made of, by name and id, or the machine that it is a fork of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
+    /// It is being made of a snapshot, and nobody's until that is done.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unfinished: bool,
     /// The ports that are published, as long as it runs.
     #[serde(default)]
     pub ports: Vec<PortMapping>,
@@ -81,6 +92,19 @@ pub struct MachineRecord {
     /// What is known of that since its last start, as of the last change.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<Health>,
+}
+
+/// What decides, beside the machine's own shape, whether a monitor can go on with what another one has left.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct BootFact {
+    /// The digest of the kernel.
+    pub kernel: String,
+    /// The digest of the initramfs.
+    pub initramfs: String,
+    /// The monitor's version.
+    pub version: String,
+    /// What else of the monitor and of the host's processor goes into the state.
+    pub fingerprint: String,
 }
 
 /// The history of a machine, as far as restart policies ask.
@@ -387,6 +411,9 @@ pub(crate) mod tests {
             health_check: None,
             health: None,
             template: None,
+            boot: None,
+            origin: None,
+            unfinished: false,
             stages: vec![],
             stopping: false,
             host_boot: None,

@@ -9,6 +9,7 @@ pub(crate) mod pool;
 pub mod spec;
 
 pub use machine::{
-    ImageFact, MachineRecord, ProcessFact, RecordError, RecordedState, Records, RestartFact, VmmFact,
+    BootFact, ImageFact, MachineRecord, ProcessFact, RecordError, RecordedState, Records, RestartFact,
+    VmmFact,
 };
 pub use pool::{LeaseFact, MemberFact, PoolRecord, PoolRecords};

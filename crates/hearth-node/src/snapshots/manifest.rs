@@ -1,15 +1,16 @@
-//! What a template is of, and what its files hold: one small JSON file beside them, written last.
+//! What a template or snapshot is of, and what its files hold: one small JSON file beside them, written last.
 
 use std::fs::File;
 use std::io;
 use std::path::Path;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::host::memory_image;
 
-/// The file's name. A directory without it is no template.
+/// The file's name. A directory without it is neither.
 pub(super) const MANIFEST: &str = "manifest.json";
 
 /// The format that is written, and the only one that is read.
@@ -52,10 +53,36 @@ impl TemplateKey {
     }
 }
 
+/// How much of its machine a snapshot has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Extent {
+    /// Disk, memory and processors.
+    Full,
+    /// The disk.
+    Disk,
+}
+
+/// What a snapshot says of itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Manifest {
-    format: u32,
-    pub(super) key: TemplateKey,
+pub struct Description<F> {
+    /// Its name.
+    pub name: String,
+    /// What is in it.
+    pub extent: Extent,
+    /// What a monitor must be to go on with it.
+    pub key: TemplateKey,
+    /// How much of the workload's output had been taken from the guest.
+    pub received: u64,
+    /// What is known of the machine.
+    pub facts: F,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Manifest<K> {
+    pub(super) format: u32,
+    /// What it is of.
+    pub(super) key: K,
     /// RFC 3339.
     pub(super) created_at: String,
     pub(super) files: Vec<FileFact>,
@@ -69,43 +96,65 @@ pub(super) struct FileFact {
     pub(super) sha256: String,
 }
 
-/// Says what is wrong with a template's files.
+impl FileFact {
+    /// Describes a file, which takes reading it.
+    pub(super) fn of(directory: &Path, name: &str) -> io::Result<Self> {
+        let path = directory.join(name);
+        Ok(Self {
+            name: name.to_owned(),
+            bytes: std::fs::metadata(&path)?.len(),
+            sha256: digest(&path)?,
+        })
+    }
+}
+
+/// Says what is wrong with the files of a template or snapshot.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Flaw {
+pub enum Flaw {
+    /// A file cannot be read.
     #[error("cannot read {name}")]
     Read {
+        /// Which one.
         name: String,
+        /// Why.
         #[source]
         source: io::Error,
     },
+    /// The manifest is none.
     #[error("{MANIFEST} makes no sense")]
     Manifest(#[source] serde_json::Error),
+    /// The manifest is of another version.
     #[error("it has the format {0}, and {FORMAT} is read")]
     Format(u32),
+    /// A file was cut off, or grew.
     #[error("{name} has {found} bytes instead of {expected}")]
-    Size { name: String, found: u64, expected: u64 },
+    Size {
+        /// Which one.
+        name: String,
+        /// What it has.
+        found: u64,
+        /// What it had.
+        expected: u64,
+    },
+    /// A file was changed.
     #[error("the bytes of {0} are not those that were written")]
     Digest(String),
+    /// It is something else's.
     #[error("it is of another key")]
     Key,
 }
 
-impl Manifest {
+impl<K: Serialize + DeserializeOwned> Manifest<K> {
     /// Describes the files of this name in a directory, which takes reading them.
-    pub(super) fn of(directory: &Path, key: TemplateKey, names: &[&str]) -> io::Result<Self> {
-        let fact = |name: &&str| {
-            let path = directory.join(name);
-            Ok(FileFact {
-                name: (*name).to_owned(),
-                bytes: std::fs::metadata(&path)?.len(),
-                sha256: digest(&path)?,
-            })
-        };
+    pub(super) fn of(directory: &Path, key: K, names: &[&str]) -> io::Result<Self> {
         Ok(Self {
             format: FORMAT,
             key,
             created_at: jiff::Timestamp::now().to_string(),
-            files: names.iter().map(fact).collect::<io::Result<_>>()?,
+            files: names
+                .iter()
+                .map(|name| FileFact::of(directory, name))
+                .collect::<io::Result<_>>()?,
         })
     }
 
@@ -114,13 +163,22 @@ impl Manifest {
         serde_json::to_vec_pretty(self).unwrap_or_default()
     }
 
+    /// Reads the manifest of a directory, and looks at nothing else.
+    pub(super) fn parse(directory: &Path) -> Result<Self, Flaw> {
+        Self::from_bytes(&std::fs::read(directory.join(MANIFEST)).map_err(read(MANIFEST))?)
+    }
+
+    pub(super) fn from_bytes(bytes: &[u8]) -> Result<Self, Flaw> {
+        let manifest: Self = serde_json::from_slice(bytes).map_err(Flaw::Manifest)?;
+        match manifest.format {
+            FORMAT => Ok(manifest),
+            other => Err(Flaw::Format(other)),
+        }
+    }
+
     /// Reads the manifest of a directory, and looks whether the files have their sizes.
     pub(super) fn read(directory: &Path) -> Result<Self, Flaw> {
-        let bytes = std::fs::read(directory.join(MANIFEST)).map_err(read(MANIFEST))?;
-        let manifest: Self = serde_json::from_slice(&bytes).map_err(Flaw::Manifest)?;
-        if manifest.format != FORMAT {
-            return Err(Flaw::Format(manifest.format));
-        }
+        let manifest = Self::parse(directory)?;
         for file in &manifest.files {
             let found = std::fs::metadata(directory.join(&file.name)).map_err(read(&file.name))?;
             if found.len() != file.bytes {
@@ -135,10 +193,7 @@ impl Manifest {
     }
 
     /// Reads every byte of the files.
-    pub(super) fn verify(&self, directory: &Path, key: &TemplateKey) -> Result<(), Flaw> {
-        if self.key != *key {
-            return Err(Flaw::Key);
-        }
+    pub(super) fn verify(&self, directory: &Path) -> Result<(), Flaw> {
         for file in &self.files {
             let found = digest(&directory.join(&file.name)).map_err(read(&file.name))?;
             if found != file.sha256 {

@@ -1,10 +1,14 @@
-//! Snapshots on the disk: templates, which machines are clones of.
+//! Snapshots on the disk: templates, which machines are clones of, and snapshots that somebody took.
 //!
-//! Owns their directory, manifests and files, and who may read or write them when. Knows no monitor: what is in the files is up to
+//! Owns their directories, manifests and files, and who may read or write them when. Knows no monitor: what is in the files is up to
 //! who writes them. Called by `machines`, and by the API to list and remove them.
 
+mod archive;
 mod manifest;
+mod named;
 mod template;
 
-pub use manifest::TemplateKey;
+pub use archive::ArchiveError;
+pub use manifest::{Description, Extent, Flaw, TemplateKey};
+pub use named::{Draft, Held, Imported, Snapshot, SnapshotId, Snapshots, StoreError};
 pub use template::{Building, InvalidId, Ready, Template, TemplateError, TemplateId, Templates, Turn};

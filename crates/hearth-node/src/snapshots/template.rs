@@ -231,7 +231,13 @@ impl Templates {
             return false;
         }
         let directory = path.clone();
-        let verify = move || Manifest::read(&directory)?.verify(&directory, &key);
+        let verify = move || {
+            let manifest = Manifest::<TemplateKey>::read(&directory)?;
+            match manifest.key == key {
+                true => manifest.verify(&directory),
+                false => Err(Flaw::Key),
+            }
+        };
         let flaw: Option<Flaw> = match tokio::task::spawn_blocking(verify).await {
             Ok(Ok(())) => return true,
             Ok(Err(flaw)) => Some(flaw),
@@ -372,7 +378,7 @@ fn name(path: &Path) -> Option<TemplateId> {
 
 fn listed(path: &Path) -> Option<Template> {
     let id = name(path)?;
-    let manifest = Manifest::read(path).ok()?;
+    let manifest = Manifest::<TemplateKey>::read(path).ok()?;
     let size = |file: &str| {
         let metadata = fs::metadata(path.join(file)).ok();
         metadata.map_or(0, |metadata| {

@@ -1,0 +1,207 @@
+//! `snapshot create|ls|inspect|rm|prune|export|import`, `restore`, `rollback`, `fork`.
+
+use std::process::ExitCode;
+
+use hearth_api::client::reader;
+use hearth_api::v1::{self, CreateSnapshot, ForkMachine, PruneSnapshots, RestoreSnapshot, RollbackMachine};
+use hearth_machine::ByteSize;
+use jiff::Timestamp;
+
+use super::machine::each;
+use super::transfer::{self, Upload};
+use crate::arguments::{
+    Fork, Restore, RollBack, SnapshotCommand, SnapshotCreate, SnapshotExport, SnapshotImport,
+    SnapshotInspect, SnapshotList, SnapshotPrune,
+};
+use crate::error::CliError;
+use crate::node::Node;
+use crate::print::{self, Cell, Screen, Table, ago};
+use crate::resolve::{System, secrets};
+
+/// Runs a verb about snapshots.
+pub(super) async fn snapshot(node: &Node, command: SnapshotCommand) -> Result<ExitCode, CliError> {
+    match command {
+        SnapshotCommand::Create(arguments) => create(node, arguments).await,
+        SnapshotCommand::Ls(arguments) => list(node, &arguments).await,
+        SnapshotCommand::Inspect(arguments) => inspect(node, &arguments).await,
+        SnapshotCommand::Rm(arguments) => {
+            each(&arguments.snapshots, async |snapshot| {
+                node.call(async |client| client.snapshot_remove(snapshot).await)
+                    .await?;
+                Ok(snapshot.to_owned())
+            })
+            .await
+        }
+        SnapshotCommand::Prune(arguments) => prune(node, &arguments).await,
+        SnapshotCommand::Export(arguments) => export(node, &arguments).await,
+        SnapshotCommand::Import(arguments) => import(node, &arguments).await,
+    }
+}
+
+async fn create(node: &Node, arguments: SnapshotCreate) -> Result<ExitCode, CliError> {
+    let request = CreateSnapshot {
+        name: arguments.name,
+        disk_only: arguments.disk_only,
+        stop: arguments.stop,
+    };
+    let created = node
+        .call(async |client| client.snapshot_create(&arguments.machine, &request).await)
+        .await?;
+    if arguments.json {
+        print::json(&created)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    print::line(&created.snapshot.name)?;
+    if !created.snapshot.secrets.is_empty() {
+        let names = created.snapshot.secrets.join(", ");
+        print::note(&format!(
+            "the snapshot's memory has the machine's secrets: {names}"
+        ));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn list(node: &Node, arguments: &SnapshotList) -> Result<ExitCode, CliError> {
+    let snapshots = node.call(async |client| client.snapshots().await).await?;
+    if arguments.json {
+        print::json(&snapshots)?;
+    } else if arguments.quiet {
+        let names: String = snapshots.iter().map(|it| format!("{}\n", it.name)).collect();
+        print::out(&names)?;
+    } else {
+        print::out(&table(&snapshots, Timestamp::now()).render(Screen::stdout()))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn table(snapshots: &[v1::Snapshot], now: Timestamp) -> Table {
+    let mut table = Table::new(&[
+        ("SNAPSHOT", None),
+        ("MACHINE", None),
+        ("IMAGE", None),
+        ("HAS", None),
+        ("MEMORY", None),
+        ("SIZE", None),
+        ("CREATED", None),
+        ("STATUS", None),
+    ]);
+    for snapshot in snapshots {
+        let has = match snapshot.extent {
+            v1::Extent::Full => "all",
+            v1::Extent::Disk => "disk",
+        };
+        let status = match (&snapshot.unusable, snapshot.secrets.is_empty()) {
+            (Some(_), _) => "unusable here",
+            (None, true) => "ok",
+            (None, false) => "ok, has secrets",
+        };
+        table.push([
+            Cell::from(&snapshot.name),
+            Cell::from(&snapshot.machine),
+            Cell::from(&snapshot.image),
+            Cell::from(has),
+            Cell::from(ByteSize::from_mib(snapshot.memory_mib).to_string()),
+            Cell::from(ByteSize::from_bytes(snapshot.size_bytes).to_string()),
+            Cell::from(ago(&snapshot.created_at, now)),
+            Cell::from(status),
+        ]);
+    }
+    table
+}
+
+async fn inspect(node: &Node, arguments: &SnapshotInspect) -> Result<ExitCode, CliError> {
+    let mut found = Vec::new();
+    for snapshot in &arguments.snapshots {
+        found.push(node.call(async |client| client.snapshot(snapshot).await).await?);
+    }
+    print::json(&found)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn prune(node: &Node, arguments: &SnapshotPrune) -> Result<ExitCode, CliError> {
+    let request = PruneSnapshots { all: arguments.all };
+    let pruned = node
+        .call(async |client| client.snapshot_prune(&request).await)
+        .await?;
+    if arguments.json {
+        print::json(&pruned)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    for name in &pruned.snapshots {
+        print::line(name)?;
+    }
+    print::line(&format!("freed {}", ByteSize::from_bytes(pruned.freed_bytes)))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn export(node: &Node, arguments: &SnapshotExport) -> Result<ExitCode, CliError> {
+    transfer::check_output(arguments.output.as_deref())?;
+    let body = node
+        .call(async |client| client.snapshot_export(&arguments.snapshot).await)
+        .await?;
+    transfer::save(arguments.output.as_deref(), reader(body)).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn import(node: &Node, arguments: &SnapshotImport) -> Result<ExitCode, CliError> {
+    let (upload, body) = Upload::begin(arguments.input.as_deref())?;
+    // A body cannot be sent twice: the node is up before.
+    node.call(async |client| client.node_status().await).await?;
+    let client = node.client();
+    let snapshot = client.snapshot_import(arguments.name.as_deref(), body).await?;
+    upload.finish().await?;
+    match arguments.json {
+        true => print::json(&snapshot)?,
+        false => print::line(&snapshot.name)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs `restore`.
+pub(super) async fn restore(node: &Node, arguments: Restore) -> Result<ExitCode, CliError> {
+    let request = RestoreSnapshot {
+        name: arguments.name,
+        keep_secrets: arguments.keep_secrets,
+        secrets: secrets(&arguments.secret, &System)?,
+    };
+    let machine = node
+        .call(async |client| client.restore(&arguments.snapshot, &request).await)
+        .await?;
+    match arguments.json {
+        true => print::json(&machine)?,
+        false => print::line(&machine.name)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs `rollback`.
+pub(super) async fn rollback(node: &Node, arguments: RollBack) -> Result<ExitCode, CliError> {
+    let request = RollbackMachine {
+        snapshot: arguments.snapshot,
+    };
+    let machine = node
+        .call(async |client| client.rollback(&arguments.machine, &request).await)
+        .await?;
+    print::line(&machine.name)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs `fork`.
+pub(super) async fn fork(node: &Node, arguments: Fork) -> Result<ExitCode, CliError> {
+    let request = ForkMachine {
+        count: arguments.count,
+        name_prefix: arguments.name,
+        keep_secrets: arguments.keep_secrets,
+    };
+    let forked = node
+        .call(async |client| client.fork(&arguments.machine, &request).await)
+        .await?;
+    if arguments.json {
+        print::json(&forked)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    for machine in &forked.machines {
+        print::line(&machine.name)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,127 @@
+//! A machine that goes on where another one was captured: its monitor takes the state over, and its guest is made this machine
+//! before any program of it runs.
+//!
+//! ```text
+//! disk (a copy) -> restore -> go on -> hello -> renew (clock, random numbers, names, connections) -> thaw ==Running==>
+//! ```
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use hearth_guest_protocol::message::Renew;
+use serde_bytes::ByteBuf;
+
+use super::boot::Stages;
+use super::error::StartError;
+use super::life::{GUEST_DEADLINE, Plan, Running, Workload, greet_again, vm_fact};
+use super::limits;
+use super::log::{self, LogWriter};
+use super::output::now_unix_ns;
+use super::session;
+use super::templates::KillOnDrop;
+use crate::host::failpoint;
+use crate::records::{BootFact, MachineRecord};
+use crate::snapshots::{Draft, Held};
+use crate::vmm::{
+    BootRequest, Driver, Machine as _, MemoryBackend, RestoreRequest, SnapshotKind, Vm, Vmm as _,
+};
+
+/// What a life begins with that is no boot.
+#[derive(Debug)]
+pub(super) struct Restoration {
+    pub(super) files: Held,
+    /// How much of the workload's output had been taken.
+    pub(super) received: u64,
+    /// What its monitor and kernel are.
+    pub(super) boot: BootFact,
+    /// Where to leave the memory in a form that later machines can share.
+    pub(super) share: Option<PathBuf>,
+    /// Keeps the files of a fork for as long as one is made of them.
+    pub(super) _draft: Option<Arc<Draft<MachineRecord>>>,
+}
+
+/// Lets a monitor take a captured state over; its processors run when this returns.
+pub(super) async fn restore(
+    driver: &Driver,
+    boot: &BootRequest,
+    source: &Restoration,
+) -> Result<Vm, StartError> {
+    let request = RestoreRequest {
+        boot: boot.clone(),
+        snapshot: source.files.vm(),
+        memory: MemoryBackend::File,
+    };
+    let vm = driver.restore(&request).await.map_err(StartError::Restore)?;
+    let mut unless = KillOnDrop::armed(boot.id, &vm);
+    failpoint::pass("restore-loaded");
+    if let Some(directory) = &source.share
+        && let Err(error) = vm.snapshot(directory, SnapshotKind::Full).await
+    {
+        tracing::warn!(machine = %boot.id, %error, "other machines of this snapshot do not share its memory");
+        // What is there is not whole; whoever takes it over finds nothing.
+        let _ = std::fs::remove_dir_all(directory);
+    }
+    vm.resume().await.map_err(StartError::Resume)?;
+    failpoint::pass("restore-resumed");
+    unless.disarm();
+    Ok(vm)
+}
+
+/// Makes the guest this machine and lets its programs go on.
+pub(super) async fn set_up(
+    plan: &mut Plan,
+    vm: &Vm,
+    source: &Restoration,
+    stages: &mut Stages,
+) -> Result<Workload, StartError> {
+    let (guest, session) = greet_again(plan, vm, source.received).await?;
+    stages.end("hello");
+    failpoint::pass("restore-greeted");
+    let session = session.ok_or(StartError::NoWorkload)?;
+    guest.renew(&renewal(plan)?, GUEST_DEADLINE).await?;
+    stages.end("renew");
+    failpoint::pass("restore-renewed");
+    limits::impose(plan, vm_fact(vm));
+    let directory = plan.parts.layout.machine_data(plan.id);
+    let log = LogWriter::begin_behind(&directory, plan.spec.log.bytes(), now_unix_ns(), source.received);
+    let log = log.map_err(|source| StartError::Write {
+        path: log::path(&directory),
+        source,
+    })?;
+    if !guest.thaw(GUEST_DEADLINE).await? {
+        return Err(StartError::WentOn);
+    }
+    stages.end("thaw");
+    failpoint::pass("restore-thawed");
+    let running = Running {
+        guest,
+        input: session.input(),
+        stages: stages.take(),
+        template: None,
+        boot: Some(source.boot.clone()),
+        ports: Vec::new(),
+    };
+    Ok(Workload {
+        running,
+        session,
+        log: Some(log),
+    })
+}
+
+fn renewal(plan: &Plan) -> Result<Renew, StartError> {
+    let random = |bytes: &mut [u8]| {
+        getrandom::fill(bytes).map_err(|error| crate::guest::ConnectError::Io(std::io::Error::other(error)))
+    };
+    let (mut entropy, mut machine_id) = ([0; 32], [0; 16]);
+    random(&mut entropy)?;
+    random(&mut machine_id)?;
+    let hostname = session::hostname(&plan.spec, plan.id);
+    Ok(Renew {
+        hosts: ByteBuf::from(session::hosts_file(&hostname, &plan.spec.container.hosts).into_bytes()),
+        resolv_conf: ByteBuf::new(),
+        hostname,
+        machine_id: (!plan.same_identity).then_some(machine_id),
+        clock_unix_ns: now_unix_ns(),
+        entropy,
+    })
+}
