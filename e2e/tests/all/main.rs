@@ -130,6 +130,7 @@ on_driver!(
         snapshot::forks_go_on_where_the_machine_is_which_does_not_notice,
         snapshot::snapshots_that_cannot_be_are_refused_and_leave_nothing,
         snapshot::an_exported_snapshot_comes_back_whole,
+        snapshot::a_connection_and_a_timer_do_not_notice_forks,
         template::the_second_machine_is_a_clone_unless_it_is_told_to_boot,
         template::templates_of_no_use_are_pruned,
         template::of_first_machines_that_start_at_once_one_boots,

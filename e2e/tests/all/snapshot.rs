@@ -1,10 +1,12 @@
 //! Snapshots, restores, rollbacks and forks: what went on goes on, where it was and as what it is to be.
 
 use std::collections::BTreeSet;
+use std::io::{BufRead as _, BufReader};
+use std::net::TcpStream;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
-use e2e::{DEADLINE, TestNode};
+use e2e::{DEADLINE, TestNode, is_soak};
 use hearth_api::v1::{CreatedSnapshot, Extent, Forked, MachineStatus, Origin, Snapshot};
 
 const SMALL: [&str; 2] = ["-m", "80m"];
@@ -72,6 +74,14 @@ pub(crate) fn what_a_snapshot_kept_goes_on_in_another_machine(node: &TestNode) -
     let at = count(node, "source")?;
     ensure!(created.snapshot.extent == Extent::Full && created.snapshot.unusable.is_none());
     ensure!(created.pause_us > 0 && created.pause_us < 20_000_000);
+    // The file system stood still with the processes: nothing of it is to be repaired.
+    let kept = node.location().data.join("snapshots").join(&created.snapshot.id);
+    node.call(
+        "e2fsck",
+        ["-f".as_ref(), "-n".as_ref(), kept.join("disk").as_os_str()],
+    )
+    .run()?
+    .success()?;
     sh(node, "source", "echo after > /kept")?;
     std::thread::sleep(Duration::from_millis(1200));
 
@@ -363,5 +373,59 @@ pub(crate) fn an_exported_snapshot_comes_back_whole(node: &TestNode) -> Result<(
     ensure!(listed(node)?.len() == 1);
     let left = std::fs::read_dir(node.location().data.join("snapshots"))?.count();
     ensure!(left == 1, "{left} directories of snapshots");
+    Ok(())
+}
+
+/// Numbers from a connection, and when each came.
+fn numbers(mut connection: TcpStream) -> Result<Vec<(u64, Instant)>> {
+    let mut numbers = Vec::new();
+    for line in BufReader::new(&mut connection).lines() {
+        numbers.push((line?.trim().parse()?, Instant::now()));
+    }
+    Ok(numbers)
+}
+
+pub(crate) fn a_connection_and_a_timer_do_not_notice_forks(node: &TestNode) -> Result<()> {
+    let rounds = if is_soak() { 50 } else { 5 };
+    // A number each 10 ms to whoever connects, until there is a file that says that it is enough.
+    let serve = "i=0; while [ ! -e /dev/shm/end ]; do i=$((i+1)); echo $i; usleep 10000; done";
+    let script = format!("echo '{serve}' > /serve; nc -l -p 7000 -e sh /serve; sleep 3600");
+    let head = SMALL.into_iter().chain(["--name", "server", "-p", "7000"]);
+    node.start(head.chain(["busybox", "sh", "-c", &script]))?;
+    let port = node.inspect("server")?.ports[0].host;
+    // Listening takes a moment; nobody is there before.
+    let listens = "while ! grep -q ':1B58 0*:0000 0A' /proc/net/tcp*; do usleep 10000; done";
+    sh(node, "server", listens)?;
+    let connection = TcpStream::connect(("127.0.0.1", port))?;
+    let reader = std::thread::spawn(move || numbers(connection));
+    std::thread::sleep(Duration::from_millis(500));
+    let mut pauses = Vec::new();
+    for _ in 0..rounds {
+        let text = node
+            .hearth(["fork", "server", "--name", "child", "--json"])
+            .ok()?;
+        let forked: Forked = serde_json::from_str(&text)?;
+        pauses.push(Duration::from_micros(forked.pause_us));
+        node.hearth(["rm", "-f", "child-1"]).ok()?;
+    }
+    sh(node, "server", "touch /dev/shm/end")?;
+    let numbers = reader
+        .join()
+        .map_err(|_| anyhow::anyhow!("the reader panicked"))??;
+    for (index, (number, _)) in (1..).zip(&numbers) {
+        ensure!(*number == index, "{number} came where {index} should have");
+    }
+    let gap = |pair: &[(u64, Instant)]| pair[1].1 - pair[0].1;
+    let longest = numbers.windows(2).map(gap).max().context("too few numbers")?;
+    let pause = pauses.iter().max().copied().unwrap_or_default();
+    println!(
+        "{rounds} forks, {} numbers, none lost; longest gap {longest:.0?}, longest pause {pause:.0?}",
+        numbers.len()
+    );
+    // On a busy host a number may come late without any fork.
+    ensure!(
+        longest < pause + Duration::from_secs(2),
+        "a gap of {longest:?}, and the longest pause was {pause:?}"
+    );
     Ok(())
 }

@@ -50,6 +50,8 @@ pub(crate) enum Subject {
     Run,
     /// Clones of a template and where their time goes
     Clone,
+    /// Snapshots, restores, rollbacks and forks of a running machine
+    Fork,
     /// Processes beside a workload
     Exec,
     /// The same while twenty machines are busy

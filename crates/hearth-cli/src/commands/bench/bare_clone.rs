@@ -52,25 +52,52 @@ impl BareClone {
 
     /// Makes one, greets its agent, and kills it. Returns the time to the agent's answer.
     pub(super) async fn first_reply(&self) -> Result<Duration, BenchError> {
-        let failed = |source| BenchError::Program {
+        let listener = self.listen().map_err(self.failed())?;
+        let begun = Instant::now();
+        let mut one = self.greeted(&listener).await?;
+        let took = begun.elapsed();
+        one.monitor.child.kill().await.map_err(self.failed())?;
+        Ok(took)
+    }
+
+    /// Makes many, which live until they are dropped.
+    pub(super) async fn crowd(&self, count: u32) -> Result<Crowd, BenchError> {
+        let listener = self.listen().map_err(self.failed())?;
+        let mut crowd = Crowd(Vec::new());
+        for _ in 0..count {
+            crowd.0.push(self.greeted(&listener).await?);
+        }
+        Ok(crowd)
+    }
+
+    fn failed(&self) -> impl Fn(std::io::Error) -> BenchError + '_ {
+        |source| BenchError::Program {
             line: self.program.display().to_string(),
             source,
-        };
+        }
+    }
+
+    fn listen(&self) -> std::io::Result<UnixListener> {
         let guest = self.sockets.path().join("guest");
         // Made anew each time.
         let _ = std::fs::remove_file(&guest);
-        let listener = UnixListener::bind(&guest).map_err(failed)?;
-        let begun = Instant::now();
-        let mut monitor = Monitor::start(&self.program, &self.arguments).map_err(failed)?;
-        let (mut stream, _) = listener.accept().await.map_err(failed)?;
-        stream.write_all(GREETING).await.map_err(failed)?;
-        self.load(&mut monitor).await.map_err(failed)?;
+        UnixListener::bind(&guest)
+    }
+
+    /// Makes one; returns when its agent has answered.
+    async fn greeted(&self, listener: &UnixListener) -> Result<Greeted, BenchError> {
+        let failed = self.failed();
+        let mut monitor = Monitor::start(&self.program, &self.arguments).map_err(&failed)?;
+        let (mut stream, _) = listener.accept().await.map_err(&failed)?;
+        stream.write_all(GREETING).await.map_err(&failed)?;
+        self.load(&mut monitor).await.map_err(&failed)?;
         let mut answer = [0; MAGIC.len()];
-        stream.read_exact(&mut answer).await.map_err(failed)?;
-        let took = begun.elapsed();
-        monitor.child.kill().await.map_err(failed)?;
+        stream.read_exact(&mut answer).await.map_err(&failed)?;
         match answer == *MAGIC {
-            true => Ok(took),
+            true => Ok(Greeted {
+                monitor,
+                _stream: stream,
+            }),
             false => Err(BenchError::NoFirstLine),
         }
     }
@@ -94,6 +121,22 @@ impl BareClone {
         drop(stream);
         monitor.hear("\"completed\"").await?;
         monitor.tell("cont", json!({})).await
+    }
+}
+
+/// A clone that has answered.
+struct Greeted {
+    monitor: Monitor,
+    _stream: UnixStream,
+}
+
+/// Clones that live until this is dropped.
+pub(super) struct Crowd(Vec<Greeted>);
+
+impl Crowd {
+    /// Returns their processes.
+    pub(super) fn pids(&self) -> impl Iterator<Item = u32> {
+        self.0.iter().filter_map(|one| one.monitor.child.id())
     }
 }
 

@@ -3,6 +3,7 @@
 //! ```text
 //! run      `hearth run --no-template IMAGE true`, against bare QEMU up to the guest's first line; where the time goes
 //! clone    `hearth run IMAGE true` of a template, against a bare QEMU clone of it up to the agent's first reply
+//! fork     `hearth fork`, `snapshot create`, `restore`, `rollback`, against a bare QEMU clone; twenty forks at once and their memory
 //! exec     `hearth exec MACHINE true`, against the guest making a process by itself
 //! busy     the same with twenty machines that are busy, against none
 //! pool     acquire and release of a pool's machine, against a cold start
@@ -20,6 +21,7 @@
 mod bare_clone;
 mod baseline;
 mod figures;
+mod forks;
 mod machines;
 mod output;
 mod pools;
@@ -150,6 +152,9 @@ async fn measure(node: &Node, machines: &Machines<'_>, arguments: &Bench) -> Res
     }
     if wanted(Subject::Clone) {
         bencher.clones(&mut report).await?;
+    }
+    if wanted(Subject::Fork) {
+        bencher.forks(&mut report).await?;
     }
     if wanted(Subject::Exec) {
         bencher.exec(&mut report).await?;

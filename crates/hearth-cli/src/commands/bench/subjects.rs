@@ -66,6 +66,26 @@ impl Bencher<'_> {
 
     /// Starts of a template, in turn with bare clones of it.
     pub(super) async fn clones(&self, report: &mut Report) -> Result<(), CliError> {
+        let bare = self.bare_clone().await?;
+        let (mut starts, mut bare_times) = (Starts::default(), Vec::new());
+        for turn in 0..self.runs {
+            self.start(turn, &[], &mut starts).await?;
+            bare_times.push(milliseconds(bare.first_reply().await?));
+        }
+        let against = "bare QEMU clone to the agent's first reply";
+        report.add_against(
+            "run true, clone",
+            Unit::Milliseconds,
+            &starts.times,
+            against,
+            &bare_times,
+        );
+        starts.tell("clone", report);
+        Ok(())
+    }
+
+    /// Takes after the machines of a template.
+    pub(super) async fn bare_clone(&self) -> Result<BareClone, CliError> {
         // The first of these may boot, and makes the template; the second one waits for that.
         let first = self.idle("first", self.memory).await?;
         let model = self.idle("model", self.memory).await?;
@@ -86,21 +106,7 @@ impl Bencher<'_> {
                 .call(async |client| client.remove(name, true).await)
                 .await?;
         }
-        let (mut starts, mut bare_times) = (Starts::default(), Vec::new());
-        for turn in 0..self.runs {
-            self.start(turn, &[], &mut starts).await?;
-            bare_times.push(milliseconds(bare.first_reply().await?));
-        }
-        let against = "bare QEMU clone to the agent's first reply";
-        report.add_against(
-            "run true, clone",
-            Unit::Milliseconds,
-            &starts.times,
-            against,
-            &bare_times,
-        );
-        starts.tell("clone", report);
-        Ok(())
+        Ok(bare)
     }
 
     /// Runs `true` in a machine of its own, and takes down where its time went.
