@@ -554,8 +554,11 @@ fn take_over<F: Serialize + DeserializeOwned>(directory: &Path) -> io::Result<()
 /// Removes what is in a snapshot's directory and not in its manifest: a sharing that was not finished.
 fn sweep(directory: &Path) -> io::Result<()> {
     files::remove_tree(&directory.join(SHARED_UNFINISHED))?;
-    let text = fs::read_to_string(directory.join(MANIFEST))?;
-    match text.contains("\"shared/memory\"") {
+    // One that makes no sense is left as it is: whoever wants to use it is told.
+    let Ok(manifest) = Manifest::<serde_json::Value>::parse(directory) else {
+        return Ok(());
+    };
+    match manifest.files.iter().any(|file| file.name == "shared/memory") {
         true => files::remove_tree(&directory.join(VM)),
         false => files::remove_tree(&directory.join(SHARED)),
     }
