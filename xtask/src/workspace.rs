@@ -39,13 +39,31 @@ impl Workspace {
         &self.metadata.packages
     }
 
-    /// Returns a cargo command that runs in the root.
+    /// Returns a cargo command that runs in the root, with the environment that a person's cargo has.
+    ///
+    /// `cargo xtask` describes itself in variables. Build scripts that look at such variables (ring's does) would run anew, and with them
+    /// all that needs them be built, each time that one cargo follows the other.
     pub(crate) fn cargo(&self) -> Command {
         let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         command.current_dir(self.root());
+        for (name, _) in std::env::vars_os() {
+            let text = name.to_string_lossy();
+            if OWN_VARIABLES.iter().any(|own| text.starts_with(own)) {
+                command.env_remove(&name);
+            }
+        }
         command
     }
 }
+
+/// What the names of variables begin with by which cargo describes the package whose program it runs.
+const OWN_VARIABLES: [&str; 5] = [
+    "CARGO_PKG_",
+    "CARGO_MANIFEST_",
+    "CARGO_BIN_",
+    "CARGO_CRATE_",
+    "CARGO_PRIMARY_",
+];
 
 /// Runs a program to its end.
 ///
