@@ -3,14 +3,16 @@
 use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::{String, ToString};
-use core::ops::RangeInclusive;
+use alloc::vec::Vec;
 use core::time::Duration;
 
 use hearth_guest_protocol::message::{
-    self, Configure, CreditGrant, Execute, Failure, FailureCode, Hello, Outcome, Role, Signal, Stats, Status,
-    Stop,
+    self, Clock, Configure, CreditGrant, Execute, Failure, FailureCode, Freeze, Hello, LAUNCH_MAX, Launch,
+    Outcome, ProcessInfo, Processes, Renew, Resume, Role, Signal, Stats, Status, Stop,
 };
-use hearth_guest_protocol::{CONTROL, Decoder, Frame, Header, Kind, negotiate};
+use hearth_guest_protocol::{
+    CONTROL, Decoder, Frame, GENERATION_RESUME, GENERATIONS, Header, Kind, negotiate,
+};
 
 use crate::Machine;
 use crate::command;
@@ -18,11 +20,11 @@ use crate::outbox::Outbox;
 use crate::platform::println;
 use crate::session::{Progress, Session};
 
-/// The generations that this guest speaks: the first has all that it needs.
-const SPOKEN: RangeInclusive<u16> = 1..=1;
-
 /// The most sessions at once.
 const SESSIONS_MAX: usize = 256;
+
+/// What is shown of a command, in bytes.
+const COMMAND_MAX: usize = 200;
 
 /// A request that is refused, and why.
 pub(crate) type Refusal = (FailureCode, String);
@@ -34,6 +36,8 @@ pub(crate) struct Identity {
     pub(crate) hostname: String,
     /// Random bytes of the host.
     pub(crate) entropy: [u8; 32],
+    /// The machine's id, if a clone was given one.
+    pub(crate) machine_id: Option<[u8; 16]>,
     /// How often it was told.
     pub(crate) generation: u32,
 }
@@ -67,10 +71,14 @@ pub(crate) struct Agent {
     decoder: Option<Decoder>,
     greeted: bool,
     sessions: BTreeMap<u32, Session>,
+    /// The beginnings of launches whose last frame has not come, by session; [`LAUNCH_MAX`] bytes in all.
+    parts: BTreeMap<u32, Vec<u8>>,
     /// The workload's session, once there is one; its outcome, once it has ended.
     main: Option<u32>,
     main_outcome: Option<Outcome>,
     stopping: Stopping,
+    /// Until when, after the start, every command stands still.
+    still_until: Option<Duration>,
     resets: u64,
 }
 
@@ -84,9 +92,11 @@ impl Agent {
             decoder: Some(Decoder::new()),
             greeted: false,
             sessions: BTreeMap::new(),
+            parts: BTreeMap::new(),
             main: None,
             main_outcome: None,
             stopping: Stopping::No,
+            still_until: None,
             resets: 0,
         }
     }
@@ -109,6 +119,7 @@ impl Agent {
     /// Takes note that the stream is gone; whoever comes next must greet first.
     pub(crate) fn disconnected(&mut self) {
         self.greeted = false;
+        self.parts.clear();
         if let Some(decoder) = &mut self.decoder {
             decoder.clear();
         }
@@ -166,6 +177,20 @@ impl Agent {
             Kind::Hello => self.greet(&read(payload)?, machine),
             Kind::Configure => self.configure(&read(payload)?, machine)?,
             Kind::Execute => self.execute(session, &read(payload)?, machine)?,
+            Kind::Part => self.take_part(session, payload)?,
+            Kind::Launch => {
+                let mut whole = self.parts.remove(&session).unwrap_or_default();
+                whole.extend_from_slice(payload);
+                // There is no world to see, and nothing that limits would be imposed on.
+                let launch: Launch = read(&whole)?;
+                self.execute(session, &launch.execute, machine)?;
+            }
+            Kind::Resume => {
+                let request: Resume = read(payload)?;
+                if let Some(session) = self.sessions.get_mut(&session) {
+                    session.resume(request.received);
+                }
+            }
             Kind::Stdin => self.broken_off(session, |session, out| session.take(payload, flags, out)),
             Kind::Credit => {
                 let grant: CreditGrant = read(payload)?;
@@ -173,16 +198,40 @@ impl Agent {
             }
             Kind::Signal => self.signal(session, read(payload)?)?,
             Kind::Close => self.close(session),
+            Kind::Detach => {
+                if let Some(session) = self.sessions.get_mut(&session) {
+                    session.let_go();
+                }
+            }
             Kind::Stop => self.stop(read(payload)?, machine),
             Kind::Ping => self.out.bytes(Header::new(Kind::Pong, session), payload),
             Kind::Stats => self.out.message(Kind::Stats, session, &self.stats(machine)),
+            Kind::Processes => self.out.message(Kind::Processes, session, &self.processes()),
+            Kind::Clock => {
+                let clock: Clock = read(payload)?;
+                machine.clock.set(Duration::from_nanos(clock.unix_ns));
+            }
+            Kind::Freeze => self.freeze(read(payload)?, machine)?,
+            Kind::Thaw => {
+                let was_frozen = self.is_still(machine);
+                self.still_until = None;
+                self.out
+                    .message(Kind::Status, CONTROL, &Status::Thawed { was_frozen });
+            }
+            Kind::Renew => self.renew(read(payload)?, machine)?,
             // There is no terminal to have a size.
             Kind::Resize => {}
-            // What later generations add is not for this guest, nor what a guest sends.
-            other => {
+            // There are no files, and nothing listens on a loopback; the rest is what a guest sends.
+            Kind::File
+            | Kind::Dial
+            | Kind::Output
+            | Kind::Result
+            | Kind::Status
+            | Kind::Error
+            | Kind::Pong => {
                 return Err((
                     FailureCode::BadRequest,
-                    format!("this guest takes no {other:?} frames"),
+                    format!("this guest takes no {kind:?} frames"),
                 ));
             }
         }
@@ -197,14 +246,16 @@ impl Agent {
         // What was said before belongs to an earlier talk.
         self.out.clear();
         let answer = Hello {
-            oldest: *SPOKEN.start(),
-            newest: *SPOKEN.end(),
+            oldest: *GENERATIONS.start(),
+            newest: *GENERATIONS.end(),
             nonce: hello.nonce,
             version: concat!("bare-guest ", env!("CARGO_PKG_VERSION")).into(),
             uptime_ns: u64::try_from(machine.clock.uptime().as_nanos()).unwrap_or(u64::MAX),
         };
         self.out.message(Kind::Hello, CONTROL, &answer);
-        match negotiate(SPOKEN, hello.oldest..=hello.newest) {
+        let common = negotiate(GENERATIONS, hello.oldest..=hello.newest);
+        let resumes = common.as_ref().is_ok_and(|&it| it >= GENERATION_RESUME);
+        match common {
             Ok(_) => self.greeted = true,
             Err(error) => self.refuse(CONTROL, (FailureCode::BadRequest, error.to_string())),
         }
@@ -212,16 +263,10 @@ impl Agent {
             self.out.message(Kind::Status, CONTROL, &Status::Ready);
         }
         for session in self.sessions.values_mut() {
-            session.reconnected(&mut self.out);
+            session.reconnected(resumes, &mut self.out);
         }
         if self.stopping == Stopping::Stopped {
             self.out.message(Kind::Status, CONTROL, &Status::Stopped);
-        }
-        // What was said to an earlier connection may not have been heard.
-        if let (Some(id), Some(outcome)) = (self.main, self.main_outcome)
-            && !self.sessions.contains_key(&id)
-        {
-            self.out.message(Kind::Result, id, &outcome);
         }
     }
 
@@ -233,9 +278,59 @@ impl Agent {
         self.identity = Some(Identity {
             hostname: request.hostname.clone(),
             entropy: request.entropy,
+            machine_id: None,
             generation: 1,
         });
         self.out.message(Kind::Status, CONTROL, &Status::Ready);
+        Ok(())
+    }
+
+    /// Lets every command stand still, and writes the drives out.
+    fn freeze(&mut self, request: Freeze, machine: &mut Machine) -> Result<(), Refusal> {
+        if self.identity.is_none() || self.stopping != Stopping::No {
+            let message = "a machine that is starting or stopping cannot stand still";
+            return Err((FailureCode::BadRequest, message.into()));
+        }
+        flush(machine).map_err(|error| (FailureCode::System, error))?;
+        let at_most = Duration::from_millis(request.at_most_ms.into());
+        self.still_until = Some(machine.clock.uptime() + at_most);
+        self.out.message(Kind::Status, CONTROL, &Status::Frozen);
+        Ok(())
+    }
+
+    /// Tells whether commands stand still; their time may be over.
+    fn is_still(&self, machine: &Machine) -> bool {
+        self.still_until
+            .is_some_and(|until| machine.clock.uptime() < until)
+    }
+
+    /// Is another machine from now on.
+    fn renew(&mut self, request: Renew, machine: &mut Machine) -> Result<(), Refusal> {
+        if !self.is_still(machine) {
+            let message = "the machine does not stand still any more";
+            return Err((FailureCode::BadRequest, message.into()));
+        }
+        machine.clock.set(Duration::from_nanos(request.clock_unix_ns));
+        let before = self.identity.take().unwrap_or_default();
+        self.identity = Some(Identity {
+            hostname: request.hostname,
+            entropy: request.entropy,
+            machine_id: request.machine_id.or(before.machine_id),
+            generation: before.generation + 1,
+        });
+        self.out.message(Kind::Status, CONTROL, &Status::Renewed);
+        Ok(())
+    }
+
+    /// Keeps the beginning of a launch. Of one that is too long nothing is kept, so that its end makes no sense.
+    fn take_part(&mut self, id: u32, bytes: &[u8]) -> Result<(), Refusal> {
+        let kept: usize = self.parts.values().map(Vec::len).sum();
+        if kept + bytes.len() > LAUNCH_MAX {
+            self.parts.remove(&id);
+            let message = format!("more than {LAUNCH_MAX} bytes of arguments and environment");
+            return Err((FailureCode::BadRequest, message));
+        }
+        self.parts.entry(id).or_default().extend_from_slice(bytes);
         Ok(())
     }
 
@@ -270,7 +365,9 @@ impl Agent {
         if request.role == Role::Main {
             self.main = Some(id);
         }
-        let session = Session::begin(id, request.role, work, said, &mut self.out);
+        let words: Vec<&[u8]> = request.arguments.iter().map(|word| &word[..]).collect();
+        let command = words.join(&b' ');
+        let session = Session::begin(id, request.role, work, said, command, &mut self.out);
         self.sessions.insert(id, session);
         Ok(())
     }
@@ -304,6 +401,7 @@ impl Agent {
 
     /// Ends a session that the host has lost interest in; from the workload it has merely looked away.
     fn close(&mut self, id: u32) {
+        self.parts.remove(&id);
         if self.main != Some(id) {
             self.sessions.remove(&id);
         }
@@ -311,8 +409,11 @@ impl Agent {
 
     fn stop(&mut self, request: Stop, machine: &Machine) {
         if self.stopping == Stopping::Stopped {
-            return;
+            // Asked by a host that came after the answer.
+            return self.out.message(Kind::Status, CONTROL, &Status::Stopped);
         }
+        // Who stands still hears no signal.
+        self.still_until = None;
         let grace = Duration::from_millis(request.grace_ms.into());
         self.stopping = Stopping::Until(machine.clock.uptime() + grace);
         for session in self.sessions.values_mut() {
@@ -335,14 +436,45 @@ impl Agent {
                 .map(|block| block.capacity() * 512)
                 .sum(),
             disk_free: 0,
-            processes: self.sessions.len() as u32,
+            processes: self.alive().count() as u32,
+        }
+    }
+
+    /// Returns the sessions that have not ended.
+    fn alive(&self) -> impl Iterator<Item = (&u32, &Session)> {
+        self.sessions.iter().filter(|(_, session)| !session.is_over())
+    }
+
+    fn processes(&self) -> Processes {
+        let as_process = |(&id, session): (&u32, &Session)| ProcessInfo {
+            pid: id,
+            parent: 0,
+            uid: 0,
+            state: b'S',
+            cpu_ms: 0,
+            memory: 0,
+            command: session
+                .command
+                .iter()
+                .copied()
+                .take(COMMAND_MAX)
+                .collect::<Vec<u8>>()
+                .into(),
+        };
+        Processes {
+            total: self.alive().count() as u32,
+            processes: self.alive().map(as_process).collect(),
         }
     }
 
     /// Lets every session go on by one frame; tells whether any did.
     pub(crate) fn turn(&mut self, machine: &mut Machine) -> bool {
         let mut worked = false;
-        if self.greeted {
+        let is_still = self.is_still(machine);
+        if !is_still {
+            self.still_until = None;
+        }
+        if self.greeted && !is_still {
             let Self { sessions, out, .. } = self;
             let mut over = None;
             for (id, session) in sessions.iter_mut() {
@@ -353,10 +485,13 @@ impl Agent {
                 }
                 worked = true;
             }
-            if let Some(session) = over.and_then(|id| self.sessions.remove(&id))
-                && session.role == Role::Main
-            {
-                self.main_outcome = session.outcome();
+            // The workload's stays: a later host is to hear its last.
+            match over {
+                Some(id) if self.main == Some(id) => {
+                    self.main_outcome = self.sessions.get(&id).and_then(Session::outcome);
+                }
+                Some(id) => drop(self.sessions.remove(&id)),
+                None => {}
             }
         }
         worked | self.come_to_rest(machine)
@@ -367,10 +502,9 @@ impl Agent {
         let Stopping::Until(deadline) = self.stopping else {
             return false;
         };
-        if self.sessions.is_empty() {
-            let flushed = machine.devices.blocks.iter_mut().map(|block| block.flush());
-            if let Some(error) = flushed.filter_map(Result::err).last() {
-                println!("bare-guest: a disk cannot be flushed: {error}");
+        if self.alive().next().is_none() {
+            if let Err(error) = flush(machine) {
+                println!("bare-guest: {error}");
             }
             self.stopping = Stopping::Stopped;
             self.out.message(Kind::Status, CONTROL, &Status::Stopped);
@@ -380,6 +514,14 @@ impl Agent {
             self.sessions.values_mut().for_each(Session::kill);
         }
         false
+    }
+}
+
+fn flush(machine: &mut Machine) -> Result<(), String> {
+    let flushed = machine.devices.blocks.iter_mut().map(|block| block.flush());
+    match flushed.filter_map(Result::err).last() {
+        Some(error) => Err(format!("a disk cannot be flushed: {error}")),
+        None => Ok(()),
     }
 }
 

@@ -286,12 +286,15 @@ fn entropy(machine: &mut Machine, bytes: &str) -> Said {
 }
 
 fn hexadecimal(bytes: &[u8]) -> String {
+    digits(bytes) + "\n"
+}
+
+fn digits(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len() * 2 + 1);
     for byte in bytes {
         // Text grows as long as there is memory.
         let _ = write!(text, "{byte:02x}");
     }
-    text.push('\n');
     text
 }
 
@@ -323,8 +326,9 @@ fn identity(agent: &Agent, machine: &Machine) -> Vec<u8> {
     let identity = agent.identity.clone().unwrap_or_default();
     let mac = machine.devices.network.as_ref().map(|network| network.mac());
     format!(
-        "hostname={}\ngeneration={}\nunix_ns={}\nmac={}\nentropy={}",
+        "hostname={}\nmachine_id={}\ngeneration={}\nunix_ns={}\nmac={}\nentropy={}",
         identity.hostname,
+        identity.machine_id.map_or_else(String::new, |id| digits(&id)),
         identity.generation,
         machine.clock.of_day().as_nanos(),
         mac.map_or_else(String::new, |mac| format!("{mac}")),
@@ -351,6 +355,7 @@ fn adopt(agent: &mut Agent, machine: &mut Machine, [hostname, clock, entropy]: [
     agent.identity = Some(Identity {
         hostname: hostname.into(),
         entropy: random,
+        machine_id: None,
         generation: agent
             .identity
             .as_ref()

@@ -1,5 +1,6 @@
 //! One session: a command that was executed, its input and its output.
 
+use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
 use hearth_guest_protocol::credit::WindowExceeded;
@@ -53,6 +54,41 @@ pub(crate) struct Session {
     error: Waiting,
     credit: Credit,
     window: Window,
+    /// What was executed, for people.
+    pub(crate) command: Vec<u8>,
+    /// Whether the host has heard the last of it on this connection.
+    told: bool,
+    /// Whether nobody listens any more: what it says is dropped.
+    unheard: bool,
+    sent: Sent,
+}
+
+/// Output of the workload that was sent and that no host keeps yet.
+#[derive(Debug, Default)]
+struct Sent {
+    /// Whether the host has yet to say from where on it wants it.
+    held: bool,
+    /// The number of the first byte of `pieces`, both streams counted together.
+    begin: u64,
+    pieces: VecDeque<(Flags, Vec<u8>)>,
+    /// How many of the pieces are to be sent again; those come before anything new.
+    again: usize,
+}
+
+impl Sent {
+    /// Forgets bytes that a host keeps.
+    fn forget(&mut self, mut bytes: usize) {
+        self.begin += bytes as u64;
+        while let Some((_, piece)) = self.pieces.front_mut().filter(|_| bytes > 0) {
+            let count = bytes.min(piece.len());
+            piece.drain(..count);
+            bytes -= count;
+            if piece.is_empty() {
+                self.pieces.pop_front();
+                self.again = self.again.min(self.pieces.len());
+            }
+        }
+    }
 }
 
 impl Session {
@@ -62,6 +98,7 @@ impl Session {
         role: Role,
         work: Work,
         [output, error]: [Vec<u8>; 2],
+        command: Vec<u8>,
         out: &mut Outbox,
     ) -> Self {
         let session = Self {
@@ -72,6 +109,10 @@ impl Session {
             error: error.into(),
             credit: Credit::default(),
             window: Window::default(),
+            command,
+            told: false,
+            unheard: false,
+            sent: Sent::default(),
         };
         session.announce(out);
         session
@@ -82,10 +123,33 @@ impl Session {
         out.message(Kind::Status, self.id, &Status::Started { pid: self.id });
     }
 
-    /// Takes note of a new connection: both windows are full again, and the host hears what there is.
-    pub(crate) fn reconnected(&mut self, out: &mut Outbox) {
+    /// Takes note of a new connection: both windows are full again, and the host hears what there is. A host that `resumes` says from
+    /// where on it wants the workload's output.
+    pub(crate) fn reconnected(&mut self, resumes: bool, out: &mut Outbox) {
         (self.credit, self.window) = (Credit::default(), Window::default());
+        self.told = false;
+        self.sent.held = resumes && self.role == Role::Main;
+        if !self.sent.held {
+            self.sent = Sent::default();
+        }
         self.announce(out);
+    }
+
+    /// Sends the workload's output again from this byte on.
+    pub(crate) fn resume(&mut self, received: u64) {
+        let kept = received.saturating_sub(self.sent.begin);
+        self.sent.forget(usize::try_from(kept).unwrap_or(usize::MAX));
+        (self.sent.again, self.sent.held) = (self.sent.pieces.len(), false);
+    }
+
+    /// Goes on without an audience.
+    pub(crate) fn let_go(&mut self) {
+        self.unheard = true;
+    }
+
+    /// Tells whether it is over, and the host has heard so.
+    pub(crate) fn is_over(&self) -> bool {
+        self.told
     }
 
     /// Returns how it ended, if it has.
@@ -129,6 +193,9 @@ impl Session {
     /// # Errors
     /// Returns [`WindowExceeded`] when the host granted more than it was sent.
     pub(crate) fn granted(&mut self, bytes: u32) -> Result<(), WindowExceeded> {
+        if self.role == Role::Main {
+            self.sent.forget(bytes as usize);
+        }
         self.credit.grant(bytes)
     }
 
@@ -147,10 +214,16 @@ impl Session {
 
     /// Moves one frame's worth into the outbox; tells whether there was any, and whether that was the last.
     pub(crate) fn turn(&mut self, out: &mut Outbox) -> Progress {
-        if out.is_full() {
+        if out.is_full() || self.told || self.sent.held {
             return Progress::None;
         }
+        if self.sent.again > 0 {
+            return self.send_again(out);
+        }
         self.produce();
+        if self.unheard {
+            return self.drop_output();
+        }
         let streams = [(Flags::NONE, &mut self.output), (Flags::STDERR, &mut self.error)];
         let waiting = streams.into_iter().find(|(_, stream)| !stream.bytes().is_empty());
         if let Some((flags, stream)) = waiting {
@@ -159,7 +232,11 @@ impl Session {
                 return Progress::None;
             }
             let header = Header::marked(Kind::Output, self.id, flags);
-            out.bytes(header, &stream.bytes()[..length]);
+            let piece = &stream.bytes()[..length];
+            out.bytes(header, piece);
+            if self.role == Role::Main {
+                self.sent.pieces.push_back((flags, piece.to_vec()));
+            }
             stream.advance(length);
             self.credit.spend(length);
             // What an echo sends is input that it got rid of.
@@ -173,8 +250,35 @@ impl Session {
                     out.bytes(header, b"");
                 }
                 out.message(Kind::Result, self.id, &outcome);
+                self.told = true;
                 Progress::Over
             }
+            None => Progress::None,
+        }
+    }
+
+    fn send_again(&mut self, out: &mut Outbox) -> Progress {
+        let next = self.sent.pieces.len() - self.sent.again;
+        let (flags, piece) = &self.sent.pieces[next];
+        // It was sent within a window, and windows are full again; only so much of it is in one piece as was granted.
+        if self.credit.available() < piece.len() {
+            return Progress::None;
+        }
+        out.bytes(Header::marked(Kind::Output, self.id, *flags), piece);
+        self.credit.spend(piece.len());
+        self.sent.again -= 1;
+        Progress::Some
+    }
+
+    fn drop_output(&mut self) -> Progress {
+        let dropped = self.output.bytes().len() + self.error.bytes().len();
+        (self.output, self.error) = (Waiting::default(), Waiting::default());
+        match self.outcome() {
+            Some(_) => {
+                self.told = true;
+                Progress::Over
+            }
+            None if dropped > 0 => Progress::Some,
             None => Progress::None,
         }
     }

@@ -339,6 +339,8 @@ pub struct Renew {
     pub resolv_conf: ByteBuf,
     /// The machine's id, as in machine-id(5); absent where it keeps the one it has.
     pub machine_id: Option<[u8; 16]>,
+    /// `NAME=value`, put over what processes beside the workload inherit of its environment; a `NAME` alone takes it away.
+    pub environment: Vec<ByteBuf>,
     /// Wall clock of the host, in nanoseconds since 1970.
     pub clock_unix_ns: u64,
     /// Random bytes of the host for the guest's random number generator.
@@ -559,6 +561,32 @@ mod tests {
         let expected: &[u8] = b"\x02\x01\x01\x00\xac\x02S\x05\x80\x20\x02sh";
         assert_eq!(postcard::to_allocvec(&processes).unwrap(), expected);
         assert_eq!(decode::<Processes>(expected), Ok(processes));
+    }
+
+    #[test]
+    fn golden_bytes_of_stillness() {
+        let freeze = postcard::to_allocvec(&Freeze { at_most_ms: 30_000 }).unwrap();
+        assert_eq!(freeze, b"\xb0\xea\x01");
+        let answers = [
+            Status::Frozen,
+            Status::Thawed { was_frozen: true },
+            Status::Renewed,
+        ];
+        let answers = answers.map(|answer| postcard::to_allocvec(&answer).unwrap());
+        assert_eq!(answers, [&b"\x04"[..], b"\x05\x01", b"\x06"]);
+        let renew = Renew {
+            hostname: "twin".into(),
+            hosts: ByteBuf::from(*b"h"),
+            resolv_conf: ByteBuf::new(),
+            machine_id: Some([7; 16]),
+            environment: vec![ByteBuf::from(*b"A=b"), ByteBuf::from(*b"C")],
+            clock_unix_ns: 300,
+            entropy: [9; 32],
+        };
+        let head: &[u8] = b"\x04twin\x01h\x00\x01";
+        let expected = [head, &[7; 16], b"\x02\x03A=b\x01C\xac\x02", &[9; 32]].concat();
+        assert_eq!(postcard::to_allocvec(&renew).unwrap(), expected);
+        assert_eq!(decode::<Renew>(&expected), Ok(renew));
     }
 
     #[test]

@@ -130,6 +130,27 @@ fn load_modules(directory: &Path) {
     }
 }
 
+/// Loads these of the modules that most machines do without, in this order; those that are not there are built in, or missing.
+pub(crate) fn load_on_demand(names: &[&str]) {
+    let entries = fs::read_dir(MODULES_ON_DEMAND).into_iter().flatten().flatten();
+    let paths: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+    for name in names {
+        // As in `014-inet_diag.ko`.
+        let is_it = |path: &&PathBuf| {
+            let stem = path.file_stem().and_then(|stem| stem.to_str());
+            stem.and_then(|stem| stem.split_once('-'))
+                .is_some_and(|(_, it)| it == *name)
+        };
+        let Some(path) = paths.iter().find(is_it) else {
+            continue;
+        };
+        if let Err(error) = load_module(path) {
+            complain!("cannot load {}: {error}", path.display());
+        }
+        let _ = fs::remove_file(path);
+    }
+}
+
 /// Tells whether the machine has no PCI bus, as under Firecracker: its devices are virtio-mmio, and its channel is vsock.
 fn is_without_pci() -> bool {
     let line = fs::read_to_string("/proc/cmdline").unwrap_or_default();

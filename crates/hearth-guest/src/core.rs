@@ -25,7 +25,7 @@ use crate::outbox::Outbox;
 use crate::poller::{Part, Poller, Ready, Source};
 use crate::session::{Session, Verdict, Work};
 use crate::spawn::{Nursery, Place, SpawnError};
-use crate::stillness::{Frozen, Stillness};
+use crate::stillness::{Answers, Stillness};
 use crate::stop::{DRAIN, Facts, Step, Stop};
 use crate::stream::Sink;
 use crate::{machine, processes, stats, sys};
@@ -111,6 +111,7 @@ impl Core {
     pub(crate) fn disconnected(&mut self) {
         self.greeted = false;
         self.parts.clear();
+        self.stillness.disconnected();
     }
 
     /// Takes note that the stream is out of step, which a host that has greeted should hear.
@@ -178,7 +179,7 @@ impl Core {
             }
             Kind::Freeze => self.freeze(read(payload)?)?,
             Kind::Thaw => {
-                let was_frozen = self.stillness.thaw();
+                let was_frozen = self.thaw();
                 self.out
                     .message(Kind::Status, CONTROL, &Status::Thawed { was_frozen });
             }
@@ -186,6 +187,7 @@ impl Core {
                 let request: Renew = read(payload)?;
                 let workload = self.main.and_then(|main| self.sessions.get(&main)?.pidfd());
                 self.stillness.renew(&request, workload)?;
+                self.environment = renewed(&self.environment, &request.environment);
                 self.out.message(Kind::Status, CONTROL, &Status::Renewed);
             }
             Kind::Output | Kind::Result | Kind::Status | Kind::Error | Kind::Pong => {
@@ -211,6 +213,23 @@ impl Core {
         Ok(())
     }
 
+    /// Lets the machine go on; tells whether it stood still until now.
+    fn thaw(&mut self) -> bool {
+        let thawed = self.stillness.thaw();
+        self.tell_frozen(&thawed.answers);
+        thawed.was_frozen
+    }
+
+    /// Tells those who asked whether the machine stands still.
+    fn tell_frozen(&mut self, answers: &Answers) {
+        for _ in 0..answers.count {
+            match &answers.said {
+                Ok(()) => self.out.message(Kind::Status, CONTROL, &Status::Frozen),
+                Err(refusal) => self.refuse(CONTROL, refusal.clone()),
+            }
+        }
+    }
+
     /// Takes note that the machine has stood still for as long as it may.
     pub(crate) fn stood_still(&mut self) {
         self.stillness.expired();
@@ -222,6 +241,7 @@ impl Core {
 
     /// Answers the host's greeting, and tells it what there is: a host that was restarted knows nothing.
     fn greet(&mut self, hello: &Hello) {
+        self.stillness.disconnected();
         let common = negotiate(GENERATIONS, hello.oldest..=hello.newest);
         let resuming = self
             .main
@@ -499,13 +519,9 @@ impl Core {
     }
 
     fn ended(&mut self, pid: Pid, status: WaitStatus, poller: &Poller) {
-        match self
-            .stillness
-            .ended(pid, status.exit_status().and_then(|code| u8::try_from(code).ok()))
-        {
-            Frozen::Other => {}
-            Frozen::Yes => return self.out.message(Kind::Status, CONTROL, &Status::Frozen),
-            Frozen::No(refusal) => return self.refuse(CONTROL, refusal),
+        let code = status.exit_status().and_then(|code| u8::try_from(code).ok());
+        if let Some(answers) = self.stillness.ended(pid, code) {
+            return self.tell_frozen(&answers);
         }
         let mut sessions = self.sessions.iter_mut();
         // A child of a session that was closed, or an orphan of the agent's own.
@@ -591,8 +607,8 @@ impl Core {
 
     fn stop(&mut self, request: message::Stop) {
         let workload = self.main.and_then(|main| self.sessions.get(&main)?.pid());
-        // Who stands still hears no signal and writes no disk out.
-        self.stillness.thaw();
+        // Who stands still hears no signal, and its disk does not come to rest.
+        self.thaw();
         if self.is_stopped() {
             // Asked by a host that came after the answer.
             return self.out.message(Kind::Status, CONTROL, &Status::Stopped);
@@ -702,6 +718,14 @@ fn inherited(workload: &[ByteBuf], own: &[ByteBuf]) -> Vec<ByteBuf> {
     kept.chain(own).cloned().collect()
 }
 
+/// Puts variables over those of the workload, and leaves out those of which the host gives the name alone.
+fn renewed(workload: &[ByteBuf], changes: &[ByteBuf]) -> Vec<ByteBuf> {
+    let is_value = |change: &ByteBuf| change.contains(&b'=');
+    let mut environment = inherited(workload, changes);
+    environment.retain(|variable| is_value(variable) || !changes.contains(variable));
+    environment
+}
+
 fn read<M: DeserializeOwned>(payload: &[u8]) -> Result<M, Refusal> {
     message::decode(payload).map_err(|error| (FailureCode::BadRequest, error.to_string()))
 }
@@ -732,6 +756,10 @@ mod tests {
         assert_eq!(
             inherited(&list(&["A=1", "AB=2", "C"]), &list(&["A=3", "D=4"])),
             list(&["AB=2", "C", "A=3", "D=4"])
+        );
+        assert_eq!(
+            renewed(&list(&["A=1", "AB=2", "C=3"]), &list(&["A", "C=4", "D=5", "E"])),
+            list(&["AB=2", "C=4", "D=5"])
         );
     }
 }

@@ -20,6 +20,7 @@ mod agent;
 mod backlog;
 mod boot;
 mod child;
+mod connections;
 mod console;
 mod container;
 mod core;

@@ -2,18 +2,21 @@
 //!
 //! ```text
 //! Moving --FREEZE--> Freezing --child done--> Still --RENEW--> Renewed
-//!    ^                  |failed                  `------THAW------'|
-//!    `------------------'------------- or time over ---------------'
+//!    ^                |    |failed              `------THAW------'|
+//!    |              THAW   `------------- or time over -----------+--> Moving
+//!    `--child gone-- Undoing
 //! ```
 //! First the processes stand still (the freezer of their cgroup), so that none waits in a write; then the file system, which is written
-//! out by that. A child does both, since it may take a while. A host that dies in between never says THAW: a timer does then.
+//! out by that, and before, while they still run. A child does it, since it may take a while. A host that dies in between never says
+//! THAW: a timer does then. Each FREEZE has one answer, also where it comes to nothing: hosts tell answers apart by their order.
 //!
 //! RENEW comes only to a guest that goes on as another machine. It writes to the disk, so the file system goes on first; processes do
-//! with THAW.
+//! with THAW. Nothing is spawned for it: the first new process of a machine that was restored takes longer than all of this.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -21,7 +24,8 @@ use hearth_guest_protocol::message::{FailureCode, Freeze, Renew};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
-use rustix::process::{Pid, WaitOptions, waitpid};
+use rustix::process::Pid;
+use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
 };
@@ -29,7 +33,7 @@ use rustix::time::{
 use crate::console::complain;
 use crate::container::{FILE_NAMES, FILES, ROOT};
 use crate::poller::{Poller, Source};
-use crate::{machine, stats, sys};
+use crate::{connections, machine, stats, sys};
 
 /// How long processes may take to stand still: one that waits for a disk does not before that has answered.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -37,6 +41,10 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How the child ends that freezes.
 const DONE: u8 = 0;
 const PROCESSES: u8 = 1;
+const DISK: u8 = 2;
+
+/// What hosts are told that asked for what another one has taken back.
+const LET_GO: &str = "the machine was told to go on";
 
 /// A request that is refused, and why.
 type Refusal = (FailureCode, String);
@@ -47,25 +55,35 @@ enum Phase {
     Moving,
     /// A child is about it.
     Freezing(Pid),
+    /// The child was told to leave it: what it has done is undone once it is gone.
+    Undoing(Pid),
     Still,
     /// It is another machine; processes stand still.
     Renewed,
 }
 
-/// What the end of the child says.
-pub(crate) enum Frozen {
-    /// It was another child.
-    Other,
-    /// Everything stands still.
-    Yes,
-    /// It could not be, and nothing does.
-    No(Refusal),
+/// What hosts that asked are to be told.
+pub(crate) struct Answers {
+    /// How many questions there are.
+    pub(crate) count: u32,
+    /// Whether everything stands still.
+    pub(crate) said: Result<(), Refusal>,
+}
+
+/// What was let go.
+pub(crate) struct Thawed {
+    /// Whether everything stood still until now.
+    pub(crate) was_frozen: bool,
+    /// What those are told who had asked for it and have no answer yet; they come first.
+    pub(crate) answers: Answers,
 }
 
 /// Who stands still, and until when at most.
 pub(crate) struct Stillness {
     phase: Phase,
     at_most: Duration,
+    /// Questions that the end of the child answers.
+    asked: u32,
     timer: OwnedFd,
 }
 
@@ -81,68 +99,102 @@ impl Stillness {
         Ok(Self {
             phase: Phase::Moving,
             at_most: Duration::ZERO,
+            asked: 0,
             timer,
         })
     }
 
+    /// Takes note that the host is gone: nobody waits for an answer any more.
+    pub(crate) fn disconnected(&mut self) {
+        self.asked = 0;
+    }
+
     /// Begins to stand still; the answer follows with the end of a child, unless it is true already.
     pub(crate) fn freeze(&mut self, request: Freeze) -> Result<bool, Refusal> {
-        self.at_most = Duration::from_millis(u64::from(request.at_most_ms));
         match self.phase {
-            Phase::Moving => {
+            Phase::Undoing(_) => {
+                let message = "the machine is about to go on".to_owned();
+                return Err((FailureCode::BadRequest, message));
+            }
+            Phase::Moving | Phase::Renewed => {
                 let child = sys::fork(0, None, || sys::exit(i32::from(stand_still())));
                 let child = child.map_err(|error| refusal("make a process that freezes", &error))?;
                 self.phase = Phase::Freezing(child.pid);
-                Ok(false)
             }
-            Phase::Freezing(_) => Ok(false),
-            Phase::Still | Phase::Renewed => {
-                self.set_timer(self.at_most);
-                Ok(true)
-            }
+            Phase::Freezing(_) | Phase::Still => {}
         }
-    }
-
-    /// Takes note that a child has ended.
-    pub(crate) fn ended(&mut self, pid: Pid, status: Option<u8>) -> Frozen {
-        if self.phase != Phase::Freezing(pid) {
-            return Frozen::Other;
-        }
-        if status == Some(DONE) {
-            self.phase = Phase::Still;
+        // A timer of zero would be none.
+        self.at_most = Duration::from_millis(u64::from(request.at_most_ms).max(1));
+        if self.phase == Phase::Still {
             self.set_timer(self.at_most);
-            return Frozen::Yes;
-        }
-        self.phase = Phase::Moving;
-        go_on();
-        let why = match status {
-            Some(PROCESSES) => "its processes do not stand still",
-            _ => "its file system does not stand still",
-        };
-        Frozen::No((FailureCode::System, why.to_owned()))
-    }
-
-    /// Lets everything go on; tells whether it stood still. A child that is about it is ended first.
-    pub(crate) fn thaw(&mut self) -> bool {
-        let phase = std::mem::replace(&mut self.phase, Phase::Moving);
-        match phase {
-            Phase::Moving => return false,
-            Phase::Freezing(child) => {
-                sys::kill(child, libc::SIGKILL as u8);
-                // It ends at once, unless it waits for the disk; what it has done by then is undone.
-                let _ = waitpid(Some(child), WaitOptions::empty());
-            }
-            Phase::Still | Phase::Renewed => {}
+            return Ok(true);
         }
         self.set_timer(Duration::ZERO);
-        go_on();
-        matches!(phase, Phase::Still | Phase::Renewed)
+        self.asked += 1;
+        Ok(false)
+    }
+
+    /// Takes note that a child has ended; tells what follows from it, if it was the one that freezes.
+    pub(crate) fn ended(&mut self, pid: Pid, status: Option<u8>) -> Option<Answers> {
+        let said = match self.phase {
+            Phase::Freezing(child) if child == pid => match status {
+                Some(DONE) => Ok(()),
+                Some(PROCESSES) => Err("its processes do not stand still"),
+                _ => Err("its file system does not stand still"),
+            },
+            Phase::Undoing(child) if child == pid => Err(LET_GO),
+            _ => return None,
+        };
+        match said {
+            Ok(()) => {
+                self.phase = Phase::Still;
+                self.set_timer(self.at_most);
+            }
+            Err(_) => {
+                self.phase = Phase::Moving;
+                go_on();
+            }
+        }
+        Some(self.answers(said))
+    }
+
+    fn answers(&mut self, said: Result<(), &str>) -> Answers {
+        Answers {
+            count: std::mem::take(&mut self.asked),
+            said: said.map_err(|why| (FailureCode::System, why.to_owned())),
+        }
+    }
+
+    /// Lets everything go on. A child that is about to freeze it is killed, and is not waited for: it may wait for the disk.
+    pub(crate) fn thaw(&mut self) -> Thawed {
+        let was_frozen = matches!(self.phase, Phase::Still | Phase::Renewed);
+        self.phase = match self.phase {
+            Phase::Freezing(child) | Phase::Undoing(child) => {
+                sys::kill(child, libc::SIGKILL as u8);
+                Phase::Undoing(child)
+            }
+            Phase::Moving | Phase::Still | Phase::Renewed => Phase::Moving,
+        };
+        self.set_timer(Duration::ZERO);
+        match self.phase {
+            // The file system follows with the end of the child, in whose hands it is.
+            Phase::Undoing(_) => let_processes_go(),
+            _ if was_frozen => go_on(),
+            _ => {}
+        }
+        Thawed {
+            was_frozen,
+            answers: self.answers(Err(LET_GO)),
+        }
     }
 
     /// Takes note that the time is over.
     pub(crate) fn expired(&mut self) {
         let mut count = [0; 8];
-        if rustix::io::read(&self.timer, &mut count[..]).is_ok() && self.thaw() {
+        let is_over = rustix::io::read(&self.timer, &mut count[..]).is_ok();
+        // A question that came meanwhile has set the timer anew, or waits for a child.
+        if is_over && matches!(self.phase, Phase::Still | Phase::Renewed) {
+            self.thaw();
             complain!("nobody said that the machine may go on: it does");
         }
     }
@@ -163,6 +215,9 @@ impl Stillness {
         done("write the files of names", write_files(request))?;
         if let Some(id) = &request.machine_id {
             done("write the machine's id", write_machine_id(id))?;
+        }
+        if let Err(error) = connections::close_stale() {
+            complain!("connections of the machine that this was are left to time out: {error}");
         }
         Ok(())
     }
@@ -188,6 +243,8 @@ fn refusal(what: &str, error: &io::Error) -> Refusal {
 
 /// Lets the processes stand still, then the file system; in a child. Returns how it went.
 fn stand_still() -> u8 {
+    // What is written out while processes run need not be while they stand still. What fails here fails again below.
+    let _ = File::open(machine::DISK).map(|disk| rustix::fs::syncfs(&disk));
     if let Err(error) = freeze_processes() {
         complain!("processes do not stand still: {error}");
         return PROCESSES;
@@ -196,7 +253,7 @@ fn stand_still() -> u8 {
         Ok(()) => DONE,
         Err(error) => {
             complain!("the disk does not stand still: {error}");
-            2
+            DISK
         }
     }
 }
@@ -249,6 +306,10 @@ fn thaw_disk() {
 /// Lets the file system go on, then the processes.
 fn go_on() {
     thaw_disk();
+    let_processes_go();
+}
+
+fn let_processes_go() {
     if let Err(error) = set_frozen(false) {
         complain!("processes do not go on: {error}");
     }
@@ -258,20 +319,20 @@ fn reseed(entropy: &[u8; 32]) -> io::Result<()> {
     sys::add_entropy(File::open("/dev/urandom")?.as_fd(), entropy)
 }
 
-/// Sets the host name where the workload sees it, too: in a namespace that only a process can enter.
+/// Sets the host name, also where the workload sees it: in a namespace of its own, which the agent enters for it.
 fn set_hostname(name: &str, workload: Option<BorrowedFd<'_>>) -> io::Result<()> {
     rustix::system::sethostname(name.as_bytes())?;
     let Some(workload) = workload else { return Ok(()) };
-    let child = sys::fork(0, None, || {
-        let entered = sys::enter(workload, libc::CLONE_NEWUTS);
-        let set = entered.and_then(|()| Ok(rustix::system::sethostname(name.as_bytes())?));
-        sys::exit(i32::from(set.is_err()))
-    })?;
-    let ended = waitpid(Some(child.pid), WaitOptions::empty())?;
-    match ended.and_then(|(_, status)| status.exit_status()) {
-        Some(0) => Ok(()),
-        _ => Err(io::Error::other("the workload's namespace cannot be entered")),
+    let names = ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME;
+    let own = File::open("/proc/self/ns/uts")?;
+    match move_into_thread_name_spaces(workload, names) {
+        // It has just ended, and nobody sees its name.
+        Err(Errno::SRCH) => return Ok(()),
+        entered => entered?,
     }
+    let set = rustix::system::sethostname(name.as_bytes());
+    move_into_thread_name_spaces(own.as_fd(), names)?;
+    Ok(set?)
 }
 
 /// Writes over the files that the workload has in `/etc`: they stay the files that are mounted there.
@@ -288,21 +349,90 @@ fn write_files(request: &Renew) -> io::Result<()> {
 const MACHINE_IDS: [&str; 2] = ["etc/machine-id", "var/lib/dbus/machine-id"];
 
 fn write_machine_id(id: &[u8; 16]) -> io::Result<()> {
-    let text: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
     let root = File::open(ROOT)?;
-    for path in MACHINE_IDS {
-        // A link leads where it does for the workload.
-        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        let flags = OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        let Ok(file) = openat2(&root, path, flags, Mode::empty(), resolve) else {
-            continue;
-        };
-        let mut file = File::from(file);
-        let metadata = file.metadata()?;
-        if metadata.is_file() && metadata.len() > 0 {
-            file.set_len(0)?;
-            file.write_all(format!("{text}\n").as_bytes())?;
-        }
+    MACHINE_IDS
+        .iter()
+        .try_for_each(|path| renew_machine_id(&root, path, id))
+}
+
+/// Writes over a machine's id, where there is one: an image that is to get its own at the first boot still does.
+fn renew_machine_id(root: &File, path: &str, id: &[u8; 16]) -> io::Result<()> {
+    // A link leads where it does for the workload.
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let Ok(file) = openat2(root, path, flags, Mode::empty(), resolve) else {
+        return Ok(());
+    };
+    let file = File::from(file);
+    let mut old = Vec::new();
+    if file.metadata()?.is_file() {
+        (&file).take(MACHINE_ID_MAX).read_to_end(&mut old)?;
     }
-    Ok(())
+    let old = old.trim_ascii();
+    if old.is_empty() || old == b"uninitialized" {
+        return Ok(());
+    }
+    let mut text: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
+    text.push('\n');
+    // Never shorter than an id in between.
+    file.write_all_at(text.as_bytes(), 0)?;
+    file.set_len(text.len() as u64)
+}
+
+/// The most of a machine's id that is looked at, in bytes; it has 33.
+const MACHINE_ID_MAX: u64 = 64;
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn root(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        for (path, content) in files {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, content).unwrap();
+        }
+        root
+    }
+
+    fn renewed(root: &Path, path: &str) -> io::Result<()> {
+        renew_machine_id(&File::open(root).unwrap(), path, &[0xab; 16])
+    }
+
+    #[test]
+    fn a_machine_id_is_renewed_only_where_there_is_one() {
+        let old = "0123456789abcdef0123456789abcdef and more\n";
+        let root = root(&[
+            ("id", old),
+            ("empty", ""),
+            ("first", "uninitialized\n"),
+            ("directory/x", ""),
+        ]);
+        for path in ["id", "empty", "first", "missing", "directory"] {
+            renewed(root.path(), path).unwrap();
+        }
+        let read = |path| fs::read_to_string(root.path().join(path)).unwrap();
+        assert_eq!(read("id"), format!("{}\n", "ab".repeat(16)));
+        assert_eq!(
+            (read("empty").as_str(), read("first").as_str()),
+            ("", "uninitialized\n")
+        );
+        assert!(!root.path().join("missing").exists());
+    }
+
+    #[test]
+    fn a_link_leads_to_the_machine_id_of_the_workload_and_not_to_the_agents() {
+        let outside = root(&[("id", "outside")]);
+        let inside = root(&[("id", "inside")]);
+        let target = outside.path().join("id");
+        symlink(&target, inside.path().join("absolute")).unwrap();
+        symlink("../../../../id", inside.path().join("relative")).unwrap();
+        renewed(inside.path(), "absolute").unwrap();
+        assert_eq!(fs::read_to_string(&target).unwrap(), "outside");
+        renewed(inside.path(), "relative").unwrap();
+        assert_eq!(fs::read_to_string(inside.path().join("id")).unwrap().len(), 33);
+    }
 }

@@ -287,18 +287,6 @@ pub(crate) fn file_system_control(directory: BorrowedFd<'_>, request: u32) -> io
     }
 }
 
-/// Enters namespaces (`CLONE_NEW*`) of a process.
-///
-/// # Errors
-/// Returns the kernel's error.
-pub(crate) fn enter(process: BorrowedFd<'_>, namespaces: libc::c_int) -> io::Result<()> {
-    // SAFETY: setns takes any descriptor and flags.
-    match unsafe { libc::setns(process.as_raw_fd(), namespaces) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
 /// Listens on a port of this guest's vsock, without blocking.
 ///
 /// # Errors

@@ -9,7 +9,7 @@
 use hearth_guest_protocol::{Decoder, Flags, HEADER_LEN, Header, Kind, MAX_PAYLOAD};
 use libfuzzer_sys::fuzz_target;
 
-const KINDS: [Kind; 24] = [
+const KINDS: [Kind; 27] = [
     Kind::Hello,
     Kind::Configure,
     Kind::Execute,
@@ -34,6 +34,9 @@ const KINDS: [Kind; 24] = [
     Kind::Resume,
     Kind::Clock,
     Kind::Processes,
+    Kind::Freeze,
+    Kind::Thaw,
+    Kind::Renew,
 ];
 
 /// The decoder holds at most two largest frames.

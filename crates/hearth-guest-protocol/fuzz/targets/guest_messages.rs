@@ -15,7 +15,7 @@ fuzz_target!(|data: &[u8]| {
         return;
     };
     let payload = &payload[..payload.len().min(MAX_PAYLOAD)];
-    match choice % 19 {
+    match choice % 21 {
         0 => check::<message::Hello>(Kind::Hello, payload),
         1 => check::<message::Configure>(Kind::Configure, payload),
         2 => check::<message::Execute>(Kind::Execute, payload),
@@ -34,6 +34,8 @@ fuzz_target!(|data: &[u8]| {
         15 => check::<message::Resume>(Kind::Resume, payload),
         16 => check::<message::Clock>(Kind::Clock, payload),
         17 => check::<message::Processes>(Kind::Processes, payload),
+        18 => check::<message::Freeze>(Kind::Freeze, payload),
+        19 => check::<message::Renew>(Kind::Renew, payload),
         _ => check::<message::Role>(Kind::Execute, payload),
     }
 });

@@ -31,7 +31,7 @@ const NEEDED: [&str; 7] = [
 ];
 
 /// What a guest can use, and may be without: a kernel that lacks one of them lacks that feature.
-const USEFUL: [&str; 7] = [
+const USEFUL: [&str; 8] = [
     "virtio_mmio",
     "virtio_net",
     "virtio_balloon",
@@ -39,6 +39,8 @@ const USEFUL: [&str; 7] = [
     "fuse",
     "virtiofs",
     "squashfs",
+    // By which a clone closes the TCP connections of the machine that it was.
+    "tcp_diag",
 ];
 
 /// Says why the modules for a guest could not be collected.
