@@ -8,7 +8,7 @@ use core::time::Duration;
 
 use hearth_guest_protocol::message::{
     self, Clock, Configure, CreditGrant, Execute, Failure, FailureCode, Freeze, Hello, LAUNCH_MAX, Launch,
-    Outcome, ProcessInfo, Processes, Renew, Resume, Role, Signal, Stats, Status, Stop,
+    Outcome, ProcessInfo, Processes, Renew, Resume, Role, Signal, Stats, Status, Stop, TimeLimit,
 };
 use hearth_guest_protocol::{
     CONTROL, Decoder, Frame, GENERATION_RESUME, GENERATIONS, Header, Kind, negotiate,
@@ -73,6 +73,8 @@ pub(crate) struct Agent {
     sessions: BTreeMap<u32, Session>,
     /// The beginnings of launches whose last frame has not come, by session; [`LAUNCH_MAX`] bytes in all.
     parts: BTreeMap<u32, Vec<u8>>,
+    /// The time limits of launches that have not come, by session.
+    limits: BTreeMap<u32, Duration>,
     /// The workload's session, once there is one; its outcome, once it has ended.
     main: Option<u32>,
     main_outcome: Option<Outcome>,
@@ -93,6 +95,7 @@ impl Agent {
             greeted: false,
             sessions: BTreeMap::new(),
             parts: BTreeMap::new(),
+            limits: BTreeMap::new(),
             main: None,
             main_outcome: None,
             stopping: Stopping::No,
@@ -120,6 +123,7 @@ impl Agent {
     pub(crate) fn disconnected(&mut self) {
         self.greeted = false;
         self.parts.clear();
+        self.limits.clear();
         if let Some(decoder) = &mut self.decoder {
             decoder.clear();
         }
@@ -178,6 +182,7 @@ impl Agent {
             Kind::Configure => self.configure(&read(payload)?, machine)?,
             Kind::Execute => self.execute(session, &read(payload)?, machine)?,
             Kind::Part => self.take_part(session, payload)?,
+            Kind::TimeLimit => self.take_limit(session, read(payload)?)?,
             Kind::Launch => {
                 let mut whole = self.parts.remove(&session).unwrap_or_default();
                 whole.extend_from_slice(payload);
@@ -351,7 +356,18 @@ impl Agent {
         Err((FailureCode::BadRequest, refusal.into()))
     }
 
+    /// Keeps the time limit of a launch that follows.
+    fn take_limit(&mut self, id: u32, limit: TimeLimit) -> Result<(), Refusal> {
+        if self.limits.len() >= SESSIONS_MAX {
+            return Err((FailureCode::BadRequest, "there are too many sessions".into()));
+        }
+        self.limits
+            .insert(id, Duration::from_millis(limit.after_ms.into()));
+        Ok(())
+    }
+
     fn execute(&mut self, id: u32, request: &Execute, machine: &mut Machine) -> Result<(), Refusal> {
+        let limit = self.limits.remove(&id);
         if self.sessions.contains_key(&id) {
             // An error on the session itself would end the one that uses the number.
             self.refuse(
@@ -367,7 +383,8 @@ impl Agent {
         }
         let words: Vec<&[u8]> = request.arguments.iter().map(|word| &word[..]).collect();
         let command = words.join(&b' ');
-        let session = Session::begin(id, request.role, work, said, command, &mut self.out);
+        let mut session = Session::begin(id, request.role, work, said, command, &mut self.out);
+        session.deadline = limit.map(|after| machine.clock.uptime() + after);
         self.sessions.insert(id, session);
         Ok(())
     }
@@ -402,6 +419,7 @@ impl Agent {
     /// Ends a session that the host has lost interest in; from the workload it has merely looked away.
     fn close(&mut self, id: u32) {
         self.parts.remove(&id);
+        self.limits.remove(&id);
         if self.main != Some(id) {
             self.sessions.remove(&id);
         }
@@ -473,6 +491,10 @@ impl Agent {
         let is_still = self.is_still(machine);
         if !is_still {
             self.still_until = None;
+        }
+        if !is_still {
+            let now = machine.clock.uptime();
+            self.sessions.values_mut().for_each(|session| session.expire(now));
         }
         if self.greeted && !is_still {
             let Self { sessions, out, .. } = self;

@@ -2,6 +2,7 @@
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
+use core::time::Duration;
 
 use hearth_guest_protocol::credit::WindowExceeded;
 use hearth_guest_protocol::message::{CreditGrant, Outcome, Role, Status};
@@ -56,6 +57,8 @@ pub(crate) struct Session {
     window: Window,
     /// What was executed, for people.
     pub(crate) command: Vec<u8>,
+    /// When its time is over, after the start.
+    pub(crate) deadline: Option<Duration>,
     /// Whether the host has heard the last of it on this connection.
     told: bool,
     /// Whether nobody listens any more: what it says is dropped.
@@ -110,6 +113,7 @@ impl Session {
             credit: Credit::default(),
             window: Window::default(),
             command,
+            deadline: None,
             told: false,
             unheard: false,
             sent: Sent::default(),
@@ -204,6 +208,13 @@ impl Session {
         let deaf = matches!(self.work, Work::Wait(Manners::Stubborn)) && number != SIGKILL;
         if !deaf && self.outcome().is_none() {
             self.work = Work::Done(Outcome::Signaled(number));
+        }
+    }
+
+    /// Ends it if its time is over.
+    pub(crate) fn expire(&mut self, now: Duration) {
+        if self.deadline.is_some_and(|deadline| now >= deadline) && self.outcome().is_none() {
+            self.work = Work::Done(Outcome::TimedOut);
         }
     }
 

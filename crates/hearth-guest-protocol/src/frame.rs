@@ -83,10 +83,12 @@ pub enum Kind {
     Thaw = 26,
     /// To the guest, generation 5: [`crate::message::Renew`].
     Renew = 27,
+    /// To the guest, generation 6, before the launch in a session: [`crate::message::TimeLimit`].
+    TimeLimit = 28,
 }
 
 impl Kind {
-    const ALL: [Self; 27] = [
+    const ALL: [Self; 28] = [
         Self::Hello,
         Self::Configure,
         Self::Execute,
@@ -114,6 +116,7 @@ impl Kind {
         Self::Freeze,
         Self::Thaw,
         Self::Renew,
+        Self::TimeLimit,
     ];
 
     fn from_wire(byte: u8) -> Option<Self> {

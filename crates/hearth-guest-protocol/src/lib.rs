@@ -28,7 +28,7 @@ pub use credit::{Credit, Window};
 pub use frame::{Decoder, Flags, Frame, FrameError, HEADER_LEN, Header, Kind, MAX_PAYLOAD};
 
 /// The generations of this protocol that this code speaks, oldest and newest.
-pub const GENERATIONS: core::ops::RangeInclusive<u16> = 1..=5;
+pub const GENERATIONS: core::ops::RangeInclusive<u16> = 1..=6;
 
 /// The first generation that knows [`Kind::Part`], [`Kind::Launch`] and [`Kind::Detach`].
 pub const GENERATION_LAUNCH: u16 = 2;
@@ -43,6 +43,9 @@ pub const GENERATION_PROCESSES: u16 = 4;
 /// The first generation of which a guest can stand still, and be made another machine: [`Kind::Freeze`], [`Kind::Thaw`],
 /// [`Kind::Renew`].
 pub const GENERATION_STILL: u16 = 5;
+
+/// The first generation that knows [`Kind::TimeLimit`].
+pub const GENERATION_TIME_LIMIT: u16 = 6;
 
 /// The session of everything that concerns the whole guest.
 pub const CONTROL: u32 = 0;

@@ -158,6 +158,13 @@ pub struct Signal {
     pub number: u8,
 }
 
+/// Limits how long the process of the launch that follows in this session may run. The guest keeps to it also when its host is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TimeLimit {
+    /// From its start on, in milliseconds of the guest's clock.
+    pub after_ms: u32,
+}
+
 /// How a session's process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Outcome {
@@ -165,14 +172,17 @@ pub enum Outcome {
     Exited(u8),
     /// A signal of this number ended it.
     Signaled(u8),
+    /// Its [`TimeLimit`] ended it, and all that it had made.
+    TimedOut,
 }
 
 impl Outcome {
-    /// Returns the shell's exit code: the status, or 128 plus the signal's number.
+    /// Returns the shell's exit code: the status, or 128 plus the signal's number; at a time limit that of timeout(1).
     pub const fn exit_code(self) -> u8 {
         match self {
             Self::Exited(status) => status,
             Self::Signaled(number) => 128_u8.wrapping_add(number),
+            Self::TimedOut => 124,
         }
     }
 }
@@ -608,7 +618,12 @@ mod tests {
 
     #[test]
     fn golden_bytes_of_the_small_messages() {
-        let golden: [(Vec<u8>, &[u8]); 7] = [
+        let golden: [(Vec<u8>, &[u8]); 9] = [
+            (postcard::to_allocvec(&Outcome::TimedOut).unwrap(), b"\x02"),
+            (
+                postcard::to_allocvec(&TimeLimit { after_ms: 30_000 }).unwrap(),
+                b"\xb0\xea\x01",
+            ),
             (postcard::to_allocvec(&Outcome::Signaled(9)).unwrap(), b"\x01\x09"),
             (
                 postcard::to_allocvec(&Status::Started { pid: 300 }).unwrap(),
@@ -658,5 +673,6 @@ mod tests {
     fn exit_codes_are_the_shells() {
         assert_eq!(Outcome::Exited(3).exit_code(), 3);
         assert_eq!(Outcome::Signaled(15).exit_code(), 143);
+        assert_eq!(Outcome::TimedOut.exit_code(), 124);
     }
 }

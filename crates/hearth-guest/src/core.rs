@@ -21,6 +21,7 @@ use serde_bytes::ByteBuf;
 
 use crate::console::complain;
 use crate::dial::Connection;
+use crate::limit::TimeLimit;
 use crate::outbox::Outbox;
 use crate::poller::{Part, Poller, Ready, Source};
 use crate::session::{Session, Verdict, Work};
@@ -47,6 +48,8 @@ pub(crate) struct Core {
     sessions: BTreeMap<u32, Session>,
     /// The beginnings of launches whose last frame has not come, by session; [`LAUNCH_MAX`] bytes in all.
     parts: BTreeMap<u32, Vec<u8>>,
+    /// The time limits of launches that have not come, by session.
+    limits: BTreeMap<u32, Duration>,
     /// The session that had its turn last.
     turn: u32,
     /// The workload's environment, which processes beside it inherit.
@@ -83,6 +86,7 @@ impl Core {
             nursery: Nursery::new()?,
             sessions: BTreeMap::new(),
             parts: BTreeMap::new(),
+            limits: BTreeMap::new(),
             turn: 0,
             environment: Vec::new(),
             main: None,
@@ -111,6 +115,7 @@ impl Core {
     pub(crate) fn disconnected(&mut self) {
         self.greeted = false;
         self.parts.clear();
+        self.limits.clear();
         self.stillness.disconnected();
     }
 
@@ -143,6 +148,7 @@ impl Core {
                 self.launch(session, execute.into(), poller)?;
             }
             Kind::Part => self.take_part(session, payload)?,
+            Kind::TimeLimit => self.take_limit(session, read(payload)?)?,
             Kind::Launch => {
                 let mut whole = self.parts.remove(&session).unwrap_or_default();
                 whole.extend_from_slice(payload);
@@ -346,11 +352,30 @@ impl Core {
         Ok(())
     }
 
+    /// Keeps the time limit of a launch that follows.
+    fn take_limit(&mut self, id: u32, limit: message::TimeLimit) -> Result<(), Refusal> {
+        if self.limits.len() >= SESSIONS_MAX {
+            let message = "there are too many sessions".to_owned();
+            return Err((FailureCode::BadRequest, message));
+        }
+        let after = Duration::from_millis(u64::from(limit.after_ms));
+        self.limits.insert(id, after);
+        Ok(())
+    }
+
     fn launch(&mut self, id: u32, mut request: Launch, poller: &Poller) -> Result<(), Refusal> {
+        let limit = self.limits.remove(&id);
         if self.is_taken(id) {
             return Ok(());
         }
         self.admit(id)?;
+        let limit = limit.map(|after| TimeLimit::new(id, after)).transpose();
+        let limit = limit.map_err(|errno| {
+            (
+                FailureCode::System,
+                format!("cannot limit the session's time: {errno}"),
+            )
+        })?;
         let execute = &mut request.execute;
         let (work, place) = match (execute.role, self.main) {
             (Role::Main, None) => (Work::Main, Place::New),
@@ -367,7 +392,8 @@ impl Core {
             execute.environment = inherited(&self.environment, &execute.environment);
         }
         let awaits_terminal = execute.stdin && execute.terminal.is_some();
-        let spawned = self.nursery.launch(&request, place).map_err(refusal)?;
+        let spawned = self.nursery.launch(&request, place, limit.as_ref());
+        let spawned = spawned.map_err(refusal)?;
         self.children = true;
         if matches!(work, Work::Main) {
             self.main = Some(id);
@@ -378,7 +404,8 @@ impl Core {
             true => Sink::Awaited,
             false => Sink::Closed,
         };
-        self.keep(id, Session::of_process(id, work, spawned, input, poller))
+        let session = Session::of_process(id, work, spawned, input, poller);
+        self.keep(id, session.and_then(|session| session.limited(limit, poller)))
     }
 
     /// Returns a handle to the workload, which must run its program by now.
@@ -467,6 +494,7 @@ impl Core {
     /// Ends a session that the host has lost interest in; from the workload it has merely looked away.
     fn close(&mut self, id: u32) {
         self.parts.remove(&id);
+        self.limits.remove(&id);
         if self.main != Some(id) {
             self.abandon(id);
         }

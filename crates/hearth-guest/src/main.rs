@@ -5,7 +5,7 @@
 //!   boot      mounts, kernel modules, limits; port finds the channel
 //!   agent     frames and events in, sessions and control frames out
 //!     machine   configure: clock, entropy, disks; stop: disks at rest
-//!     session   one process, file operation or connection: its streams and its flow control
+//!     session   one process, file operation or connection: its streams and its flow control; limit: its time
 //!     outbox    what waits for the channel
 //!     spawn     makes processes; child is what runs in them before execve (container, user, program, terminal)
 //!     init      PID 1 of a workload that wants one: this binary, executed anew
@@ -27,6 +27,7 @@ mod core;
 mod dial;
 mod files;
 mod init;
+mod limit;
 mod machine;
 mod outbox;
 mod poller;

@@ -20,6 +20,8 @@ pub(crate) enum Part {
     Both,
     /// What a child says of itself before it executes its program.
     Report,
+    /// The end of its time.
+    Limit,
 }
 
 /// What an event belongs to.
@@ -52,6 +54,7 @@ impl Source {
             Self::Session(id, Part::Report) => (7, id),
             Self::Listener => (8, 0),
             Self::Stillness => (9, 0),
+            Self::Session(id, Part::Limit) => (10, id),
         };
         (kind << 32) | u64::from(session)
     }
@@ -68,6 +71,7 @@ impl Source {
             6 => Self::Session(id, Part::Both),
             7 => Self::Session(id, Part::Report),
             9 => Self::Stillness,
+            10 => Self::Session(id, Part::Limit),
             _ => Self::Listener,
         }
     }
@@ -156,7 +160,14 @@ mod tests {
 
     #[test]
     fn a_source_survives_the_kernel() {
-        let parts = [Part::Input, Part::Output, Part::Error, Part::Both, Part::Report];
+        let parts = [
+            Part::Input,
+            Part::Output,
+            Part::Error,
+            Part::Both,
+            Part::Report,
+            Part::Limit,
+        ];
         let sessions = parts.map(|part| Source::Session(u32::MAX, part));
         for source in [
             Source::Channel,

@@ -6,7 +6,7 @@ use std::fs;
 use hearth_guest_protocol::message::{ProcessInfo, Processes};
 use serde_bytes::ByteBuf;
 
-use crate::stats::CGROUP;
+use crate::stats;
 
 /// What is shown of a command, in bytes.
 const COMMAND_MAX: usize = 200;
@@ -19,8 +19,7 @@ const PAGE: u64 = 4096;
 
 /// Lists them in the order of their numbers.
 pub(crate) fn read() -> Processes {
-    let pids = fs::read_to_string(format!("{CGROUP}/cgroup.procs")).unwrap_or_default();
-    let pids: Vec<u32> = pids.lines().filter_map(|pid| pid.parse().ok()).collect();
+    let pids = stats::processes();
     // One that has ended meanwhile is passed over.
     let found: Vec<_> = pids.iter().filter_map(|&pid| Some((pid, look(pid)?))).collect();
     // Parents are told as the kernel counts them outside; what has none inside has number 0.

@@ -13,16 +13,17 @@ use hearth_guest_protocol::credit::WindowExceeded;
 use hearth_guest_protocol::message::{CreditGrant, Failure, FailureCode, Outcome, Status, TerminalSize};
 use hearth_guest_protocol::{Credit, Flags, Header, Kind, Window};
 use rustix::io::Errno;
-use rustix::process::Pid;
+use rustix::process::{Pid, Signal, kill_process_group};
 use serde::Serialize;
 
 use crate::dial::{Connection, Progress};
+use crate::limit::TimeLimit;
 use crate::outbox::Outbox;
 use crate::poller::{Part, Poller, Ready, Source};
 use crate::report::{self, Received, Report};
 use crate::spawn::Spawned;
 use crate::stream::{Input, Output, Pulled, Sink};
-use crate::sys::Forked;
+use crate::sys::{self, Forked};
 use crate::terminal;
 
 /// What a session is about.
@@ -76,6 +77,7 @@ pub(crate) struct Session {
     window: Window,
     /// Input that an earlier connection has paid for: it is held beyond the window, and not granted anew.
     carried: usize,
+    limit: Option<TimeLimit>,
 }
 
 impl Session {
@@ -144,6 +146,30 @@ impl Session {
             credit: Credit::default(),
             window: Window::default(),
             carried: 0,
+            limit: None,
+        }
+    }
+
+    /// Ends its process, and all that this has made, once it has run for so long.
+    ///
+    /// # Errors
+    /// Returns the kernel's error.
+    pub(crate) fn limited(mut self, limit: Option<TimeLimit>, poller: &Poller) -> Result<Self, Errno> {
+        if let Some(limit) = &limit {
+            poller.add(limit.timer(), Source::Session(self.id, Part::Limit))?;
+        }
+        self.limit = limit;
+        Ok(self)
+    }
+
+    fn expire(&mut self) {
+        if let Some(limit) = &mut self.limit
+            && limit.expire()
+            && let Some(process) = &self.process
+        {
+            // What is left where it has no cgroup of its own.
+            sys::kill(process.pid, libc::SIGKILL as u8);
+            let _ = kill_process_group(process.pid, Signal::KILL);
         }
     }
 
@@ -239,6 +265,7 @@ impl Session {
         match part {
             Part::Report => return self.hear(poller, out),
             Part::Both if !self.started => return self.connect(poller, out),
+            Part::Limit => self.expire(),
             Part::Input => {}
             // Both: which is which changes with every turn, and a read that gives nothing is cheap.
             Part::Output | Part::Error | Part::Both if ready.read => {
@@ -256,7 +283,8 @@ impl Session {
     /// Takes note that its process has been reaped.
     pub(crate) fn ended(&mut self, outcome: Outcome, poller: &Poller, out: &mut Outbox) -> Verdict {
         self.process = None;
-        self.outcome = Some(outcome);
+        let timed_out = self.limit.as_ref().is_some_and(TimeLimit::is_over);
+        self.outcome = Some(if timed_out { Outcome::TimedOut } else { outcome });
         if let Verdict::Over = self.hear(poller, out) {
             return Verdict::Over;
         }
@@ -404,6 +432,9 @@ impl Session {
 
     fn start(&mut self, out: &mut Outbox) {
         self.started = true;
+        if let Some(limit) = &self.limit {
+            limit.begin();
+        }
         self.announce(out);
     }
 

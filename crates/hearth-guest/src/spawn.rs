@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
+use crate::limit::TimeLimit;
 use crate::report;
 use crate::sys::{self, Forked};
 use crate::{child, files};
@@ -95,15 +96,21 @@ impl Nursery {
         })
     }
 
-    /// Makes the process of an execute session.
+    /// Makes the process of an execute session, in the cgroup of its limit where it has one.
     ///
     /// # Errors
     /// Returns [`SpawnError`].
-    pub(crate) fn launch(&self, request: &Launch, place: Place<'_>) -> Result<Spawned, SpawnError> {
+    pub(crate) fn launch(
+        &self,
+        request: &Launch,
+        place: Place<'_>,
+        limit: Option<&TimeLimit>,
+    ) -> Result<Spawned, SpawnError> {
         let (report, child_report) = report::pair()?;
         let terminal = request.execute.terminal.is_some();
         let (pipes, child_pipes) = make_pipes(request.execute.stdin && !terminal, !terminal, !terminal)?;
-        let cgroup = self.cgroup.as_ref().map(AsFd::as_fd);
+        let own = limit.and_then(TimeLimit::cgroup);
+        let cgroup = own.or(self.cgroup.as_ref().map(AsFd::as_fd));
         let body = || child::run(request, place, &child_pipes, child_report.as_fd());
         let process = match place {
             Place::New => {

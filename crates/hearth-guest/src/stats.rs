@@ -1,6 +1,7 @@
 //! What the guest uses, read when asked.
 
 use std::fs;
+use std::path::PathBuf;
 
 use hearth_guest_protocol::message::Stats;
 
@@ -13,7 +14,6 @@ pub(crate) const CGROUP: &str = "/sys/fs/cgroup/workload";
 pub(crate) fn read() -> Stats {
     let cpu = fs::read_to_string("/sys/fs/cgroup/cpu.stat").unwrap_or_default();
     let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let processes = fs::read_to_string(format!("{CGROUP}/cgroup.procs")).unwrap_or_default();
     let disk = rustix::fs::statvfs(DISK).ok();
     Stats {
         cpu_ns: field(&cpu, "usage_usec").saturating_mul(1000),
@@ -21,8 +21,24 @@ pub(crate) fn read() -> Stats {
         memory_available: field(&memory, "MemAvailable:").saturating_mul(1024),
         disk_total: disk.as_ref().map_or(0, |disk| disk.f_blocks * disk.f_frsize),
         disk_free: disk.as_ref().map_or(0, |disk| disk.f_bavail * disk.f_frsize),
-        processes: u32::try_from(processes.lines().count()).unwrap_or(u32::MAX),
+        processes: u32::try_from(processes().len()).unwrap_or(u32::MAX),
     }
+}
+
+/// Returns the numbers of the processes of the workload and those beside it; some have cgroups of their own below the workload's.
+pub(crate) fn processes() -> Vec<u32> {
+    let below = fs::read_dir(CGROUP).into_iter().flatten().flatten();
+    let below = below.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    let groups = [PathBuf::from(CGROUP)]
+        .into_iter()
+        .chain(below.map(|entry| entry.path()));
+    let listed = groups.map(|group| fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default());
+    let pids = listed.flat_map(|text| {
+        text.lines()
+            .filter_map(|pid| pid.parse().ok())
+            .collect::<Vec<u32>>()
+    });
+    pids.collect()
 }
 
 /// Returns the number behind a name at the start of a line.

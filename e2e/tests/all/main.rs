@@ -117,6 +117,7 @@ on_driver!(
         verbs::an_idle_machine_ends_and_a_busy_one_does_not,
         pool::a_pool_hands_out_machines_and_fills_up,
         pool::code_runs_in_a_machine_of_a_pool,
+        pool::code_ends_with_its_time_also_when_its_node_has_died,
         pool::a_lease_ends_with_its_time_and_its_machine,
         pool::pools_and_leases_outlive_the_node,
         pool::pools_that_cannot_be_are_refused,

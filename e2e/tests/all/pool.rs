@@ -117,6 +117,72 @@ pub(crate) fn code_runs_in_a_machine_of_a_pool(node: &TestNode) -> Result<()> {
     Ok(())
 }
 
+/// The processor time that a process has had.
+fn processor_time(pid: u32) -> Result<Duration> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let (_, fields) = stat.rsplit_once(')').context("no name in it")?;
+    let fields: Vec<&str> = fields.split_ascii_whitespace().collect();
+    // User and system time, in ticks of 10 ms.
+    let ticks = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
+    Ok(Duration::from_millis(10 * ticks))
+}
+
+/// What part of a processor a process has for a second.
+fn load(pid: u32) -> Result<f64> {
+    let (begun, before) = (Instant::now(), processor_time(pid)?);
+    std::thread::sleep(seconds(1));
+    let had = processor_time(pid)?.saturating_sub(before);
+    Ok(had.as_secs_f64() / begun.elapsed().as_secs_f64())
+}
+
+pub(crate) fn code_ends_with_its_time_also_when_its_node_has_died(node: &TestNode) -> Result<()> {
+    create(node, &["--min", "1", "--max", "1"])?;
+    becomes(node, |pool| pool.ready == 1)?;
+    // The second of them leaves the first one's process group and session.
+    let script = "setsid sh -c 'while :; do :; done' & echo begun; while :; do :; done";
+    let flags = [
+        "execute",
+        "--pool",
+        "p",
+        "--timeout",
+        "5s",
+        "--cmd",
+        "sh",
+        "-c",
+        script,
+    ];
+    let client = node.hearth(flags).spawn()?;
+    client.stdout.wait_for("begun", e2e::DEADLINE)?;
+    let begun = Instant::now();
+    let members = pool(node)?.members;
+    let machine = members.iter().find_map(|member| member.machine.clone());
+    let machine = machine.context("no machine of the pool runs it")?;
+    let monitor = node.inspect(&machine)?.state.pid.context("it has no monitor")?;
+    kill(node)?;
+    // Nobody starts another node meanwhile.
+    assert_ne!(client.finish(e2e::DEADLINE)?.code, 0);
+    let busy = load(monitor)?;
+    ensure!(
+        busy > 0.1 || begun.elapsed() > seconds(5),
+        "code that should run has {busy:.2} of a processor"
+    );
+    let idle = loop {
+        let load = load(monitor)?;
+        if load < busy / 4.0 || begun.elapsed() > seconds(60) {
+            break load;
+        }
+    };
+    println!(
+        "code has {busy:.2} of a processor, and {idle:.2} {:.1} s after its start, with a limit of 5 s and no node",
+        begun.elapsed().as_secs_f64()
+    );
+    ensure!(idle < busy / 4.0, "it runs on: {idle:.2} of a processor");
+    // The next node has no use for the machine.
+    becomes(node, |pool| pool.ready == 1 && pool.leased == 0)?;
+    node.hearth(["pool", "rm", "p"]).deadline(SETTLING).ok()?;
+    Ok(())
+}
+
 pub(crate) fn a_lease_ends_with_its_time_and_its_machine(node: &TestNode) -> Result<()> {
     create(node, &["--min", "0", "--max", "1", "--ttl", "1h"])?;
     assert_eq!(pool(node)?.members.len(), 0);

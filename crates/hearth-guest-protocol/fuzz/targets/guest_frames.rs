@@ -9,7 +9,7 @@
 use hearth_guest_protocol::{Decoder, Flags, HEADER_LEN, Header, Kind, MAX_PAYLOAD};
 use libfuzzer_sys::fuzz_target;
 
-const KINDS: [Kind; 27] = [
+const KINDS: [Kind; 28] = [
     Kind::Hello,
     Kind::Configure,
     Kind::Execute,
@@ -37,6 +37,7 @@ const KINDS: [Kind; 27] = [
     Kind::Freeze,
     Kind::Thaw,
     Kind::Renew,
+    Kind::TimeLimit,
 ];
 
 /// The decoder holds at most two largest frames.

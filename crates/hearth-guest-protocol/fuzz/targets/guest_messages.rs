@@ -15,7 +15,7 @@ fuzz_target!(|data: &[u8]| {
         return;
     };
     let payload = &payload[..payload.len().min(MAX_PAYLOAD)];
-    match choice % 21 {
+    match choice % 22 {
         0 => check::<message::Hello>(Kind::Hello, payload),
         1 => check::<message::Configure>(Kind::Configure, payload),
         2 => check::<message::Execute>(Kind::Execute, payload),
@@ -36,6 +36,7 @@ fuzz_target!(|data: &[u8]| {
         17 => check::<message::Processes>(Kind::Processes, payload),
         18 => check::<message::Freeze>(Kind::Freeze, payload),
         19 => check::<message::Renew>(Kind::Renew, payload),
+        20 => check::<message::TimeLimit>(Kind::TimeLimit, payload),
         _ => check::<message::Role>(Kind::Execute, payload),
     }
 });

@@ -268,6 +268,7 @@ pub(super) async fn exec(
         user: asked.user,
         terminal: asked.terminal,
         stdin,
+        time_limit: None,
     };
     let session = machine.exec(&spec).await?;
     upgraded(&service.tasks, request, async move |io| {

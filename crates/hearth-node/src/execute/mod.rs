@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hearth_api::v1::{MachineSpec, Owner};
+use hearth_guest_protocol::message::Outcome;
 use hearth_machine::ByteSize;
 use hearth_machine::execute::{OUTPUT, Runner, TIMED_OUT};
 use hearth_machine::pool::LEASE_MAX;
@@ -34,6 +35,8 @@ const FILES_DEADLINE: Duration = Duration::from_secs(120);
 pub const OUTPUT_ARCHIVE_MAX: usize = 64 << 20;
 /// What a lease lasts beyond the code's own time: files go in and come out.
 const LEASE_MARGIN: Duration = Duration::from_secs(600);
+/// How long the guest may take to say that it has ended code at its limit, before that is done from here.
+const GUEST_GRACE: Duration = Duration::from_secs(2);
 /// How long the code's process may take to start.
 const START_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -235,6 +238,7 @@ async fn process(
         command: command.to_vec(),
         environment: execution.environment.clone(),
         working_directory: Some(hearth_machine::execute::WORKSPACE.to_owned()),
+        time_limit: Some(execution.timeout),
         ..ExecSpec::default()
     };
     let mut session = machine.exec(&asked).await?;
@@ -247,7 +251,13 @@ async fn process(
     let name = machine.view().record.name.clone();
     // Fails only when nobody listens any more, which ends all of it.
     let _ = told.send(Told::Started(name.clone())).await;
-    let over = tokio::time::sleep(execution.timeout);
+    // The guest ends it in time, with all that it has made, also when this node has died. What a guest does not do, this does.
+    let patience = if session.is_limited() {
+        GUEST_GRACE
+    } else {
+        Duration::ZERO
+    };
+    let over = tokio::time::sleep(execution.timeout + patience);
     tokio::pin!(over);
     let (exit_code, timed_out) = loop {
         let event = tokio::select! {
@@ -262,11 +272,18 @@ async fn process(
                     () = &mut over => break (TIMED_OUT, true),
                 }
             }
+            SessionEvent::Ended(Outcome::TimedOut) => break (TIMED_OUT, true),
             SessionEvent::Ended(outcome) => break (outcome.exit_code(), false),
             event => return Err(ExecuteError::unexpected(event)),
         }
     };
-    let ran = since.elapsed();
+    // It had all of its time by the guest's clock, which runs a little beside this one.
+    let least = if timed_out {
+        execution.timeout
+    } else {
+        Duration::ZERO
+    };
+    let ran = since.elapsed().max(least);
     // Kills what still runs of it.
     drop(session);
     Ok(Executed {

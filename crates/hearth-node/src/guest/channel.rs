@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use hearth_guest_protocol::message::{
     self, Clock, Configure, Dial, Failure, FileRequest, Freeze, Hello, Launch, Processes, Renew, Role, Stats,
-    Status, Stop, World,
+    Status, Stop, TimeLimit, World,
 };
 use hearth_guest_protocol::{
     CONTROL, Decoder, Flags, Frame, FrameError, GENERATION_LAUNCH, GENERATION_PROCESSES, GENERATION_RESUME,
-    GENERATION_STILL, GENERATIONS, Kind, NoCommonGeneration, negotiate,
+    GENERATION_STILL, GENERATION_TIME_LIMIT, GENERATIONS, Kind, NoCommonGeneration, negotiate,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -384,8 +384,24 @@ impl Guest {
     /// # Errors
     /// Returns [`RequestError`] when the request cannot be sent; what the guest says of it comes as the session's events.
     pub async fn launch(&self, launch: &Launch) -> Result<Session, RequestError> {
+        self.launch_within(launch, None).await
+    }
+
+    /// Starts a process that may run for so long, where the guest can see to that; see [`Guest::knows_time_limit`].
+    ///
+    /// # Errors
+    /// As [`Guest::launch`].
+    pub async fn launch_within(
+        &self,
+        launch: &Launch,
+        limit: Option<Duration>,
+    ) -> Result<Session, RequestError> {
         let id = self.unused_session();
         let mut frames = Vec::new();
+        if let Some(limit) = limit.filter(|_| self.knows_time_limit()) {
+            let after_ms = u32::try_from(limit.as_millis()).unwrap_or(u32::MAX);
+            message::encode(Kind::TimeLimit, id, &TimeLimit { after_ms }, &mut frames)?;
+        }
         if self.knows_launch() {
             message::encode_launch(id, launch, &mut frames)?;
         } else if launch.world == World::default() && launch.limits.is_empty() && launch.groups.is_empty() {
@@ -404,6 +420,11 @@ impl Guest {
     /// Tells whether the guest knows what came with generation 2: long launches, and letting go of what runs.
     pub fn knows_launch(&self) -> bool {
         self.shared.info.generation >= GENERATION_LAUNCH
+    }
+
+    /// Tells whether the guest ends a process at its time limit by itself.
+    pub fn knows_time_limit(&self) -> bool {
+        self.shared.info.generation >= GENERATION_TIME_LIMIT
     }
 
     /// Reads or writes files.

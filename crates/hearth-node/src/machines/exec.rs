@@ -13,6 +13,7 @@ use crate::records::MachineRecord;
 pub struct Exec {
     session: Session,
     teller: Teller,
+    is_limited: bool,
 }
 
 /// Tells each thing once.
@@ -58,6 +59,7 @@ impl Exec {
         events: EventLog,
         record: Arc<MachineRecord>,
         program: String,
+        is_limited: bool,
     ) -> Self {
         let teller = Teller {
             events,
@@ -65,7 +67,16 @@ impl Exec {
             program,
             runs: false,
         };
-        Self { session, teller }
+        Self {
+            session,
+            teller,
+            is_limited,
+        }
+    }
+
+    /// Tells whether the guest ends it at its time limit.
+    pub fn is_limited(&self) -> bool {
+        self.is_limited
     }
 
     /// Returns the sending side.

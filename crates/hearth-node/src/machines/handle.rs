@@ -193,7 +193,8 @@ impl Machine {
         let view = self.view();
         let running = Arc::clone(view.running()?);
         let launch = session::exec(&self.process, &self.container, asked)?;
-        let session = running.guest.launch(&launch).await?;
+        let session = running.guest.launch_within(&launch, asked.time_limit).await?;
+        let is_limited = asked.time_limit.is_some() && running.guest.knows_time_limit();
         failpoint::pass("exec-opened");
         // Arguments may hold what is nobody's business; the program's name tells enough.
         let program = asked.command.first().cloned().unwrap_or_default();
@@ -202,6 +203,7 @@ impl Machine {
             self.parts.events.clone(),
             view.record,
             program,
+            is_limited,
         ))
     }
 

@@ -1,5 +1,7 @@
 //! From what a machine is to what the guest is asked to run.
 
+use std::time::Duration;
+
 use hearth_guest_protocol::message::{Execute, Launch, ResourceLimit, Role, TerminalSize, Tmpfs, World};
 use hearth_machine::{Container, ExtraHost, Limit, Process, Spec, spec::check_environment};
 use serde_bytes::ByteBuf;
@@ -27,6 +29,8 @@ pub struct ExecSpec {
     pub terminal: Option<(u16, u16)>,
     /// Input is connected.
     pub stdin: bool,
+    /// How long it may run, by the guest's own clock.
+    pub time_limit: Option<Duration>,
 }
 
 fn bytes(texts: &[String]) -> Vec<ByteBuf> {
