@@ -10,7 +10,7 @@ use std::io;
 
 use hearth_api::ClientError;
 
-use crate::commands::BenchError;
+use crate::commands::{BenchError, CorrectnessError};
 use crate::credentials::CredentialsError;
 use crate::node::StartError;
 use crate::print::plain;
@@ -28,6 +28,9 @@ pub(crate) enum CliError {
     /// A measurement could not be made.
     #[error(transparent)]
     Bench(#[from] BenchError),
+    /// A machine could not be checked.
+    #[error(transparent)]
+    Correctness(#[from] CorrectnessError),
     /// No place for a node.
     #[error(transparent)]
     Location(#[from] hearth_api::LocationError),

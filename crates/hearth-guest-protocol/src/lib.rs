@@ -53,6 +53,9 @@ pub const CONTROL: u32 = 0;
 /// The name of the virtio-serial port that carries the channel.
 pub const PORT_NAME: &str = "hearth.0";
 
+/// The program that the agent brings along for processes beside the workload: it tells of the machine what a test of clones asks for.
+pub const PROBE: &str = "/.hearth/probe";
+
 /// The vsock port on which the agent listens, where the channel is vsock.
 pub const VSOCK_PORT: u32 = 1024;
 

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use hearth_guest_protocol::PROBE;
 use hearth_guest_protocol::message::{Execute, Failure, FailureCode, Launch, ResourceLimit, Role, World};
 use rustix::fs::{Mode, OFlags, fchown};
 use rustix::io::Errno;
@@ -22,7 +23,7 @@ use crate::program::{self, ProgramError};
 use crate::report::{self, Report};
 use crate::spawn::{Pipes, Place};
 use crate::user::{self, Identity, UnknownUser};
-use crate::{init, sys, terminal};
+use crate::{init, probe, sys, terminal};
 
 /// Why a program could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -87,7 +88,7 @@ fn become_program(
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(step("a process"))?;
     setsid().map_err(step("a session"))?;
     // Before the agent's root is out of sight.
-    let init = wants_init(request, world)
+    let init = (wants_init(request, world) || is_probe(request))
         .then(init::open_binary)
         .transpose()
         .map_err(step("an init"))?;
@@ -123,6 +124,20 @@ fn become_program(
             errno: Errno::from_io_error(&error).unwrap_or(Errno::INVAL),
         });
     }
+    if is_probe(request)
+        && let Some(binary) = &init
+    {
+        let words = request
+            .arguments
+            .iter()
+            .skip(1)
+            .map(|word| word.to_vec())
+            .collect();
+        let arguments = [vec![probe::NAME.to_owned()], strings(words, "an argument")?].concat();
+        let error = sys::execute_opened(binary.as_fd(), &arguments, &environment);
+        let errno = Errno::from_io_error(&error).unwrap_or(Errno::INVAL);
+        return Err(step("the probe")(errno));
+    }
     let (file, arguments) = program(request, &environment)?;
     let error = match init {
         Some(binary) => init::become_init(binary.as_fd(), report, file, arguments, &environment),
@@ -134,6 +149,12 @@ fn become_program(
 
 fn wants_init(request: &Execute, world: &World) -> bool {
     request.role == Role::Main && (world.init || holds(request))
+}
+
+/// Tells whether the program is none of the image's, but the agent's own probe.
+fn is_probe(request: &Execute) -> bool {
+    let name = request.arguments.first();
+    request.role == Role::Exec && name.is_some_and(|name| &name[..] == PROBE.as_bytes())
 }
 
 /// Tells whether a workload is to be nothing: no program is named. Older agents refuse that as a program that is not found.

@@ -9,6 +9,7 @@
 //!     outbox    what waits for the channel
 //!     spawn     makes processes; child is what runs in them before execve (container, user, program, terminal)
 //!     init      PID 1 of a workload that wants one: this binary, executed anew
+//!     probe     what says whether a clone is a machine of its own: this binary, executed anew
 //!     files     tar streams, in a child
 //!     dial      connections to the loopback
 //! sys         every unsafe call
@@ -32,6 +33,7 @@ mod machine;
 mod outbox;
 mod poller;
 mod port;
+mod probe;
 mod processes;
 mod program;
 mod report;
@@ -48,11 +50,11 @@ mod user;
 
 fn main() {
     let mut arguments = std::env::args_os();
-    if arguments
-        .next()
-        .is_some_and(|name| name == *init::NAME.to_string_lossy())
-    {
+    let name = arguments.next().unwrap_or_default();
+    if name == *init::NAME.to_string_lossy() {
         init::run(arguments);
+    } else if name == *probe::NAME.to_string_lossy() {
+        probe::run(arguments);
     }
     console::line(format_args!("hearth-guest {}", env!("CARGO_PKG_VERSION")));
     console::on_panic();

@@ -316,6 +316,27 @@ pub(crate) fn listen_on_vsock(port: u32) -> io::Result<OwnedFd> {
     }
 }
 
+/// Has a socket use one network interface only; the name ends with a NUL.
+///
+/// # Errors
+/// Returns the kernel's error.
+pub(crate) fn bind_to_device(socket: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
+    // SAFETY: SO_BINDTODEVICE reads so many bytes of the name.
+    let bound = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_BINDTODEVICE,
+            name.as_ptr().cast(),
+            name.len() as libc::socklen_t,
+        )
+    };
+    match bound {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Brings a network interface up.
 ///
 /// # Errors

@@ -13,6 +13,7 @@ mod pool;
 mod run;
 mod snapshot;
 mod template;
+mod test;
 
 use std::path::PathBuf;
 
@@ -46,6 +47,7 @@ pub(crate) use snapshot::{
     SnapshotInspect, SnapshotList, SnapshotPrune,
 };
 pub(crate) use template::{Template, TemplateCommand, TemplateList, TemplatePrune, TemplateRemove};
+pub(crate) use test::{ForkCorrectness, Test, TestCommand};
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().effects(Effects::BOLD))
@@ -126,6 +128,7 @@ pub(crate) enum Command {
     Setup(Setup),
     Doctor(Doctor),
     Bench(Bench),
+    Test(Test),
     Node(Node),
     Completions(Completions),
     Version(Version),

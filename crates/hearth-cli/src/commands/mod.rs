@@ -4,6 +4,7 @@
 
 mod bench;
 mod copy;
+mod correctness;
 mod events;
 mod exec;
 mod execute;
@@ -24,6 +25,7 @@ mod template;
 mod transfer;
 
 pub(crate) use bench::BenchError;
+pub(crate) use correctness::CorrectnessError;
 
 use std::process::ExitCode;
 
@@ -81,6 +83,7 @@ pub(crate) async fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
         Command::Fork(arguments) => snapshot::fork(&node, arguments).await,
         Command::Template(arguments) => template::template(&node, arguments.command).await,
         Command::Bench(arguments) => bench::bench(&node, &arguments).await,
+        Command::Test(arguments) => correctness::test(&node, arguments.command).await,
         Command::Setup(arguments) => setup::setup(&node, arguments).await,
         Command::Doctor(arguments) => host::doctor(&node, &arguments).await,
         Command::Node(arguments) => node::node(&node, arguments.command).await,
