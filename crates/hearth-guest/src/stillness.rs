@@ -205,12 +205,13 @@ impl Stillness {
             let message = "the machine does not stand still any more".to_owned();
             return Err((FailureCode::BadRequest, message));
         }
+        let done = |what, result: io::Result<()>| result.map_err(|error| refusal(what, &error));
+        // First: the time passes meanwhile.
+        done("set the clock", machine::set_clock(request.clock_unix_ns))?;
         self.set_timer(self.at_most);
         thaw_disk();
         self.phase = Phase::Renewed;
-        let done = |what, result: io::Result<()>| result.map_err(|error| refusal(what, &error));
         done("reseed the random numbers", reseed(&request.entropy))?;
-        done("set the clock", machine::set_clock(request.clock_unix_ns))?;
         done("set the host name", set_hostname(&request.hostname, workload))?;
         done("write the files of names", write_files(request))?;
         if let Some(id) = &request.machine_id {

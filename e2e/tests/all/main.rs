@@ -4,6 +4,7 @@
 mod chaos;
 mod cli;
 mod container;
+mod correctness;
 mod execute;
 mod failure;
 mod fidelity;
@@ -128,6 +129,7 @@ on_driver!(
         ports::connections_are_many_at_once,
         snapshot::what_a_snapshot_kept_goes_on_in_another_machine,
         snapshot::a_rollback_takes_a_machine_back_to_what_it_was,
+        correctness::forks_are_machines_of_their_own,
         snapshot::forks_go_on_where_the_machine_is_which_does_not_notice,
         snapshot::snapshots_that_cannot_be_are_refused_and_leave_nothing,
         snapshot::an_exported_snapshot_comes_back_whole,

@@ -91,7 +91,11 @@ pub(super) async fn take(
     if paused {
         return of_still(plan, capture).await;
     }
-    guest.freeze(STILL_AT_MOST, GUEST_DEADLINE).await?;
+    if let Err(error) = guest.freeze(STILL_AT_MOST, GUEST_DEADLINE).await {
+        // It may be about to: then it is told to leave it, and otherwise nothing happens.
+        let _ = guest.thaw(GUEST_DEADLINE).await;
+        return Err(error.into());
+    }
     failpoint::pass("capture-frozen");
     let taken = match capture.extent {
         Extent::Full => all(plan, vm, guest, capture).await,

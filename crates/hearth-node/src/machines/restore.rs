@@ -119,9 +119,21 @@ fn renewal(plan: &Plan) -> Result<Renew, StartError> {
     Ok(Renew {
         hosts: ByteBuf::from(session::hosts_file(&hostname, &plan.spec.container.hosts).into_bytes()),
         resolv_conf: ByteBuf::new(),
-        hostname,
         machine_id: (!plan.same_identity).then_some(machine_id),
-        clock_unix_ns: now_unix_ns(),
+        environment: variables(plan, &hostname),
+        hostname,
         entropy,
+        clock_unix_ns: now_unix_ns(),
     })
+}
+
+/// What processes beside the workload see from now on that is another than before: the host's name, unless it was given as a variable.
+fn variables(plan: &Plan, hostname: &str) -> Vec<ByteBuf> {
+    let is_given = plan
+        .process
+        .environment
+        .iter()
+        .any(|it| it.starts_with("HOSTNAME="));
+    let name = (!is_given).then(|| format!("HOSTNAME={hostname}").into_bytes().into());
+    name.into_iter().collect()
 }

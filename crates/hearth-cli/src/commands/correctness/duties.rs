@@ -76,8 +76,14 @@ pub(super) fn judge(token: &str, reports: &Reports) -> Vec<Duty> {
         ("random numbers", random(reports)),
         ("uuids", differ(reports, "uuid", "there are none")),
         ("host name", hostname(reports)),
-        ("machine id", differ(reports, "machine_id", "the image has no /etc/machine-id")),
-        ("hardware address", differ(reports, "mac", "there is no network interface")),
+        (
+            "machine id",
+            differ(reports, "machine_id", "the image has no /etc/machine-id"),
+        ),
+        (
+            "hardware address",
+            differ(reports, "mac", "there is no network interface"),
+        ),
         ("environment", environment(reports)),
         ("stale connections", outward(reports)),
         ("connections within", within(reports)),
@@ -97,7 +103,10 @@ fn clock(reports: &Reports) -> Judged {
         .iter()
         .map(|(ahead, exact)| format!("{ahead:+.1} ms (within {exact:.1})"));
     let seen = seen.collect::<Vec<_>>().join(", ");
-    when(offs.iter().all(|(ahead, exact)| ahead.abs() - exact <= CLOCK_MS), seen)
+    when(
+        offs.iter().all(|(ahead, exact)| ahead.abs() - exact <= CLOCK_MS),
+        seen,
+    )
 }
 
 fn random(reports: &Reports) -> Judged {
@@ -109,7 +118,10 @@ fn random(reports: &Reports) -> Judged {
         }
     }
     let again = count - numbers.len();
-    when(again == 0 && count > 0, format!("{count} numbers, {again} of them twice"))
+    when(
+        again == 0 && count > 0,
+        format!("{count} numbers, {again} of them twice"),
+    )
 }
 
 /// Judges what must be another in every machine.
@@ -143,8 +155,14 @@ fn environment(reports: &Reports) -> Judged {
         return skipped("the machine's own HOSTNAME is not its host name");
     }
     let follows = |[first, _]: &[Report; 2]| first.of("variable") == first.of("hostname");
-    let seen = reports.first("variable").iter().map(|it| format!("HOSTNAME={it}"));
-    when(reports.forks.iter().all(follows), seen.collect::<Vec<_>>().join(", "))
+    let seen = reports
+        .first("variable")
+        .into_iter()
+        .map(|it| format!("HOSTNAME={it}"));
+    when(
+        reports.forks.iter().all(follows),
+        seen.collect::<Vec<_>>().join(", "),
+    )
 }
 
 fn outward(reports: &Reports) -> Judged {
@@ -159,7 +177,10 @@ fn outward(reports: &Reports) -> Judged {
 }
 
 fn within(reports: &Reports) -> Judged {
-    let states: Vec<_> = reports.all().map(|[_, second]| second.of("witness_within")).collect();
+    let states: Vec<_> = reports
+        .all()
+        .map(|[_, second]| second.of("witness_within"))
+        .collect();
     when(states.iter().all(|state| *state == "open"), states.join(", "))
 }
 
@@ -209,7 +230,10 @@ mod tests {
 
     fn report(name: &str, count: u64, outward: &str) -> Report {
         let said = [
-            ("random", format!("{:016x}{:016x}", name.len(), name.as_ptr() as usize)),
+            (
+                "random",
+                format!("{:016x}{:016x}", name.len(), name.as_ptr() as usize),
+            ),
             ("uuid", format!("uuid-{name}")),
             ("hostname", name.to_owned()),
             ("hostname_file", name.to_owned()),
@@ -249,7 +273,10 @@ mod tests {
     #[test]
     fn machines_of_their_own_keep_every_duty() {
         let duties = judge("token", &reports());
-        let failed: Vec<_> = duties.iter().filter(|duty| duty.verdict == Verdict::Failed).collect();
+        let failed: Vec<_> = duties
+            .iter()
+            .filter(|duty| duty.verdict == Verdict::Failed)
+            .collect();
         assert!(failed.is_empty(), "{failed:?}");
         let skipped = duties.iter().filter(|duty| duty.verdict == Verdict::Skipped);
         let skipped: Vec<_> = skipped.map(|duty| duty.name).collect();

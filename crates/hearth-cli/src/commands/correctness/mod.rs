@@ -110,7 +110,11 @@ async fn remove(node: &Node, machine: &str) {
 
 /// Forks a machine and judges the forks; whatever comes of it, the machine is as it was, and the forks are gone.
 async fn judged(node: &Node, machine: &str) -> Result<Vec<Duty>, CliError> {
-    let token = format!("{:x}-{}", std::process::id(), jiff::Timestamp::now().as_nanosecond());
+    let token = format!(
+        "{:x}-{}",
+        std::process::id(),
+        jiff::Timestamp::now().as_nanosecond()
+    );
     probe::begin_witness(node, machine, &token).await?;
     let reports = reports(node, machine).await;
     if let Err(error) = probe::run(node, machine, &["end"]).await {
@@ -127,7 +131,9 @@ async fn reports(node: &Node, machine: &str) -> Result<Reports, CliError> {
         name_prefix: None,
         keep_secrets: true,
     };
-    let forked = node.call(async |client| client.fork(machine, &request).await).await?;
+    let forked = node
+        .call(async |client| client.fork(machine, &request).await)
+        .await?;
     let reported = async {
         let mut forks = Vec::new();
         for fork in &forked.machines {

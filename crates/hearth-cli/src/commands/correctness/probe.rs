@@ -56,7 +56,8 @@ fn request(words: &[&str]) -> ExecRequest {
 }
 
 async fn begin(node: &Node, machine: &str, request: &ExecRequest) -> Result<Upgraded, CliError> {
-    node.call(async |client| client.exec(machine, request).await).await
+    node.call(async |client| client.exec(machine, request).await)
+        .await
 }
 
 /// One frame of a process: what it printed on standard output, or that it has ended well.
@@ -218,6 +219,8 @@ pub(super) async fn report(node: &Node, machine: &str) -> Result<Report, CliErro
     Ok(Report {
         clock_ahead_ms: ahead as f64 / 1e6,
         clock_exact_ms: way as f64 / 2e6,
-        said: said.map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
+        said: said
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect(),
     })
 }

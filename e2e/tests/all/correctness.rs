@@ -1,0 +1,72 @@
+//! `hearth test fork-correctness`: forks are machines of their own, also those of images in which there is no program.
+
+use anyhow::{Context as _, Result, ensure};
+use e2e::TestNode;
+use e2e::archive::{Archive, Entry};
+use e2e::handmade::{HandMade, Layer};
+
+use crate::support::seconds;
+
+/// What one duty came to.
+#[derive(Debug, serde::Deserialize)]
+struct Duty {
+    name: String,
+    verdict: String,
+    seen: String,
+}
+
+/// Checks a machine or an image, of which no duty may fail; returns what was seen.
+fn checked(node: &TestNode, subject: &str) -> Result<Vec<Duty>> {
+    let flags = ["test", "fork-correctness", "--json", subject];
+    let outcome = node.hearth(flags).deadline(seconds(180)).run()?;
+    let text = String::from_utf8_lossy(&outcome.stdout).into_owned();
+    let duties: Vec<Duty> = serde_json::from_str(&text).with_context(|| outcome.errors())?;
+    for duty in &duties {
+        println!("{subject}: {}: {}: {}", duty.name, duty.verdict, duty.seen);
+    }
+    let failed: Vec<_> = duties.iter().filter(|duty| duty.verdict == "failed").collect();
+    ensure!(failed.is_empty(), "{failed:?}");
+    outcome.expect_code(0)?;
+    Ok(duties)
+}
+
+fn skipped(duties: &[Duty]) -> Vec<&str> {
+    let skipped = duties.iter().filter(|duty| duty.verdict == "skipped");
+    skipped.map(|duty| duty.name.as_str()).collect()
+}
+
+pub(crate) fn forks_are_machines_of_their_own(node: &TestNode) -> Result<()> {
+    let script = "echo 0123456789abcdef0123456789abcdef > /etc/machine-id; touch /there; exec sleep 3600";
+    node.start(["-m", "80m", "--name", "m", "busybox", "sh", "-c", script])?;
+    node.exec(["m", "sh", "-c", "while [ ! -e /there ]; do usleep 1000; done"])
+        .ok()?;
+    let duties = checked(node, "m")?;
+    assert_eq!(skipped(&duties), ["hardware address"]);
+    // It goes on without what the test had in it.
+    assert_eq!(
+        node.exec(["m", "sh", "-c", "ls -A / /dev/shm | grep -c witness; true"])
+            .ok()?,
+        "0"
+    );
+    assert_eq!(node.machines()?.len(), 1);
+    // The table says the same to people.
+    let table = node
+        .hearth(["test", "fork-correctness", "m"])
+        .deadline(seconds(180))
+        .ok()?;
+    ensure!(
+        table.contains("DUTY") && table.contains("stale connections") && !table.contains("FAIL"),
+        "{table}"
+    );
+
+    node.hearth(["rm", "--force", "m"]).ok()?;
+    let empty = HandMade::image(&[Layer::plain(Archive::new().with(&Entry::file("f", "x")).done())])?;
+    let duties = checked(node, &empty.reference())?;
+    assert_eq!(skipped(&duties), ["machine id", "hardware address"]);
+    assert_eq!(node.machines()?, []);
+    node.hearth(["test", "fork-correctness", "oci:/no/such/layout"])
+        .run()?
+        .expect_code(1)?;
+    assert_eq!(node.machines()?, []);
+    Ok(())
+}
