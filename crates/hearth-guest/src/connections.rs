@@ -55,16 +55,20 @@ pub(crate) fn close_stale() -> io::Result<usize> {
         Some(SOCK_DIAG),
     )?;
     bind(&socket, &SocketAddrNetlink::new(0, 0))?;
-    stale
+    let interfaces = interfaces();
+    let orders: Vec<_> = stale
+        .iter()
+        .flat_map(|connection| interfaces.iter().map(|&interface| order(connection, interface)))
+        .collect();
+    orders
         .chunks(BATCH)
         .try_for_each(|batch| destroy(&socket, batch))?;
     Ok(stale.len())
 }
 
 /// Sends a batch of orders. The kernel has carried them out when this returns; what it could not do is gone already, or cannot be done.
-fn destroy(socket: &OwnedFd, batch: &[Connection]) -> Result<(), Errno> {
-    let orders: Vec<u8> = batch.iter().flat_map(order).collect();
-    send(socket, &orders, SendFlags::empty())?;
+fn destroy(socket: &OwnedFd, batch: &[[u8; ORDER_LEN]]) -> Result<(), Errno> {
+    send(socket, &batch.concat(), SendFlags::empty())?;
     let mut answers = [0; 4096];
     while recv(socket, &mut answers, RecvFlags::empty()).is_ok() {}
     Ok(())
@@ -112,8 +116,15 @@ fn address(text: &str) -> Option<SocketAddr> {
     Some(SocketAddr::new(ip, port))
 }
 
-/// Makes the order to close a connection: a `nlmsghdr` and an `inet_diag_req_v2`, as in linux/netlink.h and linux/inet_diag.h.
-fn order(connection: &Connection) -> [u8; ORDER_LEN] {
+/// Returns the numbers of the network interfaces: a socket that is bound to one is found only by that, any other by each.
+fn interfaces() -> Vec<u32> {
+    let entries = fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
+    let numbers = entries.filter_map(|entry| fs::read_to_string(entry.path().join("ifindex")).ok());
+    numbers.filter_map(|number| number.trim().parse().ok()).collect()
+}
+
+/// Makes the order to close a connection over this interface: a `nlmsghdr` and an `inet_diag_req_v2`, as in linux/netlink.h and linux/inet_diag.h.
+fn order(connection: &Connection, interface: u32) -> [u8; ORDER_LEN] {
     const SOCK_DESTROY: u16 = 21;
     const NLM_F_REQUEST: u16 = 1;
     let mut bytes = [0; ORDER_LEN];
@@ -138,8 +149,8 @@ fn order(connection: &Connection) -> [u8; ORDER_LEN] {
     put(&connection.remote.port().to_be_bytes());
     put(&octets(connection.local.ip()));
     put(&octets(connection.remote.ip()));
-    // Any interface, any socket of these addresses.
-    put(&[0; 4]);
+    put(&interface.to_ne_bytes());
+    // Any socket of these addresses.
     put(&[0xff; 8]);
     bytes
 }
@@ -214,10 +225,11 @@ mod tests {
     #[test]
     #[cfg(target_endian = "little")]
     fn golden_bytes_of_an_order() {
-        let order = order(&Connection {
+        let connection = Connection {
             local: "10.1.2.3:50000".parse().unwrap(),
             remote: "10.9.9.9:80".parse().unwrap(),
-        });
+        };
+        let order = order(&connection, 2);
         let mut expected = vec![72, 0, 0, 0, 21, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
         expected.extend([2, 6, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xc3, 0x50, 0, 80]);
         expected.extend([10, 1, 2, 3].iter().chain(&[0; 12]));
@@ -225,7 +237,7 @@ mod tests {
             [10, 9, 9, 9]
                 .iter()
                 .chain(&[0; 12])
-                .chain(&[0; 4])
+                .chain(&[2, 0, 0, 0])
                 .chain(&[0xff; 8]),
         );
         assert_eq!(order[..], expected);

@@ -8,7 +8,7 @@ use super::source::Source;
 const TRAITS: [&str; 2] = ["Serialize", "Deserialize"];
 
 /// Where bytes cross a border, and which one.
-const HOMES: [(&str, &str); 19] = [
+const HOMES: [(&str, &str); 20] = [
     ("hearth_api", "HTTP"),
     ("hearth_guest_protocol::message", "the channel to the guest"),
     (
@@ -23,6 +23,10 @@ const HOMES: [(&str, &str); 19] = [
     (
         "hearth_cli::commands::bench::figures",
         "what `bench --json` prints",
+    ),
+    (
+        "hearth_cli::commands::correctness::duties",
+        "what `test fork-correctness --json` prints",
     ),
     (
         "hearth_cli::credentials",

@@ -6,12 +6,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hearth_guest_protocol::message::{
-    self, Clock, Configure, Dial, Failure, FileRequest, Freeze, Hello, Launch, Processes, Renew, Role, Stats,
-    Status, Stop, TimeLimit, World,
+    self, Clock, Configure, Dial, Failure, FileRequest, Hello, Launch, Processes, Role, Stats, Status, Stop,
+    TimeLimit, World,
 };
 use hearth_guest_protocol::{
     CONTROL, Decoder, Flags, Frame, FrameError, GENERATION_LAUNCH, GENERATION_PROCESSES, GENERATION_RESUME,
-    GENERATION_STILL, GENERATION_TIME_LIMIT, GENERATIONS, Kind, NoCommonGeneration, negotiate,
+    GENERATION_TIME_LIMIT, GENERATIONS, Kind, NoCommonGeneration, negotiate,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -134,6 +134,13 @@ pub(super) struct Table {
 
 /// The payload of an answer, or the guest's refusal.
 pub(super) type Answer = Result<Vec<u8>, Failure>;
+
+impl GuestInfo {
+    /// Tells whether the guest ends a process at its time limit by itself.
+    pub fn knows_time_limit(&self) -> bool {
+        self.generation >= GENERATION_TIME_LIMIT
+    }
+}
 
 impl Drop for Shared {
     fn drop(&mut self) {
@@ -312,49 +319,7 @@ impl Guest {
         self.status(Kind::Stop, &stop, deadline).await.map(drop)
     }
 
-    /// Lets processes and file system stand still, for so long at most.
-    ///
-    /// # Errors
-    /// Returns [`RequestError`]; they go on then, at the latest when that time is over.
-    pub async fn freeze(&self, at_most: Duration, deadline: Duration) -> Result<(), RequestError> {
-        self.check_still()?;
-        let at_most_ms = u32::try_from(at_most.as_millis()).unwrap_or(u32::MAX);
-        let request = Freeze { at_most_ms };
-        self.status(Kind::Freeze, &request, deadline).await.map(drop)
-    }
-
-    /// Lets what stands still go on. Tells whether it stood still until now.
-    ///
-    /// # Errors
-    /// Returns [`RequestError`].
-    pub async fn thaw(&self, deadline: Duration) -> Result<bool, RequestError> {
-        self.check_still()?;
-        let status = self.status(Kind::Thaw, &(), deadline).await?;
-        Ok(matches!(status, Status::Thawed { was_frozen: true }))
-    }
-
-    /// Makes a guest that stands still another machine; its processes still do afterwards.
-    ///
-    /// # Errors
-    /// Returns [`RequestError`], also when it does not stand still any more.
-    pub async fn renew(&self, renew: &Renew, deadline: Duration) -> Result<(), RequestError> {
-        self.check_still()?;
-        self.status(Kind::Renew, renew, deadline).await.map(drop)
-    }
-
-    /// Tells whether the guest's agent can stand still.
-    pub fn can_stand_still(&self) -> bool {
-        self.shared.info.generation >= GENERATION_STILL
-    }
-
-    fn check_still(&self) -> Result<(), RequestError> {
-        match self.can_stand_still() {
-            true => Ok(()),
-            false => Err(RequestError::OlderAgent),
-        }
-    }
-
-    async fn status(
+    pub(super) async fn status(
         &self,
         kind: Kind,
         request: &impl Serialize,
@@ -387,7 +352,7 @@ impl Guest {
         self.launch_within(launch, None).await
     }
 
-    /// Starts a process that may run for so long, where the guest can see to that; see [`Guest::knows_time_limit`].
+    /// Starts a process that may run for so long, where the guest can see to that; see [`GuestInfo::knows_time_limit`].
     ///
     /// # Errors
     /// As [`Guest::launch`].
@@ -398,7 +363,7 @@ impl Guest {
     ) -> Result<Session, RequestError> {
         let id = self.unused_session();
         let mut frames = Vec::new();
-        if let Some(limit) = limit.filter(|_| self.knows_time_limit()) {
+        if let Some(limit) = limit.filter(|_| self.shared.info.knows_time_limit()) {
             let after_ms = u32::try_from(limit.as_millis()).unwrap_or(u32::MAX);
             message::encode(Kind::TimeLimit, id, &TimeLimit { after_ms }, &mut frames)?;
         }
@@ -420,11 +385,6 @@ impl Guest {
     /// Tells whether the guest knows what came with generation 2: long launches, and letting go of what runs.
     pub fn knows_launch(&self) -> bool {
         self.shared.info.generation >= GENERATION_LAUNCH
-    }
-
-    /// Tells whether the guest ends a process at its time limit by itself.
-    pub fn knows_time_limit(&self) -> bool {
-        self.shared.info.generation >= GENERATION_TIME_LIMIT
     }
 
     /// Reads or writes files.

@@ -14,6 +14,7 @@ mod channel;
 mod inbox;
 mod renew;
 mod session;
+mod stillness;
 
 #[cfg(test)]
 mod tests;

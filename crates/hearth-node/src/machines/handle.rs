@@ -194,7 +194,7 @@ impl Machine {
         let running = Arc::clone(view.running()?);
         let launch = session::exec(&self.process, &self.container, asked)?;
         let session = running.guest.launch_within(&launch, asked.time_limit).await?;
-        let is_limited = asked.time_limit.is_some() && running.guest.knows_time_limit();
+        let is_limited = asked.time_limit.is_some() && running.guest.info().knows_time_limit();
         failpoint::pass("exec-opened");
         // Arguments may hold what is nobody's business; the program's name tells enough.
         let program = asked.command.first().cloned().unwrap_or_default();

@@ -88,6 +88,8 @@ pub(super) async fn set_up(
         path: log::path(&directory),
         source,
     })?;
+    // Once more: what came first behind a restore was late, as the guest's memory is touched for the first time.
+    guest.set_clock(now_unix_ns, GUEST_DEADLINE).await?;
     if !guest.thaw(GUEST_DEADLINE).await? {
         return Err(StartError::WentOn);
     }
