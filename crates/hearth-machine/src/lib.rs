@@ -28,5 +28,5 @@ pub use process::{ImageDefaults, ImageHealthCheck, Process};
 pub use restart::{History, InvalidRestartPolicy, RestartPolicy};
 pub use signal::Signal;
 pub use size::{ByteSize, CpuMilli, Shape};
-pub use spec::{DriverChoice, HostLimits, PublishedPort, Spec, SpecError};
+pub use spec::{DriverChoice, HostLimits, MemoryBackend, PublishedPort, Spec, SpecError};
 pub use state::{Ended, Event, Refused, State};

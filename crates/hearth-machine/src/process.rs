@@ -159,6 +159,7 @@ mod tests {
             net_rate: None,
             disk_rate: None,
             metadata: None,
+            memory_backend: crate::MemoryBackend::File,
             health: HealthOptions::default(),
         }
     }

@@ -48,6 +48,16 @@ pub enum DriverChoice {
     Firecracker,
 }
 
+/// Where the memory of a machine that is restored comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum MemoryBackend {
+    /// The file of the snapshot, shared by all machines of it.
+    #[default]
+    File,
+    /// A process that serves page faults.
+    Pager,
+}
+
 /// A TCP port of the guest's loopback that is reachable on the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PublishedPort {
@@ -110,6 +120,8 @@ pub struct Spec {
     pub disk_rate: Option<Rate>,
     /// What the metadata service at 169.254.169.254 tells it: a JSON object.
     pub metadata: Option<String>,
+    /// Where its memory comes from, when it is restored.
+    pub memory_backend: MemoryBackend,
 }
 
 /// Says what of a request cannot be.
@@ -368,6 +380,7 @@ mod tests {
             net_rate: None,
             disk_rate: None,
             metadata: None,
+            memory_backend: MemoryBackend::File,
         }
     }
 

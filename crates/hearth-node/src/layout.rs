@@ -84,6 +84,11 @@ impl Layout {
         self.data.join("snapshots")
     }
 
+    /// Returns the directory of pagers' sockets.
+    pub fn pagers(&self) -> PathBuf {
+        self.run.join("pagers")
+    }
+
     /// Returns the log of what happened to machines.
     pub fn events(&self) -> PathBuf {
         self.data.join("events.jsonl")

@@ -20,7 +20,7 @@ use crate::host::failpoint::{self, BadFailpoint};
 use crate::host::{files, lock, own};
 use crate::images::{ImageError, Images};
 use crate::layout::Layout;
-use crate::machines::{Drivers, EventLog, Machines, Pace, Parts};
+use crate::machines::{Drivers, EventLog, Machines, Pace, Pagers, Parts};
 use crate::pool::Pools;
 use crate::records::RecordError;
 use crate::setup::Artefacts;
@@ -205,6 +205,7 @@ async fn wait_for_server(socket: &std::path::Path) {
 
 async fn build(layout: &Layout) -> Result<Machines, NodeError> {
     let artefacts = Artefacts::open(layout);
+    let tasks = TaskTracker::new();
     let parts = Parts {
         layout: layout.clone(),
         drivers: Drivers::new(artefacts.clone()),
@@ -213,7 +214,8 @@ async fn build(layout: &Layout) -> Result<Machines, NodeError> {
         disks: Disks::new(layout.empty_disks()),
         templates: Templates::open(layout.templates()),
         snapshots: Arc::new(Snapshots::open(layout.snapshots())),
-        tasks: TaskTracker::new(),
+        pagers: Pagers::open(layout.pagers(), tasks.clone()),
+        tasks,
         events: EventLog::open(layout.events()),
         pace: Pace::default(),
         host_boot: own::host_boot(),

@@ -18,6 +18,7 @@ use hearth_api::v1::{ArtefactKind, Border, DoctorReport, DoctorState, MachineSta
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::firecracker_network as network;
+use crate::firecracker_template as template;
 use crate::lifecycle::nothing_of_machines;
 use crate::node::kill;
 use crate::support::logged;
@@ -34,9 +35,9 @@ pub(crate) struct Guest {
     /// Ends with 1.
     fails: &'static [&'static str],
     /// Writes something to the machine's disk.
-    keep: &'static [&'static str],
+    pub(crate) keep: &'static [&'static str],
     /// Looks for it; and what that prints when it is there.
-    kept: (&'static [&'static str], &'static str),
+    pub(crate) kept: (&'static [&'static str], &'static str),
     /// Speaks of itself, and ends with 0.
     speak: &'static [&'static str],
 }
@@ -71,11 +72,23 @@ const LINUX: Guest = Guest {
     speak: &["uname"],
 };
 
+/// Says that a case cannot run here, and why.
+#[derive(Debug)]
+pub(crate) struct NotHere(pub(crate) &'static str);
+
+impl std::fmt::Display for NotHere {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+impl std::error::Error for NotHere {}
+
 /// A row of the table: its name, what it does, and whether a slow pair runs it every time.
-type Case = (&'static str, fn(&TestNode, &Guest) -> Result<()>, Often);
+pub(crate) type Case = (&'static str, fn(&TestNode, &Guest) -> Result<()>, Often);
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Often {
+pub(crate) enum Often {
     Always,
     /// Under emulation with `HEARTH_E2E_SOAK=1` only; the tests of `qemu::` are about the same.
     NotSlowly,
@@ -98,8 +111,10 @@ const CASES: [Case; 12] = [
 ];
 
 /// What every pair with network interfaces and limits runs; the guest is the bare one.
-const DEVICE_CASES: [Case; 5] = [
+const DEVICE_CASES: [Case; 7] = [
+    ("net interface", network::interface, Often::Always),
     ("net echo through a TAP", network::echo, Often::Always),
+    ("ICMP echo through a TAP", network::icmp, Often::Always),
     ("net rate within 15 %", network::rate, Often::Always),
     ("disk rate within 15 %", disk_rate, Often::Always),
     ("metadata", metadata, Often::Always),
@@ -108,8 +123,8 @@ const DEVICE_CASES: [Case; 5] = [
 
 fn cases(driver: &str, guest: &Guest) -> Vec<Case> {
     let has_devices = driver == "firecracker" && guest.name == BARE.name;
-    let devices = DEVICE_CASES.into_iter().filter(|_| has_devices);
-    CASES.into_iter().chain(devices).collect()
+    let more = DEVICE_CASES.into_iter().chain(template::CASES);
+    CASES.into_iter().chain(more.filter(|_| has_devices)).collect()
 }
 
 pub(crate) fn with<'a>(head: &[&'a str], tail: &[&'a str]) -> Vec<&'a str> {
@@ -129,12 +144,12 @@ fn start_with(node: &TestNode, name: &str, guest: &Guest, command: &[&str]) -> R
     }
 }
 
-fn exec_in(node: &TestNode, name: &str, command: &[&str]) -> Result<String> {
+pub(crate) fn exec_in(node: &TestNode, name: &str, command: &[&str]) -> Result<String> {
     node.exec(with(&[name], command)).ok()
 }
 
 /// Sends bytes through a command that gives them back.
-fn through(node: &TestNode, name: &str, guest: &Guest, bytes: &[u8]) -> Result<()> {
+pub(crate) fn through(node: &TestNode, name: &str, guest: &Guest, bytes: &[u8]) -> Result<()> {
     let outcome = node
         .exec(with(&["-i", name], guest.echo))
         .stdin(bytes)
@@ -398,6 +413,7 @@ fn no_interface(node: &TestNode, guest: &Guest) -> Result<()> {
 /// Runs every case and prints what became of it; fails with the first that does.
 fn run_all(driver: &str, guest: &Guest, node: &TestNode) -> Result<()> {
     let is_slow = driver == "qemu" && !is_soak() && !is_metal();
+    let mut skipped = 0;
     for (name, case, often) in cases(driver, guest) {
         if is_slow && often == Often::NotSlowly {
             row(driver, guest, name, "in the long run (HEARTH_E2E_SOAK=1)");
@@ -405,6 +421,20 @@ fn run_all(driver: &str, guest: &Guest, node: &TestNode) -> Result<()> {
         }
         let begun = Instant::now();
         let outcome = case(node, guest);
+        if let Some(reason) = outcome
+            .as_ref()
+            .err()
+            .and_then(|error| error.downcast_ref::<NotHere>())
+        {
+            row(driver, guest, name, &format!("skipped: {reason}"));
+            ensure!(
+                !is_metal(),
+                "{driver} x {}: {name} cannot run here: {reason}",
+                guest.name
+            );
+            skipped += 1;
+            continue;
+        }
         let word = if outcome.is_ok() { "ok" } else { "FAILED" };
         row(driver, guest, name, &format!("{word} in {:.1?}", begun.elapsed()));
         outcome.with_context(|| format!("{driver} x {}: {name}", guest.name))?;
@@ -417,6 +447,7 @@ fn run_all(driver: &str, guest: &Guest, node: &TestNode) -> Result<()> {
         }
         nothing_of_machines(node).with_context(|| format!("left by: {name}"))?;
     }
+    println!("{driver} x {}: {skipped} cases skipped", guest.name);
     Ok(())
 }
 

@@ -9,9 +9,11 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use e2e::{DEADLINE, TestNode};
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType, ipproto, recv, sendto, socket};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use crate::firecracker::{Guest, is_near, with};
+use crate::firecracker::{Guest, NotHere, is_near, with};
 
 const HOST: Ipv4Addr = Ipv4Addr::new(172, 31, 77, 1);
 const GUEST: Ipv4Addr = Ipv4Addr::new(172, 31, 77, 2);
@@ -70,20 +72,16 @@ fn through(bytes: usize) -> Result<()> {
     Ok(())
 }
 
-fn is_root() -> bool {
-    rustix::process::geteuid().is_root()
+/// The other end of the interface is in a network that only root enters.
+fn only_root() -> Result<()> {
+    match rustix::process::geteuid().is_root() {
+        true => Ok(()),
+        false => Err(NotHere("only root enters a machine's network").into()),
+    }
 }
 
 pub(crate) fn echo(node: &TestNode, guest: &Guest) -> Result<()> {
-    if !is_root() {
-        println!("only root enters a machine's network: this case sees that there is one");
-        node.start(with(
-            &["--network", "isolated", "--name", "net", "busybox"],
-            guest.wait,
-        ))?;
-        node.exec(["net", "network", "172.31.77.2/30"]).ok()?;
-        return Ok(());
-    }
+    only_root()?;
     // Two at once, with the same names and addresses.
     let first = machine(node, "net", guest, &["--network", "isolated"])?;
     let second = machine(node, "other", guest, &["--network", "isolated"])?;
@@ -93,13 +91,68 @@ pub(crate) fn echo(node: &TestNode, guest: &Guest) -> Result<()> {
     Ok(())
 }
 
+/// Whoever is no root sees that there is an interface.
+pub(crate) fn interface(node: &TestNode, guest: &Guest) -> Result<()> {
+    let flags = ["-m", "96m", "--network", "isolated", "--name", "net", "busybox"];
+    node.start(with(&flags, guest.wait))?;
+    let said = node.exec(["net", "network", "172.31.77.2/30"]).ok()?;
+    ensure!(said.starts_with("mac=02-00-00-"), "{said}");
+    Ok(())
+}
+
+/// Asks for echoes as `ping` does.
+pub(crate) fn icmp(node: &TestNode, guest: &Guest) -> Result<()> {
+    only_root()?;
+    let network = machine(node, "pinged", guest, &["--network", "isolated"])?;
+    inside(&network, || (0..10).try_for_each(ping))
+}
+
+const ECHO_REPLY: u8 = 0;
+const ECHO_REQUEST: u8 = 8;
+
+/// Sends one echo request (RFC 792) and waits for its reply.
+fn ping(sequence: u8) -> Result<()> {
+    let socket = socket(AddressFamily::INET, SocketType::RAW, Some(ipproto::ICMP))?;
+    set_socket_timeout(&socket, Timeout::Recv, Some(DEADLINE))?;
+    let payload: Vec<u8> = (0..56_u8).map(|byte| byte ^ sequence).collect();
+    let mut request = vec![ECHO_REQUEST, 0, 0, 0, 0x48, 0x68, 0, sequence];
+    request.extend(&payload);
+    let sum = checksum(&request).to_be_bytes();
+    request[2..4].copy_from_slice(&sum);
+    sendto(
+        &socket,
+        &request,
+        SendFlags::empty(),
+        &SocketAddr::from((GUEST, 0)),
+    )?;
+    loop {
+        let mut packet = [0; 256];
+        let (_, length) = recv(&socket, &mut packet, RecvFlags::empty())?;
+        let header = usize::from(packet[0] & 0xf) * 4;
+        let message = packet.get(header..length).context("a packet without content")?;
+        // A raw socket hears what others asked for as well.
+        if message.first() == Some(&ECHO_REPLY) && message.get(4..8) == Some(&request[4..8]) {
+            ensure!(message[8..] == payload, "the echo differs: {message:x?}");
+            ensure!(checksum(message) == 0, "its checksum is wrong: {message:x?}");
+            return Ok(());
+        }
+    }
+}
+
+/// The internet checksum (RFC 1071); that of a message with its checksum in place is zero.
+fn checksum(message: &[u8]) -> u16 {
+    let words = message
+        .chunks(2)
+        .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)])));
+    let sum = words.sum::<u32>();
+    let folded = (sum & 0xffff) + (sum >> 16);
+    !u16::try_from((folded & 0xffff) + (folded >> 16)).unwrap_or_default()
+}
+
 pub(crate) fn rate(node: &TestNode, guest: &Guest) -> Result<()> {
     const RATE: u32 = 128 << 10;
     const BYTES: u32 = 512 << 10;
-    if !is_root() {
-        println!("only root enters a machine's network");
-        return Ok(());
-    }
+    only_root()?;
     let network = machine(node, "slow", guest, &["--net-rate", "128k"])?;
     let took = inside(&network, || {
         let begin = Instant::now();

@@ -11,6 +11,7 @@ mod fidelity;
 mod files;
 mod firecracker;
 mod firecracker_network;
+mod firecracker_template;
 mod health;
 mod hostile;
 mod image;

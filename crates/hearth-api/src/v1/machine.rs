@@ -132,6 +132,19 @@ pub struct MachineSpec {
     /// and shown as it is: no place for secrets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metadata: Option<serde_json::Value>,
+    /// Where its memory comes from when it is restored, as a clone of a template is; the file when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_backend: Option<MemoryBackend>,
+}
+
+/// Where the memory of a restored machine comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum MemoryBackend {
+    /// The file, mapped privately: machines share what they do not write.
+    File,
+    /// A process that serves page faults (userfaultfd), one per file (Firecracker).
+    Pager,
 }
 
 /// What network a machine sees.

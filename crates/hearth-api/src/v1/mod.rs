@@ -29,9 +29,9 @@ pub use image::{
 };
 pub use machine::{
     Border, CreateMachine, DriverChoice, ExecRequest, ExitStatus, ExtraHost, FileKind, FileStat, Machine,
-    MachineSpec, MachineState, MachineStatus, NetworkMode, Owner, PortMapping, ProcessInfo, ProcessList,
-    PruneMachines, Pruned, Rate, RenameMachine, Stage, StopMachine, TmpfsMount, Ulimit, UpdateMachine,
-    strict_spec,
+    MachineSpec, MachineState, MachineStatus, MemoryBackend, NetworkMode, Owner, PortMapping, ProcessInfo,
+    ProcessList, PruneMachines, Pruned, Rate, RenameMachine, Stage, StopMachine, TmpfsMount, Ulimit,
+    UpdateMachine, strict_spec,
 };
 pub use node::{NodeStatus, StopNode};
 pub use pool::{

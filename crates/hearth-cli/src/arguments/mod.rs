@@ -41,7 +41,7 @@ pub(crate) use machine::{
     Top, Unpause, Update, Wait,
 };
 pub(crate) use pool::{Pool, PoolAcquire, PoolCommand, PoolCreate};
-pub(crate) use run::{Create, Driver, Exec, Network, Pull, Run};
+pub(crate) use run::{Create, Driver, Exec, MemoryBackend, Network, Pull, Run};
 pub(crate) use snapshot::{
     Fork, Restore, RollBack, Snapshot, SnapshotCommand, SnapshotCreate, SnapshotExport, SnapshotImport,
     SnapshotInspect, SnapshotList, SnapshotPrune,

@@ -75,6 +75,10 @@ pub(crate) struct Run {
     /// What the metadata service at 169.254.169.254 tells the machine (MMDS, version 2): JSON, or a file of it (Firecracker)
     #[arg(long, value_name = "FILE|JSON")]
     pub(crate) metadata: Option<String>,
+    /// Where the memory of a clone comes from: its template's file, or a pager, a process that serves page faults (Firecracker)
+    /// [default: file]
+    #[arg(long, value_enum, value_name = "BACKEND", help_heading = "Resources")]
+    pub(crate) memory_backend: Option<MemoryBackend>,
     /// Stop the machine after so long, as in 30s, 5m or 1h30m
     #[arg(long, value_name = "DURATION", help_heading = "Resources")]
     pub(crate) timeout: Option<String>,
@@ -165,6 +169,15 @@ pub(crate) enum Network {
     None,
     /// An interface whose other end, in a network namespace of the machine's own, leads nowhere
     Isolated,
+}
+
+/// Where the memory of a restored machine comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum MemoryBackend {
+    /// The file, which all machines of it share
+    File,
+    /// A process that serves page faults
+    Pager,
 }
 
 /// When to fetch an image.

@@ -6,7 +6,7 @@ use hearth_api::v1;
 use hearth_machine::Rate;
 
 use super::{Host, Keys, ResolveError, container, duration, environment, health, image_reference, ports};
-use crate::arguments::{Driver, Exec, Network, Pull, Run, StayFlags};
+use crate::arguments::{Driver, Exec, MemoryBackend, Network, Pull, Run, StayFlags};
 
 /// Everything that `run` asks for.
 #[derive(Debug)]
@@ -106,6 +106,7 @@ pub(crate) fn run(arguments: Run, host: &impl Host) -> Result<RunRequest, Resolv
             .as_deref()
             .map(|text| metadata(text, host))
             .transpose()?,
+        memory_backend: arguments.memory_backend.map(memory_backend),
     };
     let secrets = environment::secrets(&arguments.secret, host)?;
     let attachment = Attachment {
@@ -159,6 +160,13 @@ fn network(network: Network) -> v1::NetworkMode {
     match network {
         Network::None => v1::NetworkMode::None,
         Network::Isolated => v1::NetworkMode::Isolated,
+    }
+}
+
+fn memory_backend(backend: MemoryBackend) -> v1::MemoryBackend {
+    match backend {
+        MemoryBackend::File => v1::MemoryBackend::File,
+        MemoryBackend::Pager => v1::MemoryBackend::Pager,
     }
 }
 
@@ -255,7 +263,7 @@ mod tests {
         let flags = "-it --detach-keys ctrl-a,d --sig-proxy=false --rm --name web --cpus 1.5 -m 512m --disk 2g -e A=1 -w /srv -u app:app --entrypoint /init \
                      -l team=x -l bare --timeout 5m --idle-timeout 90s --driver qemu --pull never --hostname h --stop-signal INT \
                      --init --read-only --tmpfs /run:size=1m --add-host db:::1 --ulimit nofile=64:128 --group-add wheel \
-                     --log-max-size 1m --health-tcp 80 --health-interval 2s --network isolated --net-rate 10mbit --disk-rate 20m:64m --metadata {\"a\":1} --secret TOKEN=s dir:rootfs -- serve --port 80";
+                     --log-max-size 1m --health-tcp 80 --health-interval 2s --network isolated --net-rate 10mbit --disk-rate 20m:64m --memory-backend pager --metadata {\"a\":1} --secret TOKEN=s dir:rootfs -- serve --port 80";
         let request = resolved(flags).unwrap();
         let expected = v1::MachineSpec {
             image: "dir:/work/rootfs".into(),
@@ -307,6 +315,7 @@ mod tests {
                 burst_bytes: 64 << 20,
             }),
             metadata: Some(serde_json::json!({"a": 1})),
+            memory_backend: Some(v1::MemoryBackend::Pager),
             health: Some(v1::HealthOptions {
                 probe: Some(v1::HealthProbe::Tcp(80)),
                 interval_ms: Some(2000),

@@ -33,6 +33,7 @@ use super::log::LogWriter;
 use super::missed::Missed;
 use super::output::{Pump, SessionEnd, Subscriber};
 use super::pace::Pace;
+use super::pagers::{self, Pagers};
 use super::paused;
 use super::ports::Listeners;
 use super::recovery::end_process;
@@ -65,6 +66,8 @@ pub struct Parts {
     pub templates: Templates,
     /// What was kept of machines.
     pub snapshots: Arc<Snapshots<MachineRecord>>,
+    /// Who serves the memory of machines.
+    pub pagers: Pagers,
     /// Virtual machine monitors.
     pub drivers: Drivers,
     /// Every task of machines; joined when the node ends.
@@ -371,8 +374,10 @@ async fn run_on(
     // Fails only when the actor is gone; the life goes on and ends by itself.
     let _ = events.send(LifeEvent::Running(Box::new(running))).await;
     let (id, directory) = (plan.id, plan.parts.layout.machine_data(plan.id));
+    let pager = plan.parts.pagers.of(id);
     tokio::select! {
-        over = attend::attend(plan, vm, &guest, pump, &mut orders, events) => over,
+        over = attend::attend(plan, vm, &guest, pump, &mut orders, events) => pagers::explained(over, pager.clone()).await,
+        never = pagers::end_with(pager.clone(), vm, id) => match never {},
         never = full_disk::hold_out(vm, id, &directory) => match never {},
     }
 }
@@ -513,6 +518,7 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 /// Removes what a virtual machine leaves: its memory, its sockets and its limits.
 pub(super) fn release(parts: &Parts, id: MachineId) {
     let layout = &parts.layout;
+    parts.pagers.release(id);
     if let Err(error) = parts.groups.release(&id.to_string()) {
         tracing::error!(machine = %id, %error, "its cgroups are left behind");
     }
@@ -550,6 +556,8 @@ pub(super) fn dirs(layout: &Layout, id: MachineId) -> MachineDirs {
 /// The first of the user ids that monitors run as: above those that containers and people have (systemd's table of
 /// UIDs and GIDs leaves 0x70000000 and up unused).
 const FIRST_UID: u32 = 0x7000_0000;
+/// All of them, first and last.
+pub(super) const USERS: (u32, u32) = (FIRST_UID, FIRST_UID + 0xFF_FFFF);
 
 /// Returns the user that a machine's monitor runs as, when the node is root: one of its own.
 pub(super) fn host_user(id: MachineId) -> Option<HostUser> {

@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hearth_api::v1::{Border, EventAction, MachineSpec, Owner};
-use hearth_machine::NetworkMode;
 use hearth_machine::spec::check_environment;
 use hearth_machine::{HealthCheck, HostLimits, MachineId, MachineName, Process, Spec, State};
+use hearth_machine::{MemoryBackend, NetworkMode};
 use tokio::sync::{mpsc, watch};
 
 use super::actor::Actor;
@@ -70,6 +70,12 @@ pub(super) fn limits(parts: &Parts, host: HostLimits) -> HostLimits {
 
 /// Makes sure that a driver has what a machine is to have.
 fn check_devices(spec: &Spec, capabilities: &vmm::Capabilities) -> Result<(), CreateError> {
+    if spec.memory_backend == MemoryBackend::Pager && !capabilities.pager {
+        return Err(CreateError::Unsupported {
+            driver: capabilities.driver,
+            what: "memory from a pager (--memory-backend pager)",
+        });
+    }
     let asked = [
         (spec.metadata.is_some(), "metadata service (--metadata)"),
         (spec.net_rate.is_some(), "rate limit of a network (--net-rate)"),

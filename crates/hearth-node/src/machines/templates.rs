@@ -9,16 +9,19 @@
 //! environment, secret or random number of a machine is in it. A clone that does not come up is booted instead, and its
 //! template thrown away.
 
+use std::path::Path;
+
 use hearth_machine::{DriverChoice, MachineId, NetworkMode};
 
 use super::error::StartError;
 use super::life::{GUEST_DEADLINE, Plan, chain};
+use super::pagers::PagersError;
 use super::recovery::kill_at_once;
 use super::registry::Machines;
 use super::silence::Silence;
 use crate::guest::Guest;
 use crate::host::failpoint;
-use crate::setup::BootSet;
+use crate::setup::{Artefacts, BootSet, Digest};
 use crate::snapshots::{Building, Ready, Template, TemplateError, TemplateId, TemplateKey, Turn};
 use crate::vmm::{
     BootError, BootRequest, Driver, Machine as _, MemoryBackend, ProcessId, RestoreError, RestoreRequest,
@@ -58,11 +61,9 @@ pub(super) enum Choice {
 
 /// Finds out what a start begins with, and waits for another one that is making the template.
 pub(super) async fn turn(plan: &Plan, driver: &Driver, boot_set: Option<&BootSet>) -> Turn {
-    let Some(boot_set) =
-        boot_set.filter(|_| plan.choice == Choice::Template && driver.capabilities().snapshots)
-    else {
+    if plan.choice != Choice::Template || !driver.capabilities().snapshots {
         return Turn::Without;
-    };
+    }
     // A template has neither the interface nor the limits of one machine.
     if plan.spec.network != NetworkMode::None || plan.spec.disk_rate.is_some() {
         return Turn::Without;
@@ -76,7 +77,8 @@ pub(super) async fn turn(plan: &Plan, driver: &Driver, boot_set: Option<&BootSet
     }
 }
 
-fn key(plan: &Plan, driver: &Driver, boot_set: &BootSet) -> std::io::Result<TemplateKey> {
+fn key(plan: &Plan, driver: &Driver, boot_set: Option<&BootSet>) -> std::io::Result<TemplateKey> {
+    let (kernel, initramfs) = guest_digests(&plan.parts.artefacts, boot_set)?;
     let capabilities = driver.capabilities();
     let shape = plan.spec.shape();
     Ok(TemplateKey {
@@ -89,9 +91,20 @@ fn key(plan: &Plan, driver: &Driver, boot_set: &BootSet) -> std::io::Result<Temp
         image: plan.image.clone(),
         rootfs_bytes: std::fs::metadata(plan.parts.layout.machine_rootfs(plan.id))?.len(),
         disk_bytes: plan.spec.disk.bytes(),
-        kernel: boot_set.kernel_digest.to_string(),
-        initramfs: boot_set.initramfs_digest.to_string(),
+        kernel,
+        initramfs,
     })
+}
+
+/// Returns the digests of kernel and initramfs; the latter is empty where the kernel is its own agent.
+fn guest_digests(artefacts: &Artefacts, boot_set: Option<&BootSet>) -> std::io::Result<(String, String)> {
+    if let Some(set) = boot_set {
+        return Ok((set.kernel_digest.to_string(), set.initramfs_digest.to_string()));
+    }
+    let guest = artefacts
+        .bare_guest()
+        .ok_or_else(|| std::io::Error::from(std::io::ErrorKind::NotFound))?;
+    Ok((Digest::of_file(guest)?.to_string(), String::new()))
 }
 
 /// Makes a machine of a template. One that cannot be used is thrown away.
@@ -102,12 +115,13 @@ pub(super) async fn clone(
     ready: Ready,
 ) -> Option<(Vm, TemplateId)> {
     let id = ready.id().clone();
-    let error = match restore(driver, request, &ready).await {
+    let error = match restore(plan, driver, request, &ready).await {
         Ok(vm) => return Some((vm, id)),
         Err(error) => error,
     };
     tracing::warn!(machine = %plan.id, template = %id, error = %chain(&error), "it cannot be a clone; it boots");
     drop(ready);
+    plan.parts.pagers.release(plan.id);
     if error.is_of_template() {
         discard(plan, &id).await;
     }
@@ -116,6 +130,7 @@ pub(super) async fn clone(
 
 /// Throws a template away of which no machine comes up.
 pub(super) async fn discard(plan: &Plan, id: &TemplateId) {
+    plan.parts.pagers.release(plan.id);
     if let Err(error) = plan.parts.templates.remove(id).await {
         tracing::warn!(template = %id, error = %chain(&error), "a bad template stays");
     }
@@ -125,6 +140,8 @@ pub(super) async fn discard(plan: &Plan, id: &TemplateId) {
 enum CloneError {
     #[error(transparent)]
     Restore(#[from] RestoreError),
+    #[error(transparent)]
+    Pager(#[from] PagersError),
     #[error("it does not go on")]
     Resume(#[source] crate::vmm::ControlError),
 }
@@ -137,22 +154,34 @@ impl CloneError {
                 matches!(error, BootError::Died { .. } | BootError::Control { .. })
             }
             Self::Restore(RestoreError::Read { .. }) | Self::Resume(_) => true,
-            Self::Restore(RestoreError::Unsupported { .. }) => false,
+            Self::Restore(RestoreError::Unsupported { .. }) | Self::Pager(_) => false,
         }
     }
 }
 
-async fn restore(driver: &Driver, boot: &BootRequest, ready: &Ready) -> Result<Vm, CloneError> {
+async fn restore(plan: &Plan, driver: &Driver, boot: &BootRequest, ready: &Ready) -> Result<Vm, CloneError> {
     let request = RestoreRequest {
         boot: boot.clone(),
         snapshot: ready.path().to_owned(),
-        memory: MemoryBackend::File,
+        memory: memory(plan, boot, ready.path())?,
     };
     let vm = driver.restore(&request).await?;
     let mut unless = KillOnDrop::armed(boot.id, &vm);
     vm.resume().await.map_err(CloneError::Resume)?;
     unless.disarm();
     Ok(vm)
+}
+
+/// Says where a clone's memory comes from, and has it served there.
+fn memory(plan: &Plan, boot: &BootRequest, snapshot: &Path) -> Result<MemoryBackend, PagersError> {
+    match plan.spec.memory_backend {
+        hearth_machine::MemoryBackend::File => Ok(MemoryBackend::File),
+        hearth_machine::MemoryBackend::Pager => {
+            let bytes = boot.shape.memory_mib << 20;
+            let socket = plan.parts.pagers.serve(plan.id, snapshot, bytes)?;
+            Ok(MemoryBackend::Pager { socket })
+        }
+    }
 }
 
 /// Kills a monitor when its start is given up between two steps; what it leaves is the life's to remove.
@@ -246,9 +275,10 @@ impl Machines {
 
     async fn is_of_use(&self, key: &TemplateKey) -> bool {
         let parts = &self.parts;
-        let boots = parts.artefacts.boot_set().is_ok_and(|set| {
-            set.kernel_digest.to_string() == key.kernel && set.initramfs_digest.to_string() == key.initramfs
-        });
+        let set = parts.artefacts.boot_set().ok();
+        let set = set.filter(|_| parts.artefacts.bare_guest().is_none());
+        let boots = guest_digests(&parts.artefacts, set.as_ref())
+            .is_ok_and(|digests| digests == (key.kernel.clone(), key.initramfs.clone()));
         let runs = parts
             .drivers
             .select(DriverChoice::Auto)

@@ -102,6 +102,7 @@ impl Bench {
         let (fake, guests) = Fake::new();
         let (stops, told) = mpsc::unbounded_channel();
         tokio::spawn(guest::play(guests, stops));
+        let tasks = TaskTracker::new();
         let parts = Parts {
             layout: layout.clone(),
             artefacts: Artefacts::open(&layout),
@@ -111,7 +112,8 @@ impl Bench {
             snapshots: Arc::new(Snapshots::open(layout.snapshots())),
             drivers: Drivers::only(Driver::Fake(fake)),
             events: EventLog::open(layout.data().join("events.jsonl")),
-            tasks: TaskTracker::new(),
+            pagers: Pagers::open(layout.pagers(), tasks.clone()),
+            tasks,
             pace,
             host_boot: host_boot.to_owned(),
             groups: Groups::default(),

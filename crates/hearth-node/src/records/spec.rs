@@ -5,8 +5,8 @@ use std::time::Duration;
 use hearth_api::v1;
 use hearth_machine::spec::{DISK_DEFAULT, LOG_DEFAULT, MEMORY_DEFAULT};
 use hearth_machine::{
-    ByteSize, Container, ContainerError, CpuMilli, DriverChoice, ExtraHost, HostLimits, Limit, NetworkMode,
-    PublishedPort, Rate, RestartPolicy, Spec, SpecError, Tmpfs,
+    ByteSize, Container, ContainerError, CpuMilli, DriverChoice, ExtraHost, HostLimits, Limit, MemoryBackend,
+    NetworkMode, PublishedPort, Rate, RestartPolicy, Spec, SpecError, Tmpfs,
 };
 
 use super::health;
@@ -77,6 +77,7 @@ pub fn check(wire: &v1::MachineSpec, host: HostLimits) -> Result<Spec, InvalidSp
         net_rate: wire.net_rate.map(rate),
         disk_rate: wire.disk_rate.map(rate),
         metadata: wire.metadata.as_ref().map(metadata).transpose()?,
+        memory_backend: memory_backend(wire.memory_backend),
     };
     if wire.auto_remove && spec.restart != RestartPolicy::No {
         return Err(InvalidSpec::RestartOfRemoved);
@@ -98,6 +99,13 @@ fn rate(wire: v1::Rate) -> Rate {
     Rate {
         bytes_per_second: wire.bytes_per_second,
         burst_bytes: wire.burst_bytes,
+    }
+}
+
+fn memory_backend(wire: Option<v1::MemoryBackend>) -> MemoryBackend {
+    match wire {
+        None | Some(v1::MemoryBackend::File) => MemoryBackend::File,
+        Some(v1::MemoryBackend::Pager) => MemoryBackend::Pager,
     }
 }
 
