@@ -22,11 +22,23 @@ cp "$target/debug/hearth" "$target/debug/hearth-guest" "$place/debug/"
 cp "$tests" "$place/debug/deps/all"
 # The kernel of an earlier run of the tests spares a download.
 [ ! -d "$target/e2e/artefacts" ] || cp -r "$target/e2e/artefacts" "$place/e2e/"
+# Firecracker and its test guest, too, where they are.
+bare=bare-guest/x86_64-unknown-none/release
+[ ! -d "$target/firecracker" ] || cp -r "$target/firecracker" "$place/"
+[ ! -f "$target/$bare/bare-guest" ] || { mkdir -p "$place/$bare" && cp "$target/$bare/bare-guest" "$place/$bare/"; }
 chown -R "$uid:$uid" "$place"
 chmod 711 "$place" "$place/tmp"
 
 cd "$place"
-setpriv --reuid "$uid" --regid "$uid" --clear-groups \
+# Where /dev/kvm is root's alone, the user has one of its own in its place, in a mount namespace that ends with the tests.
+as_user=()
+if [ -c /dev/kvm ]; then
+    mknod "$place/kvm" c "0x$(stat -c %t /dev/kvm)" "0x$(stat -c %T /dev/kvm)"
+    chown "$uid:$uid" "$place/kvm"
+    chmod 600 "$place/kvm"
+    as_user=(unshare --mount sh -c 'mount --bind "$0/kvm" /dev/kvm && exec "$@"' "$place")
+fi
+"${as_user[@]}" setpriv --reuid "$uid" --regid "$uid" --clear-groups \
     env --default-signal=INT,QUIT -u XDG_RUNTIME_DIR -u XDG_DATA_HOME \
     PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
     HOME="$place/home" TMPDIR="$place/tmp" HEARTH_E2E_BINARY="$place/debug/hearth" \

@@ -13,7 +13,6 @@ use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use tokio::net::UnixStream;
 
 use crate::model::{
     Action, ActionRequest, Balloon, BalloonStatistics, BalloonStatisticsUpdate, BalloonUpdate, BootSource,
@@ -21,6 +20,7 @@ use crate::model::{
     MachineConfigurationUpdate, MetricsTarget, MmdsConfiguration, NetworkInterface, NetworkInterfaceUpdate,
     Snapshot, VersionReply, VmConfiguration, VmState, VmUpdate, Vsock,
 };
+use crate::socket;
 use crate::version::{InvalidVersion, Version};
 
 /// How long a request may take unless the client was told otherwise. Firecracker answers all but snapshots in
@@ -29,9 +29,6 @@ const DEADLINE: Duration = Duration::from_secs(10);
 
 /// The longest reply that is read: metadata has 50 KiB unless Firecracker was told otherwise.
 const REPLY_MAX: usize = 4 * 1024 * 1024;
-
-/// The longest path of a Unix socket in bytes (unix(7), less the NUL).
-pub const SOCKET_PATH_MAX: usize = 107;
 
 /// Which request it was, as in `PUT /drives/rootfs`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,13 +46,6 @@ impl fmt::Display for Endpoint {
 /// Says why a request had no good answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// The socket's path is longer than the operating system takes.
-    #[error(
-        "the API socket's path has {} bytes, {SOCKET_PATH_MAX} at most: {}",
-        .0.as_os_str().len(),
-        .0.display()
-    )]
-    PathTooLong(PathBuf),
     /// Nobody answers on the socket.
     #[error("Firecracker does not answer on {}", socket.display())]
     Connect {
@@ -145,19 +135,13 @@ pub struct Client {
 }
 
 impl Client {
-    /// Makes a client for an API socket; nothing is connected yet.
-    ///
-    /// # Errors
-    /// Returns [`ClientError::PathTooLong`].
-    pub fn new(socket: impl Into<PathBuf>) -> Result<Self, ClientError> {
-        let socket = socket.into();
-        if socket.as_os_str().len() > SOCKET_PATH_MAX {
-            return Err(ClientError::PathTooLong(socket));
-        }
-        Ok(Self {
-            socket,
+    /// Makes a client for an API socket; nothing is connected yet. The path may have any length, and its last name must be the socket
+    /// itself: a symbolic link there is not followed, since the directory may belong to a Firecracker that was taken over.
+    pub fn new(socket: impl Into<PathBuf>) -> Self {
+        Self {
+            socket: socket.into(),
             deadline: DEADLINE,
-        })
+        }
     }
 
     /// Returns the same client with another deadline for each of its requests. A snapshot writes the guest's memory, so
@@ -444,7 +428,7 @@ impl Client {
     }
 
     async fn exchange(&self, request: &Endpoint, body: Bytes) -> Result<Bytes, ClientError> {
-        let connected = UnixStream::connect(&self.socket).await;
+        let connected = socket::connect(&self.socket).await;
         let stream = connected.map_err(|source| ClientError::Connect {
             socket: self.socket.clone(),
             source,

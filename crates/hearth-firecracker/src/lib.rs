@@ -17,6 +17,7 @@ pub mod client;
 pub mod jailer;
 pub mod metrics;
 pub mod model;
+mod socket;
 pub mod version;
 pub mod vsock;
 

@@ -15,7 +15,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
-use crate::client::SOCKET_PATH_MAX;
+use crate::socket;
 
 /// The longest answer: `OK 4294967295\n`.
 const ANSWER_MAX: usize = 14;
@@ -23,13 +23,6 @@ const ANSWER_MAX: usize = 14;
 /// Says why a port of the guest was not reached.
 #[derive(Debug, thiserror::Error)]
 pub enum VsockError {
-    /// The socket's path is longer than the operating system takes.
-    #[error(
-        "the vsock socket's path has {} bytes, {SOCKET_PATH_MAX} at most: {}",
-        .0.as_os_str().len(),
-        .0.display()
-    )]
-    PathTooLong(PathBuf),
     /// Firecracker does not listen.
     #[error("nobody answers on {}", socket.display())]
     Connect {
@@ -72,14 +65,11 @@ pub enum VsockError {
     },
 }
 
-/// Connects to a port of the guest.
+/// Connects to a port of the guest. As with [`crate::Client::new`], the socket's name must not be a link, and its path may be long.
 ///
 /// # Errors
 /// Returns [`VsockError`].
 pub async fn connect(socket: &Path, port: u32, deadline: Duration) -> Result<UnixStream, VsockError> {
-    if socket.as_os_str().len() > SOCKET_PATH_MAX {
-        return Err(VsockError::PathTooLong(socket.to_owned()));
-    }
     match tokio::time::timeout(deadline, handshake(socket, port)).await {
         Ok(connected) => connected,
         Err(_) => Err(VsockError::Deadline {
@@ -89,10 +79,10 @@ pub async fn connect(socket: &Path, port: u32, deadline: Duration) -> Result<Uni
     }
 }
 
-async fn handshake(socket: &Path, port: u32) -> Result<UnixStream, VsockError> {
-    let connected = UnixStream::connect(socket).await;
+async fn handshake(path: &Path, port: u32) -> Result<UnixStream, VsockError> {
+    let connected = socket::connect(path).await;
     let mut stream = connected.map_err(|source| VsockError::Connect {
-        socket: socket.to_owned(),
+        socket: path.to_owned(),
         source,
     })?;
     let broken = |source: io::Error| match source.kind() {
@@ -196,12 +186,5 @@ mod tests {
         let _listener = UnixListener::bind(&path).unwrap();
         let late = connect(&path, 52, Duration::from_millis(20)).await.unwrap_err();
         assert!(matches!(late, VsockError::Deadline { port: 52, .. }), "{late}");
-    }
-
-    #[tokio::test]
-    async fn a_path_that_is_too_long_is_named_as_such() {
-        let path = Path::new("/tmp").join("x".repeat(SOCKET_PATH_MAX));
-        let refused = connect(&path, 1, LONG).await.unwrap_err();
-        assert!(matches!(refused, VsockError::PathTooLong(_)), "{refused}");
     }
 }

@@ -12,7 +12,7 @@ async fn ask(answer: &[u8]) -> (Result<InstanceInfo, ClientError>, String) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("api.sock");
     let listener = UnixListener::bind(&path).unwrap();
-    let client = Client::new(path).unwrap();
+    let client = Client::new(path);
     let server = async {
         let (mut stream, _) = listener.accept().await.unwrap();
         let mut request = Vec::new();
@@ -75,7 +75,7 @@ async fn silence_costs_the_deadline_and_no_more() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("api.sock");
     let _listener = UnixListener::bind(&path).unwrap();
-    let client = Client::new(&path).unwrap().within(Duration::from_millis(20));
+    let client = Client::new(&path).within(Duration::from_millis(20));
     let error = client.act(Action::InstanceStart).await.unwrap_err();
     assert_eq!(
         error.to_string(),
@@ -84,19 +84,11 @@ async fn silence_costs_the_deadline_and_no_more() {
 }
 
 #[tokio::test]
-async fn a_socket_that_nobody_serves_or_that_cannot_be_is_named() {
-    let client = Client::new("/nowhere/api.sock").unwrap();
+async fn a_socket_that_nobody_serves_is_named() {
+    let client = Client::new("/nowhere/api.sock");
     let error = client.instance().await.unwrap_err();
     assert_eq!(
         error.to_string(),
         "Firecracker does not answer on /nowhere/api.sock"
-    );
-    let long = PathBuf::from("/tmp").join("x".repeat(SOCKET_PATH_MAX));
-    let error = Client::new(long).unwrap_err();
-    assert!(
-        error
-            .to_string()
-            .starts_with("the API socket's path has 112 bytes, 107 at most"),
-        "{error}"
     );
 }

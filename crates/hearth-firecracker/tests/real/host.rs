@@ -102,7 +102,7 @@ impl Host {
             .stderr(log)
             .kill_on_drop(true)
             .spawn()?;
-        let client = Client::new(directory.path().join("api.sock"))?.within(LONG);
+        let client = Client::new(directory.path().join("api.sock")).within(LONG);
         let vmm = Vmm {
             child,
             client,

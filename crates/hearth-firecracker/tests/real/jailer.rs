@@ -35,7 +35,7 @@ async fn a_jailed_firecracker_has_its_user_its_root_and_its_limits() -> Result<(
         .stdout(Stdio::null())
         .kill_on_drop(true)
         .spawn()?;
-    let client = Client::new(jailer.root().join("api.sock"))?.within(LONG);
+    let client = Client::new(jailer.root().join("api.sock")).within(LONG);
     answers(&client).await?;
     let info = client.instance().await?;
     assert_eq!((&*info.id, info.state), ("jailed-1", InstanceState::NotStarted));

@@ -17,6 +17,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::fence::Fence;
 use super::network_namespace::EmptyNetwork;
 use super::process::Process;
 
@@ -61,6 +62,8 @@ pub struct Launch {
     pub directory: Option<PathBuf>,
     /// What it alone sees elsewhere than it is; only root may ask for that.
     pub mounts: Vec<Mount>,
+    /// What it may reach, when not all that its user may.
+    pub fence: Option<Fence>,
     /// How gladly the kernel ends it when memory runs out: 0 as the node, 1000 first of all.
     pub oom_score_adj: i16,
 }
@@ -161,6 +164,7 @@ pub fn launch(launch: Launch) -> Result<Process, LaunchError> {
             .as_deref()
             .map_or_else(Vec::new, EmptyNetwork::descriptors),
         mounts: strings.mounts(),
+        fence: launch.fence.as_ref().map(|fence| fence.0.as_raw_fd()),
         directory: strings.directory.as_ptr(),
         user: launch.user,
         groups: &launch.groups,
@@ -237,6 +241,7 @@ struct Child<'a> {
     namespaces: Vec<RawFd>,
     /// From where to where.
     mounts: Vec<[*const libc::c_char; 2]>,
+    fence: Option<RawFd>,
     directory: *const libc::c_char,
     user: Option<HostUser>,
     groups: &'a [u32],
@@ -334,18 +339,19 @@ fn become_program(child: &mut Child<'_>) -> Step {
         libc::SYS_prlimit64,
         [0, core, address(&no_core), 0],
     )?;
+    if let Some(fence) = child.fence {
+        // The kernel wants it in this order.
+        renounce_privileges()?;
+        let fence = [arg(fence), 0, 0, 0];
+        call("landlock (its files)", libc::SYS_landlock_restrict_self, fence)?;
+    }
     place_descriptors(child)?;
     call("chdir", libc::SYS_chdir, [child.directory as usize, 0, 0, 0])?;
     call("umask", libc::SYS_umask, [0o077, 0, 0, 0])?;
     if let Some(user) = child.user {
         become_user(user, child.groups)?;
     }
-    let no_new_privileges = libc::PR_SET_NO_NEW_PRIVS as usize;
-    call(
-        "prctl (no new privileges)",
-        libc::SYS_prctl,
-        [no_new_privileges, 1, 0, 0],
-    )?;
+    renounce_privileges()?;
     let nothing_blocked = 0_u64;
     let set_mask = [
         libc::SIG_SETMASK as usize,
@@ -360,6 +366,13 @@ fn become_program(child: &mut Child<'_>) -> Step {
         libc::SYS_execve,
         [child.program as usize, argv, envp, 0],
     )
+}
+
+/// Has no program that it executes gain any right, for good.
+fn renounce_privileges() -> Step {
+    let no_new_privileges = libc::PR_SET_NO_NEW_PRIVS as usize;
+    let change = [no_new_privileges, 1, 0, 0];
+    call("prctl (no new privileges)", libc::SYS_prctl, change)
 }
 
 /// Mounts files onto others in a mount namespace of the child's own, so that nobody else sees it and they go with it.

@@ -6,6 +6,7 @@ pub mod confine;
 pub mod console;
 pub mod facts;
 pub mod failpoint;
+pub mod fence;
 pub mod files;
 pub mod fork;
 pub mod kvm;

@@ -90,6 +90,7 @@ impl Pager {
             network: None,
             directory: None,
             mounts: Vec::new(),
+            fence: None,
             oom_score_adj: 0,
         });
         if process.is_err() {

@@ -14,6 +14,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::snapshot::{self, SnapshotFiles};
 use crate::host::console::{self, ConsoleLog};
+use crate::host::own;
 use crate::host::process::Process;
 use crate::vmm::{
     ControlError, EndCause, Exit, GuestStream, Machine, MachineDirs, ProcessId, SnapshotError, SnapshotKind,
@@ -46,9 +47,19 @@ pub(super) fn console_pipe(dirs: &MachineDirs) -> PathBuf {
     dirs.run.join("console")
 }
 
-/// Names the API socket of a machine.
-pub(super) fn client(dirs: &MachineDirs) -> Result<Client, ClientError> {
-    Client::new(dirs.run.join(API)).map(|client| client.within(REQUEST_LIMIT))
+/// Returns a client of a machine's API socket.
+pub(super) fn client(dirs: &MachineDirs) -> Client {
+    Client::new(socket(dirs, API)).within(REQUEST_LIMIT)
+}
+
+/// Returns where a socket of a machine is. In a jail the run directory has a link of the node's to it, which the monitor cannot
+/// reach. Nothing else is followed: what the monitor puts in the socket's place is refused by who connects.
+pub(super) fn socket(dirs: &MachineDirs, name: &str) -> PathBuf {
+    let path = dirs.run.join(name);
+    match own::is_root() {
+        true => std::fs::read_link(&path).unwrap_or(path),
+        false => path,
+    }
 }
 
 /// Reads the end of what Firecracker and its jailer wrote, as text that can be shown.
@@ -139,10 +150,14 @@ impl FirecrackerVm {
 
     /// A request that is not answered because Firecracker is gone says so, instead of naming its socket.
     async fn explain(&self, error: ClientError) -> ControlError {
-        let gone = matches!(
-            error,
-            ClientError::Connect { .. } | ClientError::Connection { .. }
-        );
+        let gone = match &error {
+            ClientError::Connect { source, .. } => matches!(
+                source.kind(),
+                io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound
+            ),
+            ClientError::Connection { .. } => true,
+            _ => false,
+        };
         if gone
             && tokio::time::timeout(REQUEST_LIMIT, self.process.wait())
                 .await
@@ -184,7 +199,7 @@ impl Machine for FirecrackerVm {
     }
 
     async fn connect_guest(&self) -> io::Result<GuestStream> {
-        let socket = self.dirs.run.join(VSOCK);
+        let socket = socket(&self.dirs, VSOCK);
         let connecting = async {
             loop {
                 match vsock::connect(&socket, VSOCK_PORT, CONNECT_LIMIT).await {

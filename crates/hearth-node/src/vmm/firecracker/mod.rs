@@ -15,7 +15,7 @@ mod tests;
 
 use std::ffi::OsString;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,9 +24,11 @@ use hearth_firecracker::model::{LoadSnapshot, LogLevel};
 use hearth_firecracker::{Client, ClientError, Version};
 
 use super::{
-    AdoptError, AdoptRequest, BootError, BootRequest, Border, Capabilities, RestoreError, RestoreRequest, Vmm,
+    AdoptError, AdoptRequest, BootError, BootRequest, Border, Capabilities, DiskAccess, RestoreError,
+    RestoreRequest, Vmm,
 };
 use crate::host::console::{self, ConsoleLog};
+use crate::host::fence::{Fence, Reach};
 use crate::host::launch::{Launch, launch};
 use crate::host::network_namespace::{EmptyNetwork, TAP};
 use crate::host::process::{KillOnDrop, Process};
@@ -53,6 +55,9 @@ const MAX_VCPUS: u32 = 32;
 
 /// The open files that a Firecracker may have: a connection over vsock takes one.
 const OPEN_FILES: u64 = 4096;
+
+/// What Firecracker opens of the host by itself: its virtual machine, its network interface, page faults.
+const DEVICES: [&str; 3] = ["/dev/kvm", "/dev/net/tun", "/dev/userfaultfd"];
 
 /// The driver, ready.
 #[derive(Debug)]
@@ -122,16 +127,14 @@ impl Firecracker {
             console::DEFAULT_CAP,
         )
         .map_err(|source| BootError::Console { id, source })?;
-        let client = machine::client(&request.dirs).map_err(|source| BootError::Refused {
-            id,
-            source: source.into(),
-        })?;
+        let client = machine::client(&request.dirs);
         let network = match &request.devices.network {
             Some(_) => Some(Arc::new(machine_network(request)?)),
             None => self.network.clone(),
         };
         failpoint::pass("start-prepared");
         let (program, args) = self.command_line(request, &place);
+        let fence = self.fence(request, &place)?;
         let process = launch(Launch {
             program,
             args,
@@ -144,6 +147,7 @@ impl Firecracker {
             network,
             directory: (!place.is_jailed()).then(|| place.root().to_owned()),
             mounts: place.into_mounts(),
+            fence,
             oom_score_adj: OOM_SCORE_ADJ,
         })
         .map_err(|source| BootError::Launch { id, source })?;
@@ -201,6 +205,38 @@ impl Firecracker {
                 firecracker.arguments(&instance_id(request.id)),
             ),
         }
+    }
+
+    /// Says what a Firecracker without a jail may reach: what it was given, and the devices that it needs.
+    fn fence(&self, request: &BootRequest, place: &Place<'_>) -> Result<Option<Fence>, BootError> {
+        if place.is_jailed() {
+            return Ok(None);
+        }
+        let log = request.dirs.vmm_log();
+        let writable = request
+            .disks
+            .iter()
+            .filter(|disk| disk.access == DiskAccess::ReadWrite);
+        let written = writable.map(|disk| disk.path.as_path()).chain([log.as_path()]);
+        let devices = DEVICES
+            .map(Path::new)
+            .into_iter()
+            .filter(|device| device.exists());
+        let places = (place.given().iter().map(|path| (path.as_path(), Reach::Read)))
+            .chain(written.map(|path| (path, Reach::Write)))
+            .chain(devices.map(|path| (path, Reach::Device)))
+            .chain([
+                (self.program.as_path(), Reach::Execute),
+                (place.root(), Reach::Work),
+            ]);
+        Fence::around(places).map_err(|source| {
+            place::failed(
+                request,
+                "cannot fence in",
+                &self.program,
+                io::Error::other(source),
+            )
+        })
     }
 
     /// Makes the directory that the machine's Firecracker sees.
@@ -286,7 +322,7 @@ impl Vmm for Firecracker {
             id,
             source: source.into(),
         };
-        let client = machine::client(&request.dirs).map_err(control)?;
+        let client = machine::client(&request.dirs);
         match client.instance().await {
             Ok(_) => Ok(FirecrackerVm::new(found, client, console, request.dirs.clone())),
             // Died between the look for it and the question.

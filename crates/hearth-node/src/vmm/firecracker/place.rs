@@ -38,6 +38,7 @@ pub(super) struct Place<'a> {
     root: PathBuf,
     jail: Option<Jailer>,
     mounts: Vec<Mount>,
+    given: Vec<PathBuf>,
 }
 
 impl<'a> Place<'a> {
@@ -70,6 +71,7 @@ impl<'a> Place<'a> {
             root,
             jail,
             mounts: Vec::new(),
+            given: Vec::new(),
         })
     }
 
@@ -84,6 +86,7 @@ impl<'a> Place<'a> {
             symlink(path, &here)
         };
         put.map_err(|source| failed(request, "cannot make", &here, source))?;
+        self.given.push(path.to_owned());
         if self.is_jailed() {
             self.mounts.push(Mount {
                 from: path.to_owned(),
@@ -131,6 +134,11 @@ impl<'a> Place<'a> {
     /// Returns where the directory is on the host.
     pub(super) fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// Returns what Firecracker was given to see.
+    pub(super) fn given(&self) -> &[PathBuf] {
+        &self.given
     }
 
     pub(super) fn is_jailed(&self) -> bool {

@@ -42,10 +42,7 @@ impl SnapshotFiles {
     pub(super) fn begin(dirs: &MachineDirs, directory: &Path) -> Result<Self, SnapshotError> {
         let (state, memory) = (directory.join(STATE_FILE), directory.join(MEMORY_FILE));
         std::fs::metadata(directory).map_err(SnapshotError::write(&state))?;
-        // In a jail the API socket of the run directory is a link to where the real one is; a link of ours, which is not followed
-        // further: beyond it everything is Firecracker's own.
-        let api = dirs.run.join(machine::API);
-        let there = std::fs::read_link(&api).unwrap_or(api);
+        let there = machine::socket(dirs, machine::API);
         let root = there.parent().unwrap_or(&there);
         Ok(Self {
             moves: [(root.join(NEW_STATE), state), (root.join(NEW_MEMORY), memory)],

@@ -337,6 +337,28 @@ async fn a_jailed_monitor_has_nothing_but_its_machine() {
 }
 
 #[tokio::test]
+async fn a_monitor_that_puts_links_in_the_place_of_its_sockets_leads_nobody_to_others() {
+    let Some(bench) = Bench::new("guest.echo") else {
+        return;
+    };
+    let vm = bench.boot().await;
+    let secret = bench.directory.path().join("secret");
+    let listener = tokio::net::UnixListener::bind(&secret).unwrap();
+    for name in [machine::API, machine::VSOCK] {
+        let path = machine::socket(&bench.request.dirs, name);
+        std::fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink(&secret, &path).unwrap();
+    }
+    assert!(within(vm.connect_guest()).await.is_err());
+    assert!(within(vm.pause()).await.is_err());
+    let nobody = tokio::time::timeout(Duration::from_millis(50), listener.accept());
+    assert!(nobody.await.is_err(), "somebody connected");
+    within(vm.kill()).await.unwrap();
+    bench.request.dirs.release().unwrap();
+    bench.assert_nothing_is_left();
+}
+
+#[tokio::test]
 async fn snapshots_of_firecracker_keep_the_contract() {
     let Some(bench) = Bench::new("guest.echo") else {
         return;

@@ -201,6 +201,7 @@ impl Qemu {
             network: self.network.clone(),
             directory: None,
             mounts: Vec::new(),
+            fence: None,
             oom_score_adj: OOM_SCORE_ADJ,
         })
         .map_err(|source| BootError::Launch {

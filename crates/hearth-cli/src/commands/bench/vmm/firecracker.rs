@@ -115,7 +115,7 @@ impl Subject {
             .map_err(failed)?;
         let machine = Machine {
             child,
-            client: Client::new(directory.join(API))?.within(START),
+            client: Client::new(directory.join(API)).within(START),
             directory,
         };
         machine.answers().await?;
