@@ -123,7 +123,7 @@ const DEVICE_CASES: [Case; 7] = [
 
 fn cases(driver: &str, guest: &Guest) -> Vec<Case> {
     let has_devices = driver == "firecracker" && guest.name == BARE.name;
-    let more = DEVICE_CASES.into_iter().chain(template::CASES);
+    let more = template::CASES.into_iter().chain(DEVICE_CASES);
     CASES.into_iter().chain(more.filter(|_| has_devices)).collect()
 }
 
