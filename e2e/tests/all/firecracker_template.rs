@@ -11,7 +11,7 @@ use e2e::{DEADLINE, TestNode};
 use hearth_api::v1::{MachineStatus, Template};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
-use crate::firecracker::{Case, Guest, Often, exec_in, through, with};
+use crate::firecracker::{Case, Guest, NotHere, Often, exec_in, through, with};
 use crate::node::kill;
 
 /// A shape that no other case has.
@@ -236,7 +236,18 @@ fn until(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
     Ok(())
 }
 
+/// Firecracker makes its userfaultfd itself, from the device.
+fn pagers_run() -> Result<()> {
+    let device = fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/userfaultfd");
+    device.map_err(|_| NotHere("/dev/userfaultfd does not open for this user"))?;
+    Ok(())
+}
+
 fn with_pager(node: &TestNode, guest: &Guest) -> Result<()> {
+    pagers_run()?;
     let id = template(node, guest)?;
     ensure!(pagers(node)?.is_empty(), "a pager without a machine");
     let mut seen = BTreeSet::new();
@@ -274,6 +285,7 @@ fn with_pager(node: &TestNode, guest: &Guest) -> Result<()> {
 }
 
 fn pager_killed(node: &TestNode, guest: &Guest) -> Result<()> {
+    pagers_run()?;
     template(node, guest)?;
     start(node, "bystander", guest, &[])?;
     // The server, the guard, both at once: nobody else is left to kill the machines then.
@@ -305,6 +317,7 @@ fn pager_killed(node: &TestNode, guest: &Guest) -> Result<()> {
 }
 
 fn node_killed(node: &TestNode, guest: &Guest) -> Result<()> {
+    pagers_run()?;
     template(node, guest)?;
     start(node, "a", guest, &PAGER)?;
     start(node, "b", guest, &PAGER)?;
