@@ -344,38 +344,50 @@ fn ten(node: &TestNode, guest: &Guest) -> Result<()> {
     Ok(())
 }
 
-/// Tells whether a measured rate is within 15 % of what was asked for.
-pub(crate) fn is_near(name: &str, measured: f64, asked: f64) -> Result<()> {
-    let off = measured / asked - 1.0;
-    println!(
-        "{name}: {measured:.0} bytes a second of {asked:.0} asked for ({:+.1} %)",
-        off * 100.0
-    );
-    ensure!(
-        off.abs() <= 0.15,
-        "{name}: {measured:.0} bytes a second, {asked:.0} was asked for"
-    );
-    Ok(())
+/// How often a rate is measured that a busy host may keep from being reached.
+const MEASURED_AT_MOST: u32 = 8;
+
+/// Makes sure that a rate is within 15 % of what was asked for: never above, and reached once. A bucket holds a tenth of a second's worth, so
+/// a host that lets its guests wait longer than that takes away from the rate, and gives nothing back.
+pub(crate) fn is_near(name: &str, asked: f64, mut measure: impl FnMut() -> Result<f64>) -> Result<()> {
+    for _ in 0..MEASURED_AT_MOST {
+        let measured = measure()?;
+        let off = measured / asked - 1.0;
+        println!(
+            "{name}: {measured:.0} bytes a second of {asked:.0} asked for ({:+.1} %)",
+            off * 100.0
+        );
+        ensure!(
+            off <= 0.15,
+            "{name}: {measured:.0} bytes a second, {asked:.0} was asked for"
+        );
+        if off >= -0.15 {
+            return Ok(());
+        }
+    }
+    anyhow::bail!("{name}: {asked:.0} bytes a second were asked for and never reached")
 }
 
 fn disk_rate(node: &TestNode, guest: &Guest) -> Result<()> {
     const RATE: u32 = 2 << 20;
-    const BYTES: u32 = 8 << 20;
+    const BYTES: u32 = 4 << 20;
     node.start(with(
         &["-m", "96m", "--disk-rate", "2m", "--name", "slow", "busybox"],
         guest.wait,
     ))?;
     let sectors = (BYTES / 512).to_string();
     let scan = |drive| exec_in(node, "slow", &["block", drive, "scan", "0", &sectors]);
-    let said = scan("1")?;
-    let took = said
-        .trim()
-        .strip_prefix("took_us=")
-        .context("no time")?
-        .parse::<u32>()?;
-    // The bucket is full at the beginning: a tenth of a second's worth.
-    let limited = f64::from(BYTES) - f64::from(RATE) / 10.0;
-    is_near("disk", limited / (f64::from(took) / 1e6), f64::from(RATE))
+    is_near("disk", f64::from(RATE), || {
+        let said = scan("1")?;
+        let took = said
+            .trim()
+            .strip_prefix("took_us=")
+            .context("no time")?
+            .parse::<u32>()?;
+        // The bucket is full at the beginning: a tenth of a second's worth.
+        let limited = f64::from(BYTES) - f64::from(RATE) / 10.0;
+        Ok(limited / (f64::from(took) / 1e6))
+    })
 }
 
 fn metadata(node: &TestNode, guest: &Guest) -> Result<()> {
