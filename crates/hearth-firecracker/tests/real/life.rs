@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use hearth_firecracker::model::{InstanceState, VmState};
 use hearth_firecracker::vsock::{self, VsockError};
-use hearth_guest_protocol::message::{self, FailureCode, Outcome, Role, Signal, Stats, Status, Stop};
+use hearth_guest_protocol::message::{self, FailureCode, Outcome, Resume, Role, Signal, Stats, Status, Stop};
 use hearth_guest_protocol::{CONTROL, Header, Kind};
 
 use crate::guest::Guest;
@@ -81,6 +81,8 @@ async fn the_rules_of_the_protocol_are_kept() -> Result<()> {
         (Kind::Status, main)
     );
 
+    // The workload's session goes on once the host has said from where.
+    second.send(Kind::Resume, main, &Resume { received: 0 }).await?;
     second.send(Kind::Signal, main, &Signal { number: 12 }).await?;
     let outcome = loop {
         let frame = second.receive().await?;
