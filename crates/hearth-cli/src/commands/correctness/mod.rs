@@ -9,6 +9,7 @@ mod duties;
 mod probe;
 
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use hearth_api::ClientError;
 use hearth_api::v1::{CreateMachine, ErrorCode, ForkMachine, Machine, MachineSpec};
@@ -154,10 +155,19 @@ async fn reports(node: &Node, machine: &str) -> Result<Reports, CliError> {
     reported
 }
 
-/// Asks now and again a little later: what goes on is further then.
+/// How long what goes on may take to be further: a busy host lets its guests wait.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Asks now and again later: what goes on is further then.
 async fn twice(node: &Node, machine: &str) -> Result<[Report; 2], CliError> {
     let first = probe::report(node, machine).await?;
-    Ok([first, probe::report(node, machine).await?])
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let second = probe::report(node, machine).await?;
+        if second.count() > first.count() || Instant::now() >= end {
+            return Ok([first, second]);
+        }
+    }
 }
 
 fn table(duties: &[Duty]) -> Table {
