@@ -158,7 +158,8 @@ pub(crate) fn rate(node: &TestNode, guest: &Guest) -> Result<()> {
     const BYTES: u32 = 256 << 10;
     only_root()?;
     let network = machine(node, "slow", guest, &["--net-rate", "128k"])?;
-    is_near("network", f64::from(RATE), || {
+    // An echo over TCP waits for both directions, which are limited each, and reaches 70 to 90 % of the rate.
+    is_near("network", f64::from(RATE), 0.4, || {
         let took = inside(&network, || {
             let begin = Instant::now();
             through(BYTES as usize)?;
