@@ -4,9 +4,12 @@
 //! memory        snapshot                                      restore
 //! own file      stop, state without memory, copy of the file  the copy mapped privately, state
 //! (booted)      (`x-ignore-shared`)
-//! private       state with memory, while the machine runs;    a file of its own, filled from the state
-//! (restored)    it stops for the last round
+//! private       stop, state with memory                       a file of its own, filled from the state
+//! (restored)
 //! ```
+//! A machine stands still while it is written: QEMU's emulated processors lose track of pages that they write to while a migration
+//! is under way (seen with 7.2: one clone in three of a machine that went on had torn memory).
+//!
 //! Ends are told by events; nothing is polled.
 
 use std::fs::{File, OpenOptions};
@@ -37,9 +40,6 @@ const LOAD_LIMIT: Duration = Duration::from_secs(60);
 /// How long QEMU may take to write one, with all of the memory.
 const SAVE_LIMIT: Duration = Duration::from_secs(600);
 
-/// How long a machine may go on while its memory is written. One that writes faster than that is stopped.
-const LIVE_LIMIT: Duration = Duration::from_secs(5);
-
 /// How long to wait before QEMU is asked again whether it has let go; it takes microseconds.
 const SETTLE_STEP: Duration = Duration::from_millis(1);
 
@@ -48,9 +48,6 @@ const DESCRIPTOR: &str = "state";
 
 /// As fast as the host can, in bytes per second.
 const BANDWIDTH: u64 = 1 << 40;
-
-/// How long the last round may take by QEMU's estimate, in milliseconds.
-const DOWNTIME_MS: u64 = 20;
 
 /// Who has the pages of the guest's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,9 +110,7 @@ async fn save_to(control: &Client, dirs: &MachineDirs, directory: &Path) -> Resu
     };
     let (state, memory) = (directory.join(STATE_FILE), directory.join(MEMORY_FILE));
     let target = create(&state)?;
-    if pages == Pages::File {
-        control.execute(&Stop {}, COMMAND_LIMIT).await?;
-    }
+    control.execute(&Stop {}, COMMAND_LIMIT).await?;
     write_state(control, target.into(), pages).await?;
     match pages {
         Pages::File => {
@@ -142,19 +137,12 @@ async fn write_state(control: &Client, target: OwnedFd, pages: Pages) -> Result<
     prepare(control, pages).await?;
     let parameters = MigrateSetParameters {
         max_bandwidth: BANDWIDTH,
-        downtime_limit: DOWNTIME_MS,
     };
     control.execute(&parameters, COMMAND_LIMIT).await?;
     control.give(DESCRIPTOR, target, COMMAND_LIMIT).await?;
     let uri = format!("fd:{DESCRIPTOR}");
     control.execute(&Migrate { uri }, COMMAND_LIMIT).await?;
-    match done::<Migrate>(control, &mut events, LIVE_LIMIT).await {
-        Err(QmpError::Deadline { .. }) => {
-            control.execute(&Stop {}, COMMAND_LIMIT).await?;
-            done::<Migrate>(control, &mut events, SAVE_LIMIT).await?;
-        }
-        other => other?,
-    }
+    done::<Migrate>(control, &mut events, SAVE_LIMIT).await?;
     settle(control).await
 }
 

@@ -69,8 +69,6 @@ impl Command for GetDescriptor {
 pub struct MigrateSetParameters {
     /// Bytes per second, at most.
     pub max_bandwidth: u64,
-    /// The last round begins when it will take so long, in milliseconds.
-    pub downtime_limit: u64,
 }
 
 impl Command for MigrateSetParameters {
