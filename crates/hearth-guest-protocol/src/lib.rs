@@ -23,6 +23,7 @@ mod crc;
 pub mod credit;
 pub mod frame;
 pub mod message;
+pub mod network;
 
 pub use credit::{Credit, Window};
 pub use frame::{Decoder, Flags, Frame, FrameError, HEADER_LEN, Header, Kind, MAX_PAYLOAD};

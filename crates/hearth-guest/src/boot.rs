@@ -15,6 +15,7 @@ use rustix::system::finit_module;
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::console::complain;
+use crate::network;
 use crate::port::{self, Channel, PortError};
 use crate::sys;
 use crate::uevents::Uevents;
@@ -61,6 +62,8 @@ pub(crate) fn boot() -> Result<Channel, BootError> {
     if is_without_pci() {
         load_modules(Path::new(MODULES_ON_DEMAND));
     }
+    // Before the channel: what is cloned from here on has it.
+    network::set_up();
     Ok(port::open(&announcements)?)
 }
 

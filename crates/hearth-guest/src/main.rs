@@ -30,6 +30,7 @@ mod files;
 mod init;
 mod limit;
 mod machine;
+mod network;
 mod outbox;
 mod poller;
 mod port;

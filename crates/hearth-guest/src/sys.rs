@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::ffi::{CStr, CString};
 use std::io;
 use std::mem::{size_of, zeroed};
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -342,16 +343,171 @@ pub(crate) fn bind_to_device(socket: BorrowedFd<'_>, name: &[u8]) -> io::Result<
 /// # Errors
 /// Returns the kernel's error.
 pub(crate) fn interface_up(socket: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
+    let mut request = interface_request(name);
+    // SAFETY: SIOCGIFFLAGS reads a terminated name and writes flags, SIOCSIFFLAGS reads both.
+    unsafe {
+        interface_control(socket, libc::SIOCGIFFLAGS, &raw mut request)?;
+        request.ifr_ifru.ifru_flags |= libc::IFF_UP as libc::c_short;
+        interface_control(socket, libc::SIOCSIFFLAGS, &raw mut request)
+    }
+}
+
+/// Returns a request about an interface, see netdevice(7).
+fn interface_request(name: &[u8]) -> libc::ifreq {
     // SAFETY: ifreq is plain data, for which all zeroes is a valid value.
     let mut request: libc::ifreq = unsafe { zeroed() };
     for (to, &from) in request.ifr_name.iter_mut().zip(name).take(libc::IFNAMSIZ - 1) {
         *to = from as libc::c_char;
     }
-    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
-    // SAFETY: SIOCSIFFLAGS reads an ifreq with a terminated name and its flags.
-    match unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) } {
+    request
+}
+
+/// Makes one ioctl about interfaces or routes.
+///
+/// # Safety
+/// `argument` is what the request takes.
+unsafe fn interface_control<T>(
+    socket: BorrowedFd<'_>,
+    request: libc::c_ulong,
+    argument: *mut T,
+) -> io::Result<()> {
+    // SAFETY: as the caller says.
+    match unsafe { libc::ioctl(socket.as_raw_fd(), request as _, argument) } {
         -1 => Err(io::Error::last_os_error()),
         _ => Ok(()),
+    }
+}
+
+/// Returns the number of an interface.
+///
+/// # Errors
+/// Returns the kernel's error.
+pub(crate) fn interface_index(socket: BorrowedFd<'_>, name: &str) -> io::Result<i32> {
+    let mut request = interface_request(name.as_bytes());
+    // SAFETY: SIOCGIFINDEX reads a terminated name and writes an int.
+    unsafe {
+        interface_control(socket, libc::SIOCGIFINDEX, &raw mut request)?;
+        Ok(request.ifr_ifru.ifru_ifindex)
+    }
+}
+
+/// Gives an interface its address and the network of that.
+///
+/// # Errors
+/// Returns the kernel's error.
+pub(crate) fn add_address_v4(
+    socket: BorrowedFd<'_>,
+    name: &str,
+    address: Ipv4Addr,
+    prefix: u8,
+) -> io::Result<()> {
+    let mask = Ipv4Addr::from(u32::MAX << (32 - prefix));
+    for (request, value) in [(libc::SIOCSIFADDR, address), (libc::SIOCSIFNETMASK, mask)] {
+        let mut argument = interface_request(name.as_bytes());
+        argument.ifr_ifru.ifru_addr = socket_address_v4(value);
+        // SAFETY: both requests read an ifreq with a terminated name and a sockaddr_in.
+        unsafe { interface_control(socket, request, &raw mut argument)? };
+    }
+    Ok(())
+}
+
+/// Adds the route to everywhere by this gateway.
+///
+/// # Errors
+/// Returns the kernel's error.
+pub(crate) fn add_default_route_v4(socket: BorrowedFd<'_>, gateway: Ipv4Addr) -> io::Result<()> {
+    // SAFETY: rtentry is plain data, for which all zeroes is a valid value.
+    let mut route: libc::rtentry = unsafe { zeroed() };
+    route.rt_dst = socket_address_v4(Ipv4Addr::UNSPECIFIED);
+    route.rt_genmask = socket_address_v4(Ipv4Addr::UNSPECIFIED);
+    route.rt_gateway = socket_address_v4(gateway);
+    route.rt_flags = libc::RTF_UP | libc::RTF_GATEWAY;
+    // SAFETY: SIOCADDRT of an AF_INET socket reads an rtentry.
+    unsafe { interface_control(socket, libc::SIOCADDRT, &raw mut route) }
+}
+
+fn socket_address_v4(address: Ipv4Addr) -> libc::sockaddr {
+    let octets = address.octets().map(|octet| octet as libc::c_char);
+    let mut data = [0; 14];
+    // Behind two bytes of a port (ip(7), `struct sockaddr_in`).
+    data[2..6].copy_from_slice(&octets);
+    libc::sockaddr {
+        sa_family: libc::AF_INET as libc::sa_family_t,
+        sa_data: data,
+    }
+}
+
+/// What SIOCSIFADDR of an AF_INET6 socket takes: `struct in6_ifreq`, see ipv6(7).
+#[repr(C)]
+struct AddressRequestV6 {
+    address: libc::in6_addr,
+    prefix: u32,
+    interface: libc::c_int,
+}
+
+/// Gives an interface one more address, and the network of that.
+///
+/// # Errors
+/// Returns the kernel's error.
+pub(crate) fn add_address_v6(
+    socket: BorrowedFd<'_>,
+    interface: i32,
+    address: Ipv6Addr,
+    prefix: u8,
+) -> io::Result<()> {
+    let mut request = AddressRequestV6 {
+        address: address_v6(address),
+        prefix: prefix.into(),
+        interface,
+    };
+    // SAFETY: SIOCSIFADDR of an AF_INET6 socket reads an in6_ifreq.
+    unsafe { interface_control(socket, libc::SIOCSIFADDR, &raw mut request) }
+}
+
+/// What SIOCADDRT of an AF_INET6 socket takes: `struct in6_rtmsg` of `linux/ipv6_route.h`.
+#[repr(C)]
+struct RouteRequestV6 {
+    destination: libc::in6_addr,
+    source: libc::in6_addr,
+    gateway: libc::in6_addr,
+    kind: u32,
+    destination_prefix: u16,
+    source_prefix: u16,
+    metric: u32,
+    info: libc::c_ulong,
+    flags: u32,
+    interface: libc::c_int,
+}
+
+/// Adds the route to everywhere by this gateway.
+///
+/// # Errors
+/// Returns the kernel's error.
+pub(crate) fn add_default_route_v6(
+    socket: BorrowedFd<'_>,
+    interface: i32,
+    gateway: Ipv6Addr,
+) -> io::Result<()> {
+    let nowhere = address_v6(Ipv6Addr::UNSPECIFIED);
+    let mut route = RouteRequestV6 {
+        destination: nowhere,
+        source: nowhere,
+        gateway: address_v6(gateway),
+        kind: 0,
+        destination_prefix: 0,
+        source_prefix: 0,
+        metric: 1,
+        info: 0,
+        flags: u32::from(libc::RTF_UP | libc::RTF_GATEWAY),
+        interface,
+    };
+    // SAFETY: SIOCADDRT of an AF_INET6 socket reads an in6_rtmsg.
+    unsafe { interface_control(socket, libc::SIOCADDRT, &raw mut route) }
+}
+
+fn address_v6(address: Ipv6Addr) -> libc::in6_addr {
+    libc::in6_addr {
+        s6_addr: address.octets(),
     }
 }
 

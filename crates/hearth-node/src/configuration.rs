@@ -12,10 +12,14 @@
 //!
 //! [pools]
 //! memory-percent = 80    # of the host's memory for guests: what all machines may take together before pools and executions wait
+//!
+//! [network]
+//! name-servers = ["192.0.2.53"]    # whom machines' questions for names are passed on to; those of /etc/resolv.conf unless said
 //! ```
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -30,6 +34,8 @@ pub struct Configuration {
     pub registries: Registries,
     /// What all machines may take together before pools and executions wait, of the host's memory for guests.
     pub memory_percent: u8,
+    /// Whom machines' questions for names are passed on to; those of the host when empty.
+    pub name_servers: Vec<IpAddr>,
 }
 
 /// What machines may take unless it is said.
@@ -40,6 +46,7 @@ impl Default for Configuration {
         Self {
             registries: Registries::default(),
             memory_percent: MEMORY_PERCENT,
+            name_servers: Vec::new(),
         }
     }
 }
@@ -83,6 +90,15 @@ struct File {
     registry: BTreeMap<Name, Table>,
     #[serde(default)]
     pools: Pools,
+    #[serde(default)]
+    network: Network,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Network {
+    #[serde(default)]
+    name_servers: Vec<IpAddr>,
 }
 
 #[derive(Deserialize, Default)]
@@ -210,6 +226,7 @@ fn parse(text: &str, directory: &Path) -> Result<Configuration, toml::de::Error>
             .pools
             .memory_percent
             .map_or(MEMORY_PERCENT, |Percent(percent)| percent),
+        name_servers: file.network.name_servers,
     })
 }
 
@@ -268,6 +285,11 @@ mod tests {
             ),
             ("[registry", "line 1", "]"),
             ("[pools]\nmemory-percent = 101", "line 2", "1 to 100"),
+            (
+                "[network]\nname-servers = [\"ns.example.com\"]",
+                "line 2",
+                "IP address",
+            ),
         ] {
             let told = refused(text);
             assert!(told.contains(line) && told.contains(what), "{text}: {told}");

@@ -22,6 +22,7 @@ pub mod host;
 pub mod images;
 pub mod layout;
 pub mod machines;
+pub mod network;
 pub mod node;
 pub mod pager;
 pub mod pool;

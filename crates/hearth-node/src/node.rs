@@ -21,6 +21,7 @@ use crate::host::{files, lock, own};
 use crate::images::{ImageError, Images};
 use crate::layout::Layout;
 use crate::machines::{Drivers, EventLog, Machines, Pace, Pagers, Parts};
+use crate::network::Networks;
 use crate::pool::Pools;
 use crate::records::RecordError;
 use crate::setup::Artefacts;
@@ -206,6 +207,7 @@ async fn wait_for_server(socket: &std::path::Path) {
 async fn build(layout: &Layout) -> Result<Machines, NodeError> {
     let artefacts = Artefacts::open(layout);
     let tasks = TaskTracker::new();
+    let networks = Networks::open(layout, tasks.clone());
     let parts = Parts {
         layout: layout.clone(),
         drivers: Drivers::new(artefacts.clone()),
@@ -215,6 +217,7 @@ async fn build(layout: &Layout) -> Result<Machines, NodeError> {
         templates: Templates::open(layout.templates()),
         snapshots: Arc::new(Snapshots::open(layout.snapshots())),
         pagers: Pagers::open(layout.pagers(), tasks.clone()),
+        networks,
         tasks,
         events: EventLog::open(layout.events()),
         pace: Pace::default(),

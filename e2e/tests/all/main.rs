@@ -19,6 +19,7 @@ mod lifecycle;
 mod login;
 mod logs;
 mod many;
+mod network;
 mod node;
 mod parity;
 mod pause;

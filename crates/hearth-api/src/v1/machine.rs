@@ -155,6 +155,11 @@ pub enum NetworkMode {
     None,
     /// An interface whose other end, the TAP `tap0` in a network namespace of the machine's own, leads nowhere.
     Isolated,
+    /// An interface that leads to the internet: names, web, ssh and git. Private networks, the host, other machines and metadata
+    /// services are out of reach.
+    Filtered,
+    /// An interface that leads wherever the host gets, but to the host itself, other machines and metadata services.
+    Open,
 }
 
 /// How many bytes may pass in a second.

@@ -65,7 +65,7 @@ Examples:
   hearth logs -f web
   hearth stop web && hearth rm web
 
-Machines have no network yet but their loopback; files go in and out with 'hearth cp'.
+A machine has a network where it is asked for (run --network filtered); files go in and out with 'hearth cp'.
 'hearth VERB --help' explains a verb. What hearth does, anybody can do over the node's API.";
 
 /// Runs code you do not trust, each in its own microVM.

@@ -69,7 +69,7 @@ pub(crate) struct Run {
     /// What its network interface may carry a second each way, as in 10mbit or 2m:8m (Firecracker)
     #[arg(long, value_name = "RATE[:BURST]", help_heading = "Resources")]
     pub(crate) net_rate: Option<Rate>,
-    /// Network: an interface that leads nowhere (isolated), or its loopback alone [default: none]
+    /// What it reaches over the network [default: none]
     #[arg(long, value_enum, value_name = "MODE")]
     pub(crate) network: Option<Network>,
     /// What the metadata service at 169.254.169.254 tells the machine (MMDS, version 2): JSON, or a file of it (Firecracker)
@@ -169,6 +169,10 @@ pub(crate) enum Network {
     None,
     /// An interface whose other end, in a network namespace of the machine's own, leads nowhere
     Isolated,
+    /// The internet: names, web, ssh and git; no private networks, not this host, no other machine
+    Filtered,
+    /// Wherever this host gets, but not to the host itself or another machine
+    Open,
 }
 
 /// Where the memory of a restored machine comes from.

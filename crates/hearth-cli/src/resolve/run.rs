@@ -160,6 +160,8 @@ fn network(network: Network) -> v1::NetworkMode {
     match network {
         Network::None => v1::NetworkMode::None,
         Network::Isolated => v1::NetworkMode::Isolated,
+        Network::Filtered => v1::NetworkMode::Filtered,
+        Network::Open => v1::NetworkMode::Open,
     }
 }
 

@@ -168,6 +168,10 @@ impl From<CreateError> for ApiError {
                 ErrorCode::InvalidRequest,
                 Some("take --driver firecracker, on a host where `hearth doctor` says that KVM is native"),
             ),
+            CreateError::Network(_) => (
+                ErrorCode::HostUnfit,
+                Some("`hearth doctor` says what is missing; --network none needs nothing"),
+            ),
             CreateError::NoCommand(_) => (ErrorCode::InvalidRequest, Some("give a command behind the image")),
             CreateError::Spec(InvalidSpec::Spec(SpecError::MemoryDoesNotFit { .. })) => (
                 ErrorCode::InvalidRequest,
@@ -209,6 +213,10 @@ impl From<StartError> for ApiError {
             | StartError::Write { .. } => (
                 ErrorCode::Internal,
                 Some("check the data directory and its disk; `hearth node status` names it"),
+            ),
+            StartError::Network(_) => (
+                ErrorCode::HostUnfit,
+                Some("`hearth doctor` says what is missing; --network none needs nothing"),
             ),
             StartError::Port(_) => (
                 ErrorCode::HostUnfit,

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::fence::Fence;
-use super::network_namespace::EmptyNetwork;
+use super::network_namespace::NetworkNamespace;
 use super::process::Process;
 
 /// The first descriptor that a launched program is given beyond the standard three.
@@ -57,7 +57,7 @@ pub struct Launch {
     /// Supplementary groups, when `user` is set: none, or the group of a device that it must open.
     pub groups: Vec<u32>,
     /// The network that it sees, when not the node's.
-    pub network: Option<Arc<EmptyNetwork>>,
+    pub network: Option<Arc<NetworkNamespace>>,
     /// Where it works, when not in `/`.
     pub directory: Option<PathBuf>,
     /// What it alone sees elsewhere than it is; only root may ask for that.
@@ -162,7 +162,7 @@ pub fn launch(launch: Launch) -> Result<Process, LaunchError> {
         namespaces: launch
             .network
             .as_deref()
-            .map_or_else(Vec::new, EmptyNetwork::descriptors),
+            .map_or_else(Vec::new, NetworkNamespace::descriptors),
         mounts: strings.mounts(),
         fence: launch.fence.as_ref().map(|fence| fence.0.as_raw_fd()),
         directory: strings.directory.as_ptr(),

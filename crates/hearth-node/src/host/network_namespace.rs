@@ -1,67 +1,147 @@
-//! A network with nothing in it, for programs that have no business on one.
+//! Network namespaces: an empty one for programs that have no business on a network, and those of single machines with a TAP in them.
 //!
-//! Made once per node and entered by every monitor that [`super::launch`] starts: making one takes the kernel
+//! The empty one is made once per node and entered by every monitor that [`super::launch`] starts: making one takes the kernel
 //! milliseconds, entering one microseconds.
 
+use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// The child's stack while it opens two files, in bytes.
 const CHILD_STACK: usize = 64 << 10;
 
-/// An empty network namespace that lives as long as this value or a process inside it.
+/// A network namespace that lives as long as this value, a process inside it, or a socket of it.
 #[derive(Debug)]
-pub struct EmptyNetwork {
+pub struct NetworkNamespace {
     /// Set when the node is not root: only inside a user namespace of its own may it make a network.
     user: Option<OwnedFd>,
     network: OwnedFd,
 }
 
 struct Opened {
-    tap: Option<Tap>,
+    with_tap: bool,
     user: RawFd,
     network: RawFd,
+    tap: RawFd,
     errno: i32,
 }
 
 /// The name of a machine's TAP. Each is alone in its namespace, so that machines of one snapshot find theirs.
 pub const TAP: &str = "tap0";
 
-/// What TAP is made.
-#[derive(Debug, Clone, Copy)]
-struct Tap {
-    /// Who may use it, where not everybody in the namespace may.
-    owner: Option<u32>,
+/// What the kernel answers about an interface that is not there, and to one that is to be made and is there: errno(3).
+pub const NO_DEVICE: i32 = libc::ENODEV;
+/// See [`NO_DEVICE`].
+pub const EXISTS: i32 = libc::EEXIST;
+
+/// The host's end of a machine's network interface. It stays in its namespace when this value goes.
+#[derive(Debug)]
+pub struct Tap(Mutex<Option<OwnedFd>>);
+
+impl Tap {
+    /// Returns a descriptor for a monitor that is given one.
+    ///
+    /// # Errors
+    /// When there are too many; when [`Tap::leave_to`] was called.
+    pub fn descriptor(&self) -> io::Result<OwnedFd> {
+        let descriptor = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        descriptor
+            .as_ref()
+            .ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected))?
+            .try_clone()
+    }
+
+    /// Lets a monitor that opens it by its name do so, from within the namespace: as `owner`, or as who made it.
+    ///
+    /// # Errors
+    /// When the kernel refuses that user.
+    pub fn leave_to(&self, owner: Option<u32>) -> io::Result<()> {
+        let descriptor = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let (Some(descriptor), Some(owner)) = (descriptor, owner) {
+            // SAFETY: TUNSETOWNER takes a number.
+            let set = unsafe {
+                libc::ioctl(
+                    descriptor.as_raw_fd(),
+                    libc::TUNSETOWNER as _,
+                    libc::c_ulong::from(owner),
+                )
+            };
+            if set < 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(())
+    }
 }
 
-impl EmptyNetwork {
-    /// Makes one: directly when the node is root, in a user namespace of its own otherwise.
+impl NetworkNamespace {
+    /// Makes an empty one: directly when the node is root, in a user namespace of its own otherwise.
     ///
     /// # Errors
     /// When the host forbids it, as some do for ordinary users (`kernel.unprivileged_userns_clone`, AppArmor).
     pub fn create() -> io::Result<Self> {
-        Self::make(None)
+        Self::make(false).map(|(namespace, _)| namespace)
     }
 
-    /// Makes one for a single machine, with the TAP [`TAP`] in it, which is up. `owner` is the user that may use it, when the node
-    /// is root. Frames that nobody takes end there.
+    /// Makes one for a single machine, with the TAP [`TAP`] in it, which is up. Frames that nobody takes end there.
     ///
     /// # Errors
-    /// As [`EmptyNetwork::create`]; when the kernel has no TAPs.
-    pub fn with_tap(owner: Option<u32>) -> io::Result<Self> {
-        Self::make(Some(Tap { owner }))
+    /// As [`NetworkNamespace::create`]; when the kernel has no TAPs for this user.
+    pub fn with_tap() -> io::Result<(Self, Tap)> {
+        let (namespace, tap) = Self::make(true)?;
+        Ok((namespace, Tap(Mutex::new(tap))))
     }
 
-    fn make(tap: Option<Tap>) -> io::Result<Self> {
+    /// Finds the one that a process is in; for root.
+    ///
+    /// # Errors
+    /// When the process is gone or may not be looked at.
+    pub fn of_process(pid: i32) -> io::Result<Self> {
+        let network = File::open(format!("/proc/{pid}/ns/net"))?.into();
+        Ok(Self { user: None, network })
+    }
+
+    /// Does something inside, on a thread of its own; for root. What it opens there stays there.
+    ///
+    /// # Errors
+    /// Those of `act`; when this process may not enter.
+    pub fn enter<T: Send>(&self, act: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+        std::thread::scope(|scope| {
+            let entered = scope.spawn(|| {
+                move_into_link_name_space(self.network.as_fd(), Some(LinkNameSpaceType::Network))?;
+                act()
+            });
+            entered
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// Returns what names it to the kernel in this process.
+    pub fn descriptor(&self) -> RawFd {
+        self.network.as_raw_fd()
+    }
+
+    /// Returns a path by which programs that this process starts find it.
+    pub fn path(&self) -> PathBuf {
+        format!("/proc/{}/fd/{}", std::process::id(), self.network.as_raw_fd()).into()
+    }
+
+    fn make(with_tap: bool) -> io::Result<(Self, Option<OwnedFd>)> {
         let user_namespace = if rustix::process::geteuid().is_root() {
             0
         } else {
             libc::CLONE_NEWUSER
         };
         let mut opened = Opened {
-            tap,
+            with_tap,
             user: -1,
             network: -1,
+            tap: -1,
             errno: 0,
         };
         let mut stack = vec![0_u128; CHILD_STACK / size_of::<u128>()];
@@ -84,11 +164,12 @@ impl EmptyNetwork {
         let _ = rustix::process::waitpid(status, rustix::process::WaitOptions::empty());
         // SAFETY: the child stored descriptors that the kernel had just given it, or -1; nobody else knows them.
         let own = |fd: RawFd| (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) });
+        let tap = own(opened.tap);
         match (own(opened.user), own(opened.network)) {
-            (Some(user), Some(network)) if opened.errno == 0 => Ok(Self {
-                user: (user_namespace != 0).then_some(user),
-                network,
-            }),
+            (Some(user), Some(network)) if opened.errno == 0 => {
+                let user = (user_namespace != 0).then_some(user);
+                Ok((Self { user, network }, tap))
+            }
             _ => Err(io::Error::from_raw_os_error(opened.errno)),
         }
     }
@@ -108,8 +189,8 @@ extern "C" fn open_namespaces(argument: *mut libc::c_void) -> libc::c_int {
     let opened = unsafe { &mut *argument.cast::<Opened>() };
     opened.user = open(c"/proc/self/ns/user", opened);
     opened.network = open(c"/proc/self/ns/net", opened);
-    if let Some(tap) = opened.tap {
-        make_tap(tap, opened);
+    if opened.with_tap {
+        make_tap(opened);
     }
     0
 }
@@ -135,7 +216,7 @@ impl InterfaceRequest {
 }
 
 /// Makes the TAP, as tuntap(4) of the kernel's documentation has it, and lets it be up (netdevice(7)). It stays with its namespace.
-fn make_tap(tap: Tap, opened: &mut Opened) {
+fn make_tap(opened: &mut Opened) {
     let device = open_for(c"/dev/net/tun", libc::O_RDWR | libc::O_CLOEXEC, opened);
     let attach = InterfaceRequest::of(libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR);
     control(
@@ -144,9 +225,6 @@ fn make_tap(tap: Tap, opened: &mut Opened) {
         (&raw const attach) as usize,
         opened,
     );
-    if let Some(owner) = tap.owner {
-        control(device, libc::TUNSETOWNER as libc::c_ulong, owner as usize, opened);
-    }
     control(device, libc::TUNSETPERSIST as libc::c_ulong, 1, opened);
     // SAFETY: socket takes numbers alone.
     let socket = unsafe {
@@ -165,10 +243,9 @@ fn make_tap(tap: Tap, opened: &mut Opened) {
         (&raw const up) as usize,
         opened,
     );
-    for descriptor in [device, socket] {
-        // SAFETY: both were opened above and are nobody else's; closing what did not open does nothing.
-        unsafe { libc::syscall(libc::SYS_close, descriptor) };
-    }
+    // SAFETY: it was opened above and is nobody else's; closing what did not open does nothing.
+    unsafe { libc::syscall(libc::SYS_close, socket) };
+    opened.tap = device;
 }
 
 /// Makes one ioctl, and keeps the first error.
@@ -206,23 +283,21 @@ mod tests {
 
     #[test]
     fn each_machine_has_a_tap_of_the_same_name_that_is_up_and_goes_with_its_namespace() {
-        let make = || EmptyNetwork::with_tap(rustix::process::geteuid().is_root().then_some(65534));
-        let (Ok(first), Ok(second)) = (make(), make()) else {
+        let (Ok((first, _)), Ok((second, tap))) =
+            (NetworkNamespace::with_tap(), NetworkNamespace::with_tap())
+        else {
             return crate::host::skip::skipped("this host has no TAPs for this user");
         };
         if !rustix::process::geteuid().is_root() {
             return crate::host::skip::skipped("only root enters a namespace from a thread");
         }
         for network in [&first, &second] {
-            let network = network.network.try_clone().unwrap();
-            let look = std::thread::spawn(move || {
-                use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-                let kind = Some(LinkNameSpaceType::Network);
-                move_into_link_name_space(std::os::fd::AsFd::as_fd(&network), kind).unwrap();
-                std::fs::read_to_string("/proc/thread-self/net/dev").unwrap()
-            });
-            assert!(look.join().unwrap().contains("tap0:"));
+            let devices = network.enter(|| std::fs::read_to_string("/proc/thread-self/net/dev"));
+            assert!(devices.unwrap().contains("tap0:"));
         }
+        assert!(tap.descriptor().is_ok());
+        tap.leave_to(Some(65534)).unwrap();
+        assert!(tap.descriptor().is_err(), "it is its owner's");
         assert!(
             !std::path::Path::new("/sys/class/net/tap0").exists(),
             "it is not the host's"

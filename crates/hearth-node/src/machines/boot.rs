@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use hearth_api::v1::Stage;
 use hearth_guest_protocol::message::Configure;
-use hearth_machine::{MacAddress, MachineId, NetworkMode, Spec};
+use hearth_machine::{MacAddress, NetworkMode, Spec};
 use serde_bytes::ByteBuf;
 
 use super::error::StartError;
@@ -85,6 +85,10 @@ pub(super) async fn power_on(plan: &Plan, stages: &mut Stages) -> Result<Powered
     })?;
     stages.end("disk");
     let driver = parts.drivers.select(plan.spec.driver).await?.driver;
+    let devices = devices(plan).await?;
+    if devices.network.is_some() {
+        stages.end("network");
+    }
     let request = BootRequest {
         id,
         shape: plan.spec.shape(),
@@ -101,7 +105,7 @@ pub(super) async fn power_on(plan: &Plan, stages: &mut Stages) -> Result<Powered
                 access: DiskAccess::ReadWrite,
             },
         ],
-        devices: devices(&plan.spec, id),
+        devices,
         dirs,
         user,
     };
@@ -145,17 +149,26 @@ pub(super) fn boot_fact(driver: &Driver, set: Option<&BootSet>) -> BootFact {
     }
 }
 
-/// Returns what a machine has beyond disks and its channel.
-fn devices(spec: &Spec, id: MachineId) -> Devices {
-    let attachment = NetworkAttachment {
-        mac: MacAddress::of(id),
-        rate: spec.net_rate,
+/// Makes what a machine has beyond disks and its channel.
+async fn devices(plan: &Plan) -> Result<Devices, StartError> {
+    let spec = &plan.spec;
+    let network = match spec.network {
+        NetworkMode::None => None,
+        mode => {
+            let network = plan.parts.networks.acquire(plan.id, mode).await?;
+            Some(NetworkAttachment {
+                namespace: network.namespace,
+                tap: network.tap,
+                mac: MacAddress::of(plan.id),
+                rate: spec.net_rate,
+            })
+        }
     };
-    Devices {
-        network: (spec.network == NetworkMode::Isolated).then_some(attachment),
+    Ok(Devices {
+        network,
         disk_rate: spec.disk_rate,
         metadata: spec.metadata.clone(),
-    }
+    })
 }
 
 /// What a guest boots with.
@@ -326,7 +339,7 @@ fn configuration(spec: &Spec, hostname: &str) -> Result<Configure, StartError> {
         image_filesystem: ROOTFS_FILESYSTEM.to_owned(),
         disk_device: "/dev/vdb".to_owned(),
         hosts: ByteBuf::from(session::hosts_file(hostname, &spec.container.hosts).into_bytes()),
-        resolv_conf: ByteBuf::new(),
+        resolv_conf: ByteBuf::from(session::resolver_file(spec.network).into_bytes()),
         clock_unix_ns: now_unix_ns(),
         entropy,
     })

@@ -10,6 +10,7 @@ use super::drivers::SelectError;
 use super::ports::PortError;
 use crate::guest::{ConnectError, RequestError};
 use crate::images::ImageError;
+use crate::network::NetworkError;
 use crate::records::RecordError;
 use crate::records::spec::InvalidSpec;
 use crate::setup::NotSetUp;
@@ -53,6 +54,9 @@ pub enum CreateError {
         /// What was asked for.
         what: &'static str,
     },
+    /// This node cannot give it the network that was asked for.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     /// It could not be written down.
     #[error(transparent)]
     Record(#[from] RecordError),
@@ -73,6 +77,9 @@ pub enum CreateError {
 /// Says why a machine did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
+    /// Its network.
+    #[error("it has no network")]
+    Network(#[from] NetworkError),
     /// Its state does not allow it.
     #[error(transparent)]
     Refused(#[from] Refused),

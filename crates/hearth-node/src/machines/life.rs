@@ -45,6 +45,7 @@ use crate::host::cgroup::Groups;
 use crate::host::{failpoint, files, own};
 use crate::images::Images;
 use crate::layout::Layout;
+use crate::network::Networks;
 use crate::records::{BootFact, MachineRecord, VmmFact};
 use crate::setup::Artefacts;
 use crate::snapshots::{Snapshots, TemplateId, Templates};
@@ -68,6 +69,8 @@ pub struct Parts {
     pub snapshots: Arc<Snapshots<MachineRecord>>,
     /// Who serves the memory of machines.
     pub pagers: Pagers,
+    /// The networks of machines.
+    pub networks: Networks,
     /// Virtual machine monitors.
     pub drivers: Drivers,
     /// Every task of machines; joined when the node ends.
@@ -300,6 +303,10 @@ async fn live_on(
     };
     // The earlier node may have died before it did this.
     limits::impose(&mut plan, vmm);
+    let network = parts.networks.adopt(id, plan.spec.network, process_id(vmm).pid);
+    if let Err(error) = network.await {
+        tracing::error!(machine = %id, error = %chain(&error), "its network is not served");
+    }
     let listeners = Listeners::bind(&plan.spec.ports)
         .await
         .inspect_err(|error| tracing::error!(machine = %id, error = %chain(error), "no port is published"))
@@ -519,6 +526,7 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 pub(super) fn release(parts: &Parts, id: MachineId) {
     let layout = &parts.layout;
     parts.pagers.release(id);
+    parts.networks.release(id);
     if let Err(error) = parts.groups.release(&id.to_string()) {
         tracing::error!(machine = %id, %error, "its cgroups are left behind");
     }

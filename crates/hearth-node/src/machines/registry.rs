@@ -19,6 +19,7 @@ use super::handle::Machine;
 use super::life::{self, Parts};
 use crate::host::facts::{self, Place};
 use crate::host::{failpoint, files};
+use crate::network::Networks;
 use crate::records::{
     self, ImageFact, MachineRecord, ProcessFact, RecordedState, Records, RestartFact, spec,
 };
@@ -79,17 +80,21 @@ fn check_devices(spec: &Spec, capabilities: &vmm::Capabilities) -> Result<(), Cr
     let asked = [
         (spec.metadata.is_some(), "metadata service (--metadata)"),
         (spec.net_rate.is_some(), "rate limit of a network (--net-rate)"),
-        (spec.network != NetworkMode::None, "network interface (--network)"),
         (spec.disk_rate.is_some(), "rate limit of a disk (--disk-rate)"),
+        (spec.network != NetworkMode::None, "network interface (--network)"),
     ];
-    match asked.into_iter().find(|(is_asked, _)| *is_asked) {
-        Some((_, what)) if capabilities.devices == vmm::DeviceSupport::None => {
-            Err(CreateError::Unsupported {
-                driver: capabilities.driver,
-                what,
-            })
-        }
-        _ => Ok(()),
+    let limits = asked.len() - 1;
+    let lacking = match capabilities.devices {
+        vmm::DeviceSupport::None => &asked[..],
+        vmm::DeviceSupport::Interface => &asked[..limits],
+        vmm::DeviceSupport::All => &[],
+    };
+    match lacking.iter().find(|(is_asked, _)| *is_asked) {
+        Some(&(_, what)) => Err(CreateError::Unsupported {
+            driver: capabilities.driver,
+            what,
+        }),
+        None => Ok(Networks::check(spec.network)?),
     }
 }
 
@@ -388,6 +393,7 @@ impl Machines {
         {
             tracing::warn!(tasks = self.parts.tasks.len(), "tasks of machines are left");
         }
+        self.parts.networks.close().await;
     }
 
     /// Returns how many machines run.

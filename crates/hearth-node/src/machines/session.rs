@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use hearth_guest_protocol::message::{Execute, Launch, ResourceLimit, Role, TerminalSize, Tmpfs, World};
-use hearth_machine::{Container, ExtraHost, Limit, Process, Spec, spec::check_environment};
+use hearth_guest_protocol::network::{GATEWAY_V4, GATEWAY_V6};
+use hearth_machine::{Container, ExtraHost, Limit, NetworkMode, Process, Spec, spec::check_environment};
 use serde_bytes::ByteBuf;
 
 use super::error::MachineError;
+use crate::network;
 
 /// The terminal of a workload to which nobody is attached yet.
 const TERMINAL_DEFAULT: TerminalSize = TerminalSize {
@@ -151,6 +153,14 @@ pub(super) fn environment<'a>(
 /// The host name inside.
 pub(super) fn hostname(spec: &Spec, id: hearth_machine::MachineId) -> String {
     spec.hostname.clone().unwrap_or_else(|| id.to_string())
+}
+
+/// Returns `/etc/resolv.conf`: the gateway's name server where names lead somewhere, resolv.conf(5).
+pub(super) fn resolver_file(network: NetworkMode) -> String {
+    match network::leads_out(network) {
+        true => format!("nameserver {GATEWAY_V4}\nnameserver {GATEWAY_V6}\n"),
+        false => String::new(),
+    }
 }
 
 /// The content of /etc/hosts inside.

@@ -11,7 +11,7 @@ use std::time::Duration;
 use futures_util::{StreamExt as _, stream};
 use hearth_api::v1::{Origin, Owner};
 use hearth_machine::spec::check_environment;
-use hearth_machine::{MachineName, Process, State};
+use hearth_machine::{MachineName, NetworkMode, Process, State};
 use tokio::sync::oneshot;
 
 use super::capture::{Capture, CaptureError, Captured};
@@ -239,6 +239,7 @@ impl Machines {
                 .map_err(SnapshotError::write(&rootfs))?
                 .len(),
             disk_bytes: spec.disk.bytes(),
+            interface: spec.network != NetworkMode::None,
             kernel: boot.kernel,
             initramfs: boot.initramfs,
         })

@@ -24,8 +24,8 @@ use crate::host::failpoint;
 use crate::setup::{Artefacts, BootSet, Digest};
 use crate::snapshots::{Building, Ready, Template, TemplateError, TemplateId, TemplateKey, Turn};
 use crate::vmm::{
-    BootError, BootRequest, Driver, Machine as _, MemoryBackend, ProcessId, RestoreError, RestoreRequest,
-    SnapshotKind, Vm, Vmm as _,
+    BootError, BootRequest, DeviceSupport, Driver, Machine as _, MemoryBackend, ProcessId, RestoreError,
+    RestoreRequest, SnapshotKind, Vm, Vmm as _,
 };
 
 /// What a virtual machine began with.
@@ -64,8 +64,10 @@ pub(super) async fn turn(plan: &Plan, driver: &Driver, boot_set: Option<&BootSet
     if plan.choice != Choice::Template || !driver.capabilities().snapshots {
         return Turn::Without;
     }
-    // A template has neither the interface nor the limits of one machine.
-    if plan.spec.network != NetworkMode::None || plan.spec.disk_rate.is_some() {
+    // A template has neither limits nor, where the monitor opens it by name, the interface of one machine.
+    let interface = plan.spec.network != NetworkMode::None;
+    let is_own = interface && driver.capabilities().devices != DeviceSupport::Interface;
+    if is_own || plan.spec.disk_rate.is_some() {
         return Turn::Without;
     }
     match key(plan, driver, boot_set) {
@@ -91,6 +93,7 @@ fn key(plan: &Plan, driver: &Driver, boot_set: Option<&BootSet>) -> std::io::Res
         image: plan.image.clone(),
         rootfs_bytes: std::fs::metadata(plan.parts.layout.machine_rootfs(plan.id))?.len(),
         disk_bytes: plan.spec.disk.bytes(),
+        interface: plan.spec.network != NetworkMode::None,
         kernel,
         initramfs,
     })

@@ -113,6 +113,7 @@ impl Bench {
             drivers: Drivers::only(Driver::Fake(fake)),
             events: EventLog::open(layout.data().join("events.jsonl")),
             pagers: Pagers::open(layout.pagers(), tasks.clone()),
+            networks: crate::network::Networks::open(&layout, tasks.clone()),
             tasks,
             pace,
             host_boot: host_boot.to_owned(),

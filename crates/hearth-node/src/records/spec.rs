@@ -90,6 +90,8 @@ fn network(wire: &v1::MachineSpec) -> NetworkMode {
     match wire.network {
         Some(v1::NetworkMode::None) => NetworkMode::None,
         Some(v1::NetworkMode::Isolated) => NetworkMode::Isolated,
+        Some(v1::NetworkMode::Filtered) => NetworkMode::Filtered,
+        Some(v1::NetworkMode::Open) => NetworkMode::Open,
         None if wire.net_rate.is_some() || wire.metadata.is_some() => NetworkMode::Isolated,
         None => NetworkMode::None,
     }

@@ -217,6 +217,7 @@ mod tests {
                 image: "i".into(),
                 rootfs_bytes: 3,
                 disk_bytes,
+                interface: false,
                 kernel: "k".into(),
                 initramfs: "i".into(),
             },

@@ -38,6 +38,9 @@ pub struct TemplateKey {
     pub rootfs_bytes: u64,
     /// The size of the writable disk in bytes.
     pub disk_bytes: u64,
+    /// Whether it has a network interface.
+    #[serde(default)]
+    pub interface: bool,
     /// The digest of the kernel.
     pub kernel: String,
     /// The digest of the initramfs, and so of the agent.

@@ -409,6 +409,7 @@ mod tests {
             image: image.into(),
             rootfs_bytes: 1,
             disk_bytes: 1,
+            interface: false,
             kernel: "k".into(),
             initramfs: "i".into(),
         }

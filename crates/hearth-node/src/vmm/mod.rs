@@ -27,11 +27,13 @@ use std::fmt;
 use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hearth_machine::{MacAddress, MachineId, Rate, Shape};
 use tokio::sync::broadcast;
 
+use crate::host::network_namespace::{NetworkNamespace, Tap};
 use crate::host::process;
 
 pub use crate::host::launch::HostUser;
@@ -89,12 +91,14 @@ pub struct Capabilities {
 pub enum DeviceSupport {
     /// None.
     None,
+    /// A network interface, without a limit.
+    Interface,
     /// All of [`Devices`].
     All,
 }
 
 /// What a machine has beyond disks and the guest's stream. Nothing, unless it was asked for.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Devices {
     /// A network interface.
     pub network: Option<NetworkAttachment>,
@@ -104,12 +108,14 @@ pub struct Devices {
     pub metadata: Option<String>,
 }
 
-/// A network interface. The driver makes its other end: a TAP of the name [`TAP`] in a network namespace of the machine's own, which
-/// lives as long as the monitor. Whoever has a part in that network enters it by the monitor's process, also after the node's death.
-///
-/// [`TAP`]: crate::host::network_namespace::TAP
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// A network interface. Its other end is a TAP in a network namespace of the machine's own, in which the driver starts the monitor:
+/// it lives as long as that. Whoever has a part in that network enters it by the monitor's process, also after the node's death.
+#[derive(Debug, Clone)]
 pub struct NetworkAttachment {
+    /// Where the monitor is to live.
+    pub namespace: Arc<NetworkNamespace>,
+    /// The host's end.
+    pub tap: Arc<Tap>,
     /// The interface's address; that of a restored machine is the source's.
     pub mac: MacAddress,
     /// How much it may carry, each way.
@@ -198,7 +204,7 @@ pub struct ReleaseError {
 }
 
 /// What to boot.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct BootRequest {
     /// The machine.
     pub id: MachineId,

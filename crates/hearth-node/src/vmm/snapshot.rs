@@ -12,7 +12,7 @@ pub const STATE_FILE: &str = "state";
 pub const MEMORY_FILE: &str = "memory";
 
 /// What a machine is restored from.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct RestoreRequest {
     /// The machine that it becomes: same shape, same number and sizes of disks, kernel, initramfs and `append` as at the boot
     /// of the machine that the snapshot was taken of. Identity and directories are its own.

@@ -146,7 +146,7 @@ pub(super) async fn give_devices_anew(request: &BootRequest, client: &Client) ->
             client.update_drive(&update).await?;
         }
     }
-    if let Some(rate) = devices.network.and_then(|network| network.rate) {
+    if let Some(rate) = devices.network.as_ref().and_then(|network| network.rate) {
         let update = NetworkInterfaceUpdate {
             id: interface_id(),
             rx_rate_limiter: Some(limiter(rate)),

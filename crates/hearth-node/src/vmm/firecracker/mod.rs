@@ -30,7 +30,7 @@ use super::{
 use crate::host::console::{self, ConsoleLog};
 use crate::host::fence::{Fence, Reach};
 use crate::host::launch::{Launch, launch};
-use crate::host::network_namespace::{EmptyNetwork, TAP};
+use crate::host::network_namespace::{NetworkNamespace, TAP};
 use crate::host::process::{KillOnDrop, Process};
 use crate::host::watch::FileWatch;
 use crate::host::{facts, failpoint};
@@ -66,13 +66,13 @@ pub struct Firecracker {
     /// What starts the program where the node is root.
     jailer: Option<PathBuf>,
     capabilities: Capabilities,
-    network: Option<Arc<EmptyNetwork>>,
+    network: Option<Arc<NetworkNamespace>>,
 }
 
 impl Firecracker {
     /// Takes a program that was checked when it was installed, and makes the empty network that its machines see.
     pub fn open(program: PathBuf, jailer: Option<PathBuf>, version: Version) -> Self {
-        let network = EmptyNetwork::create()
+        let network = NetworkNamespace::create()
             .inspect_err(|error| {
                 tracing::warn!(%error, "Firecracker keeps the node's network, which it has no use for: this host allows no other");
             })
@@ -129,7 +129,18 @@ impl Firecracker {
         .map_err(|source| BootError::Console { id, source })?;
         let client = machine::client(&request.dirs);
         let network = match &request.devices.network {
-            Some(_) => Some(Arc::new(machine_network(request)?)),
+            Some(attachment) => {
+                let owner = request.user.map(|user| user.uid);
+                attachment.tap.leave_to(owner).map_err(|source| {
+                    place::failed(
+                        request,
+                        "cannot hand over the network interface",
+                        TAP.as_ref(),
+                        source,
+                    )
+                })?;
+                Some(Arc::clone(&attachment.namespace))
+            }
             None => self.network.clone(),
         };
         failpoint::pass("start-prepared");
@@ -261,12 +272,6 @@ enum Origin {
     Boot,
     /// A snapshot, whose files are in place.
     Snapshot(LoadSnapshot),
-}
-
-/// Makes the network that only this machine sees.
-fn machine_network(request: &BootRequest) -> Result<EmptyNetwork, BootError> {
-    EmptyNetwork::with_tap(request.user.map(|user| user.uid))
-        .map_err(|source| place::failed(request, "cannot make the network interface", TAP.as_ref(), source))
 }
 
 /// The name that a machine's Firecracker has on its command line, where a later node looks for it.

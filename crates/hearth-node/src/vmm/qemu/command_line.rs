@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use hearth_machine::{MachineId, Shape};
+use hearth_machine::{MacAddress, MachineId, Shape};
 
 use super::super::{BootRequest, Border, DiskAccess, DiskAttachment, MachineDirs};
 
@@ -18,6 +18,8 @@ pub(super) struct Descriptors {
     pub control: i32,
     /// The listening socket of the guest's stream.
     pub guest: i32,
+    /// The host's end of the network interface, when there is one.
+    pub tap: Option<i32>,
 }
 
 /// What the guest's memory is at first.
@@ -84,6 +86,9 @@ pub(super) fn arguments(
     for (index, disk) in request.disks.iter().enumerate() {
         add_disk(&mut line, index, disk);
     }
+    if let (Some(network), Some(tap)) = (&request.devices.network, descriptors.tap) {
+        interface(&mut line, network.mac, tap);
+    }
     line.option("-object", "rng-builtin,id=entropy");
     line.option("-device", "virtio-rng-pci,rng=entropy,disable-legacy=on");
     line.0
@@ -113,8 +118,14 @@ pub(super) fn model(border: Border, firmware: Option<&Path>) -> Vec<OsString> {
         },
         user: None,
     };
-    let descriptors = Descriptors { control: 0, guest: 0 };
-    arguments(&request, border, firmware, descriptors, Memory::Boot)
+    let descriptors = Descriptors {
+        control: 0,
+        guest: 0,
+        tap: None,
+    };
+    let mut line = Line(arguments(&request, border, firmware, descriptors, Memory::Boot));
+    interface(&mut line, MacAddress::of(request.id), 0);
+    line.0
 }
 
 fn machine(line: &mut Line, request: &BootRequest, border: Border, memory: Memory) {
@@ -165,7 +176,7 @@ fn kernel_command_line(border: Border, append: &str) -> String {
 }
 
 fn channels(line: &mut Line, request: &BootRequest, descriptors: Descriptors) {
-    let Descriptors { control, guest } = descriptors;
+    let Descriptors { control, guest, .. } = descriptors;
     line.option(
         "-chardev",
         format!("socket,id=control,fd={control},server=on,wait=off"),
@@ -202,6 +213,15 @@ fn add_disk(line: &mut Line, index: usize, disk: &DiskAttachment) {
     line.option(
         "-device",
         format!("virtio-blk-pci,drive=disk{index},num-queues=1,disable-legacy=on"),
+    );
+}
+
+/// Adds the network interface. It needs no firmware of its own: nobody boots from it.
+fn interface(line: &mut Line, mac: MacAddress, tap: i32) {
+    line.option("-netdev", format!("tap,id=net,fd={tap},vhost=off"));
+    line.option(
+        "-device",
+        format!("virtio-net-pci,netdev=net,mac={mac},romfile=,disable-legacy=on"),
     );
 }
 
@@ -269,7 +289,11 @@ mod tests {
 
     fn text(border: Border) -> String {
         let firmware = Some(Path::new("/share/qboot.rom"));
-        let descriptors = Descriptors { control: 3, guest: 4 };
+        let descriptors = Descriptors {
+            control: 3,
+            guest: 4,
+            tap: None,
+        };
         let line = arguments(&request(), border, firmware, descriptors, Memory::Boot);
         line.iter()
             .map(|part| part.to_str().unwrap())
@@ -342,7 +366,11 @@ mod tests {
 
     #[test]
     fn a_restored_machine_differs_in_where_its_memory_is_and_in_waiting_for_its_state() {
-        let descriptors = Descriptors { control: 3, guest: 4 };
+        let descriptors = Descriptors {
+            control: 3,
+            guest: 4,
+            tap: None,
+        };
         let of = |memory| arguments(&request(), Border::Emulated, None, descriptors, memory);
         let (booted, restored) = (of(Memory::Boot), of(Memory::Private(6)));
         let more: Vec<_> = restored.iter().filter(|part| !booted.contains(part)).collect();

@@ -33,7 +33,7 @@ use super::{
 };
 use crate::host::console::{self, ConsoleLog};
 use crate::host::launch::{FIRST_PASSED_FD, Launch, launch};
-use crate::host::network_namespace::EmptyNetwork;
+use crate::host::network_namespace::{NetworkNamespace, TAP};
 use crate::host::process::{KillOnDrop, Process};
 use crate::host::{facts, failpoint};
 
@@ -68,7 +68,7 @@ pub struct Qemu {
     /// See [`firmware::find`].
     firmware: Option<PathBuf>,
     capabilities: Capabilities,
-    network: Option<Arc<EmptyNetwork>>,
+    network: Option<Arc<NetworkNamespace>>,
     /// The group that may open `/dev/kvm`, for monitors that run as users of their own.
     kvm_group: Option<u32>,
     /// The memory that machines were restored from.
@@ -122,7 +122,7 @@ impl Qemu {
     /// [`VersionError`].
     pub async fn open(program: PathBuf, border: Border) -> Result<Self, VersionError> {
         let version = version::check(&program).await?;
-        let network = EmptyNetwork::create()
+        let network = NetworkNamespace::create()
             .inspect_err(|error| {
                 tracing::warn!(%error, "QEMU keeps the node's network, which it has no use for: this host allows no other");
             })
@@ -142,7 +142,7 @@ impl Qemu {
                 snapshots: true,
                 diff_snapshots: false,
                 pager: false,
-                devices: super::DeviceSupport::None,
+                devices: super::DeviceSupport::Interface,
                 snapshots_end_stream: false,
             },
             network: network.map(Arc::new),
@@ -174,22 +174,35 @@ impl Qemu {
 
     /// Starts the process. What is inherited is closed here once it runs, so that its end is seen as the end of its sockets.
     fn start(&self, request: &BootRequest, prepared: Prepared, origin: Origin) -> Result<Process, BootError> {
-        let descriptors = Descriptors {
+        let mut passed = vec![prepared.control, prepared.guest, prepared.console];
+        let memory = origin.memory();
+        if let Origin::Snapshot(state, memory) = origin {
+            passed.push(state);
+            passed.extend(memory);
+        }
+        let attachment = request.devices.network.as_ref();
+        let mut descriptors = Descriptors {
             control: FIRST_PASSED_FD,
             guest: FIRST_PASSED_FD + 1,
+            tap: None,
         };
+        if let Some(attachment) = attachment {
+            let tap = attachment
+                .tap
+                .descriptor()
+                .map_err(|source| prepare::failed(request, "cannot hand over", TAP.as_ref(), source))?;
+            descriptors.tap = i32::try_from(passed.len())
+                .ok()
+                .map(|place| FIRST_PASSED_FD + place);
+            passed.push(tap);
+        }
         let args = command_line::arguments(
             request,
             self.capabilities.border,
             self.firmware.as_deref(),
             descriptors,
-            origin.memory(),
+            memory,
         );
-        let mut passed = vec![prepared.control, prepared.guest, prepared.console];
-        if let Origin::Snapshot(state, memory) = origin {
-            passed.push(state);
-            passed.extend(memory);
-        }
         launch(Launch {
             program: self.program.clone(),
             args,
@@ -198,7 +211,9 @@ impl Qemu {
             passed,
             user: request.user,
             groups: self.kvm_group.into_iter().collect(),
-            network: self.network.clone(),
+            network: attachment
+                .map(|attachment| Arc::clone(&attachment.namespace))
+                .or_else(|| self.network.clone()),
             directory: None,
             mounts: Vec::new(),
             fence: None,

@@ -135,7 +135,7 @@ fn closed_directory(path: &Path, user: HostUser) -> io::Result<Option<PathBuf>> 
     Ok(None)
 }
 
-fn failed(request: &BootRequest, what: &'static str, path: &Path, source: io::Error) -> BootError {
+pub(super) fn failed(request: &BootRequest, what: &'static str, path: &Path, source: io::Error) -> BootError {
     BootError::Prepare {
         id: request.id,
         what,

@@ -1,0 +1,216 @@
+//! Bridges, links, addresses and routes, by rtnetlink(7).
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use futures_util::TryStreamExt as _;
+use hearth_guest_protocol::network::{
+    GATEWAY_V4, GATEWAY_V6, PREFIX_V4 as GUEST_PREFIX_V4, PREFIX_V6 as GUEST_PREFIX_V6,
+};
+use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags};
+use rtnetlink::packet_route::link::{InfoBridgePort, InfoData, InfoVeth, LinkAttribute};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute};
+use rtnetlink::{
+    Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
+};
+
+use super::NetworkError;
+use super::address::{Network, NodeKey, PREFIX_V4, PREFIX_V6, has_v6};
+use crate::host::network_namespace::{EXISTS, NO_DEVICE, NetworkNamespace, TAP};
+
+/// The name of a machine's end of its link, in its namespace.
+pub(super) const UPLINK: &str = "uplink";
+
+/// A conversation with the kernel about one namespace. Ends with this value.
+#[derive(Debug)]
+pub(super) struct Links {
+    handle: Handle,
+}
+
+impl Links {
+    /// Opens one about the node's own namespace.
+    pub(super) fn of_node() -> io::Result<Self> {
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        tokio::spawn(connection);
+        Ok(Self { handle })
+    }
+
+    /// Opens one about another.
+    pub(super) fn within(namespace: &NetworkNamespace) -> io::Result<Self> {
+        let runtime = tokio::runtime::Handle::current();
+        let (connection, handle, _) = namespace.enter(|| {
+            let _entered = runtime.enter();
+            rtnetlink::new_connection()
+        })?;
+        tokio::spawn(connection);
+        Ok(Self { handle })
+    }
+
+    /// Returns the number of an interface, if there is one of that name.
+    pub(super) async fn find(&self, name: &str) -> Result<Option<u32>, NetworkError> {
+        let mut found = self.handle.link().get().match_name(name).execute();
+        match found.try_next().await {
+            Ok(link) => Ok(link.map(|link| link.header.index)),
+            Err(error) if errno(&error) == Some(NO_DEVICE) => Ok(None),
+            Err(error) => Err(failed("look for", name)(error)),
+        }
+    }
+
+    async fn index(&self, name: &str) -> Result<u32, NetworkError> {
+        self.find(name)
+            .await?
+            .ok_or_else(|| NetworkError::Gone(name.to_owned()))
+    }
+
+    /// Makes the node's bridge, or finds it, and returns its number and network.
+    pub(super) async fn bridge(&self, key: NodeKey) -> Result<(u32, Network), NetworkError> {
+        let name = key.bridge();
+        if let Some(index) = self.find(&name).await? {
+            if let Some(address) = self.address(index).await? {
+                return Ok((index, Network::with_bridge(key, address)));
+            }
+            // Half made.
+            self.remove(index, &name).await?;
+        }
+        let network = self.free_network(key).await?;
+        let made = self.handle.link().add(LinkBridge::new(&name).build());
+        made.execute().await.map_err(failed("make the bridge", &name))?;
+        let index = self.index(&name).await?;
+        self.add_address(index, network.bridge_v6().into(), PREFIX_V6)
+            .await?;
+        self.add_address(index, network.bridge_v4().into(), PREFIX_V4)
+            .await?;
+        Ok((index, network))
+    }
+
+    async fn address(&self, index: u32) -> Result<Option<Ipv4Addr>, NetworkError> {
+        let mut addresses = self.handle.address().get().set_link_index_filter(index).execute();
+        while let Some(message) = addresses
+            .try_next()
+            .await
+            .map_err(failed("read the addresses of", "the bridge"))?
+        {
+            for attribute in message.attributes {
+                if let AddressAttribute::Address(IpAddr::V4(address)) = attribute {
+                    return Ok(Some(address));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Finds a network that no route of this host leads to.
+    async fn free_network(&self, key: NodeKey) -> Result<Network, NetworkError> {
+        let all = RouteMessageBuilder::<Ipv4Addr>::new().build();
+        let mut routes = self.handle.route().get(all).execute();
+        let mut taken = Vec::new();
+        while let Some(route) = routes.try_next().await.map_err(failed("read", "the routes"))? {
+            let prefix = route.header.destination_prefix_length;
+            taken.extend(route.attributes.iter().filter_map(|attribute| match attribute {
+                RouteAttribute::Destination(RouteAddress::Inet(address)) => Some((*address, prefix)),
+                _ => None,
+            }));
+        }
+        let is_free = |network: &Network| {
+            !taken
+                .iter()
+                .any(|&(address, prefix)| network.overlaps(address, prefix))
+        };
+        key.networks().find(is_free).ok_or(NetworkError::NoNetwork)
+    }
+
+    /// Connects a namespace with the bridge; returns none when this place is taken.
+    pub(super) async fn connect(
+        &self,
+        name: &str,
+        bridge: u32,
+        namespace: &NetworkNamespace,
+    ) -> Result<Option<()>, NetworkError> {
+        let peer = LinkMessageBuilder::<LinkUnspec>::new()
+            .name(UPLINK.to_owned())
+            .append_extra_attribute(LinkAttribute::NetNsFd(namespace.descriptor()))
+            .build();
+        let link = LinkVeth::new(name, UPLINK)
+            .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
+            .controller(bridge)
+            .build();
+        match self.handle.link().add(link).execute().await {
+            Ok(()) => {}
+            Err(error) if errno(&error) == Some(EXISTS) => return Ok(None),
+            Err(error) => return Err(failed("make the link", name)(error)),
+        }
+        // Before it is up: machines do not see each other's frames.
+        let index = self.index(name).await?;
+        let port = LinkBridgePort::new(index).append_info_data(InfoBridgePort::Isolated(true));
+        let isolated = self.handle.link().set_port(port.build()).execute().await;
+        isolated.map_err(failed("isolate", name))?;
+        let up = LinkUnspec::new_with_index(index).up().build();
+        let set = self.handle.link().set(up).execute().await;
+        set.map_err(failed("bring up", name))?;
+        Ok(Some(()))
+    }
+
+    pub(super) async fn remove(&self, index: u32, name: &str) -> Result<(), NetworkError> {
+        let removed = self.handle.link().del(index).execute().await;
+        removed.map_err(failed("remove", name))
+    }
+
+    /// Gives the two interfaces of a machine's namespace their addresses, and the namespace its way out.
+    pub(super) async fn furnish(&self, network: Network, place: u32) -> Result<(), NetworkError> {
+        for name in ["lo", TAP, UPLINK] {
+            let up = LinkUnspec::new_with_name(name).up().build();
+            let set = self.handle.link().set(up).execute().await;
+            set.map_err(failed("bring up", name))?;
+        }
+        let (tap, uplink) = (self.index(TAP).await?, self.index(UPLINK).await?);
+        self.add_address(tap, GATEWAY_V4.into(), GUEST_PREFIX_V4).await?;
+        self.add_address(tap, GATEWAY_V6.into(), GUEST_PREFIX_V6).await?;
+        self.add_address(uplink, network.machine_v4(place).into(), PREFIX_V4)
+            .await?;
+        self.add_address(uplink, network.machine_v6(place).into(), PREFIX_V6)
+            .await?;
+        let v4 = RouteMessageBuilder::<Ipv4Addr>::new().gateway(network.bridge_v4());
+        let v6 = RouteMessageBuilder::<Ipv6Addr>::new().gateway(network.bridge_v6());
+        let v6 = has_v6().then(|| v6.build());
+        for route in [v4.build()].into_iter().chain(v6) {
+            let added = self.handle.route().add(route).execute().await;
+            added.map_err(failed("add the route of", UPLINK))?;
+        }
+        Ok(())
+    }
+
+    /// Adds an address, which counts at once: nobody else has it, so nobody is asked (RFC 4862, 5.4).
+    async fn add_address(&self, index: u32, address: IpAddr, prefix: u8) -> Result<(), NetworkError> {
+        if address.is_ipv6() && !has_v6() {
+            return Ok(());
+        }
+        let mut request = self.handle.address().add(index, address, prefix);
+        if address.is_ipv6() {
+            let message = request.message_mut();
+            message.header.flags |= AddressHeaderFlags::Nodad;
+            message
+                .attributes
+                .push(AddressAttribute::Flags(AddressFlags::Nodad));
+        }
+        request
+            .execute()
+            .await
+            .map_err(failed("add the address", &address.to_string()))
+    }
+}
+
+fn errno(error: &rtnetlink::Error) -> Option<i32> {
+    match error {
+        rtnetlink::Error::NetlinkError(message) => message.code.map(|code| -code.get()),
+        _ => None,
+    }
+}
+
+fn failed(what: &'static str, name: &str) -> impl FnOnce(rtnetlink::Error) -> NetworkError {
+    let name = name.to_owned();
+    move |source| NetworkError::Link {
+        what,
+        name,
+        source: Box::new(source),
+    }
+}

@@ -1,0 +1,416 @@
+//! The networks of machines: a namespace for each, in which the guest's side always looks the same, and the ways out of them.
+//!
+//! ```text
+//!      guest         the machine's namespace                      the node's namespace
+//!  eth0 .254 ---- tap0 .253 [rules, name server] uplink ---- hv... bridge hearth...  [rules] ---- the host's routes
+//!       same in every machine       the address is translated       10.64.0.0/10, a /20 per node
+//! ```
+//! The monitor lives in the namespace, and so does the machine's end of the link: both go when the monitor does, also when the node is
+//! dead by then. What is taken is what the kernel has, so nothing of this is written down. Namespaces are prepared ahead, since
+//! making one takes tens of milliseconds. Rules are nft(8)'s, one text for a namespace.
+
+mod address;
+mod dns;
+mod links;
+mod rules;
+
+use std::collections::HashMap;
+use std::io;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use hearth_api::location::Configuration as Place;
+use hearth_machine::{MachineId, NetworkMode};
+use tokio_util::task::TaskTracker;
+
+use self::address::{Network, NodeKey};
+use self::dns::{NameServer, Servers};
+use self::links::Links;
+use crate::configuration::{self, ConfigurationError};
+use crate::host::command::{CommandError, HostCommand};
+use crate::host::network_namespace::{NetworkNamespace, Tap};
+use crate::host::{facts, own};
+use crate::layout::Layout;
+
+/// How many namespaces are kept ready.
+const READY: usize = 2;
+
+/// The program that sets rules, and Debian's package of it.
+const NFT: &str = "nft";
+const NFT_PACKAGE: &str = "nftables";
+
+/// Says why a machine has no network.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// Only root may do it.
+    #[error(
+        "a network that leads out of the machine needs a node that runs as root; use --network none or isolated"
+    )]
+    NotRoot,
+    /// The program that sets the rules.
+    #[error("the rules of the firewall cannot be set")]
+    Rules(#[from] CommandError),
+    /// A text of rules cannot be handed over.
+    #[error("cannot write {}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The namespace or its TAP.
+    #[error("cannot {what}")]
+    Namespace {
+        /// What was tried.
+        what: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel refused something of an interface.
+    #[error("cannot {what} {name}")]
+    Link {
+        /// What was tried.
+        what: &'static str,
+        /// With which interface or address.
+        name: String,
+        /// What the kernel said.
+        #[source]
+        source: Box<rtnetlink::Error>,
+    },
+    /// An interface is not there any more.
+    #[error("the interface {0} has gone")]
+    Gone(String),
+    /// All networks are in use.
+    #[error("each /20 of 10.64.0.0/10 overlaps a route of this host; remove one of those routes")]
+    NoNetwork,
+    /// All addresses are in use.
+    #[error("all {count} addresses of this node's network are taken; remove machines")]
+    NoAddress {
+        /// How many there are.
+        count: u32,
+    },
+    /// The settings.
+    #[error(transparent)]
+    Configuration(#[from] ConfigurationError),
+}
+
+fn namespace_error(what: &'static str) -> impl FnOnce(io::Error) -> NetworkError {
+    move |source| NetworkError::Namespace { what, source }
+}
+
+/// The network of one machine, for its monitor.
+#[derive(Debug, Clone)]
+pub struct MachineNetwork {
+    /// Where the monitor is to live.
+    pub namespace: Arc<NetworkNamespace>,
+    /// The host's end of the guest's interface.
+    pub tap: Arc<Tap>,
+}
+
+/// A namespace that leads out, and belongs to no machine yet. Its rules are those of [`NetworkMode::Filtered`].
+#[derive(Debug)]
+struct Ready {
+    network: MachineNetwork,
+}
+
+/// The node's bridge.
+#[derive(Debug, Clone, Copy)]
+struct Bridge {
+    index: u32,
+    network: Network,
+}
+
+/// The networks of all machines of a node.
+#[derive(Debug, Clone)]
+pub struct Networks {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    key: NodeKey,
+    run: PathBuf,
+    configuration: Place,
+    tasks: TaskTracker,
+    /// The bridge, once it is there; a second machine waits for the first to make it.
+    bridge: tokio::sync::Mutex<Option<Bridge>>,
+    /// Where the search for a free place begins: one that has just become free is taken last.
+    next: AtomicU32,
+    /// The mutexes guard a list and a map; starts and ends of machines have them in common, and none owns them.
+    ready: Mutex<Vec<Ready>>,
+    servers: Mutex<HashMap<MachineId, NameServer>>,
+}
+
+impl Networks {
+    /// Makes them; nothing of the host changes until a machine asks for a network.
+    pub fn open(layout: &Layout, tasks: TaskTracker) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                key: NodeKey::of(layout.data()),
+                run: layout.run().to_owned(),
+                configuration: layout.configuration().clone(),
+                tasks,
+                bridge: tokio::sync::Mutex::default(),
+                next: AtomicU32::new(0),
+                ready: Mutex::default(),
+                servers: Mutex::default(),
+            }),
+        }
+    }
+
+    /// Tells whether this node can give a machine such a network.
+    ///
+    /// # Errors
+    /// [`NetworkError`].
+    pub fn check(mode: NetworkMode) -> Result<(), NetworkError> {
+        if !leads_out(mode) {
+            return Ok(());
+        }
+        if !own::uid() == 0 {
+            return Err(NetworkError::NotRoot);
+        }
+        match facts::find_program(NFT) {
+            Some(_) => Ok(()),
+            None => Err(CommandError::NotFound {
+                program: NFT.to_owned(),
+                package: NFT_PACKAGE,
+            }
+            .into()),
+        }
+    }
+
+    /// Makes a machine's network, or takes one that is ready. [`Networks::release`] undoes it.
+    ///
+    /// # Errors
+    /// [`NetworkError`]; nothing is left.
+    pub async fn acquire(&self, id: MachineId, mode: NetworkMode) -> Result<MachineNetwork, NetworkError> {
+        Self::check(mode)?;
+        if !leads_out(mode) {
+            return isolated().await;
+        }
+        let ready = self.shared.ready().pop();
+        let Ready { network } = match ready {
+            Some(ready) => ready,
+            None => self.shared.prepare().await?,
+        };
+        if mode != NetworkMode::Filtered {
+            self.shared.set_rules(&network.namespace, mode).await?;
+        }
+        self.shared.serve_names(id, &network.namespace)?;
+        self.refill();
+        Ok(network)
+    }
+
+    /// Goes on serving a machine that an earlier node has left running.
+    ///
+    /// # Errors
+    /// [`NetworkError`]; the machine has no names then.
+    pub async fn adopt(&self, id: MachineId, mode: NetworkMode, monitor: i32) -> Result<(), NetworkError> {
+        if !leads_out(mode) {
+            return Ok(());
+        }
+        // Rules and forwarding may have gone with whoever flushed them.
+        self.shared.bridge().await?;
+        let namespace = NetworkNamespace::of_process(monitor)
+            .map_err(namespace_error("look at the monitor's network namespace"))?;
+        self.shared.serve_names(id, &namespace)
+    }
+
+    /// Ends what serves a machine; its namespace goes with its monitor.
+    pub fn release(&self, id: MachineId) {
+        self.shared.servers().remove(&id);
+    }
+
+    /// Takes the node's bridge and rules away, when no machine needs them any more.
+    pub async fn close(&self) {
+        self.shared.ready().clear();
+        let Some(bridge) = self.shared.bridge.lock().await.take() else {
+            return;
+        };
+        let name = self.shared.key.bridge();
+        let removed = async {
+            Links::of_node()
+                .map_err(namespace_error("talk to the kernel about interfaces"))?
+                .remove(bridge.index, &name)
+                .await?;
+            self.shared.nft(None, &rules::no_host(self.shared.key)).await
+        };
+        if let Err(error) = removed.await {
+            tracing::warn!(%error, %name, "the node's bridge or its rules stay");
+        }
+    }
+
+    /// Sees to it that namespaces are ready for the next machines.
+    fn refill(&self) {
+        let shared = Arc::clone(&self.shared);
+        self.shared.tasks.spawn(async move {
+            while shared.ready().len() < READY {
+                match shared.prepare().await {
+                    Ok(ready) => shared.ready().push(ready),
+                    Err(error) => {
+                        tracing::warn!(%error, "no network is ready for the next machine");
+                        return;
+                    }
+                }
+            }
+        });
+    }
+}
+
+/// Tells whether a machine of this mode reaches anything.
+pub fn leads_out(mode: NetworkMode) -> bool {
+    match mode {
+        NetworkMode::None | NetworkMode::Isolated => false,
+        NetworkMode::Filtered | NetworkMode::Open => true,
+    }
+}
+
+/// Makes a namespace that leads nowhere.
+async fn isolated() -> Result<MachineNetwork, NetworkError> {
+    let made = tokio::task::spawn_blocking(NetworkNamespace::with_tap).await;
+    let (namespace, tap) = made
+        .map_err(io::Error::other)
+        .flatten()
+        .map_err(namespace_error("make a network namespace with a TAP"))?;
+    Ok(MachineNetwork {
+        namespace: Arc::new(namespace),
+        tap: Arc::new(tap),
+    })
+}
+
+/// Lets the kernel pass packets on, in the namespace that this thread is in. A host that does so takes its own routes from the
+/// announcements of routers only where that is said once more (ip-sysctl of Linux, `accept_ra`).
+fn forward_packets() -> io::Result<()> {
+    std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
+    let forwarding = Path::new("/proc/sys/net/ipv6/conf/all/forwarding");
+    if !address::has_v6() || std::fs::read(forwarding)?.starts_with(b"1") {
+        return Ok(());
+    }
+    for interface in std::fs::read_dir("/proc/sys/net/ipv6/conf")?.flatten() {
+        let accept = interface.path().join("accept_ra");
+        if std::fs::read(&accept).is_ok_and(|value| value.starts_with(b"1")) {
+            std::fs::write(&accept, "2")?;
+        }
+    }
+    std::fs::write(forwarding, "1")
+}
+
+impl Shared {
+    fn ready(&self) -> MutexGuard<'_, Vec<Ready>> {
+        self.ready.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn servers(&self) -> MutexGuard<'_, HashMap<MachineId, NameServer>> {
+        self.servers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes the node's bridge with its rules, or returns it.
+    async fn bridge(&self) -> Result<Bridge, NetworkError> {
+        let mut bridge = self.bridge.lock().await;
+        if let Some(bridge) = *bridge {
+            return Ok(bridge);
+        }
+        let links = Links::of_node().map_err(namespace_error("talk to the kernel about interfaces"))?;
+        let (index, network) = links.bridge(self.key).await?;
+        self.nft(None, &rules::host(self.key, network)).await?;
+        forward_packets().map_err(namespace_error("let this host forward packets"))?;
+        Ok(*bridge.insert(Bridge { index, network }))
+    }
+
+    async fn prepare(&self) -> Result<Ready, NetworkError> {
+        let bridge = self.bridge().await?;
+        let network = isolated().await?;
+        let namespace = &network.namespace;
+        let links = Links::of_node().map_err(namespace_error("talk to the kernel about interfaces"))?;
+        let place = self.take_place(&links, bridge, namespace).await?;
+        namespace
+            .enter(forward_packets)
+            .map_err(namespace_error("let a network namespace forward packets"))?;
+        let within = Links::within(namespace).map_err(namespace_error("enter a network namespace"))?;
+        within.furnish(bridge.network, place).await?;
+        self.set_rules(namespace, NetworkMode::Filtered).await?;
+        Ok(Ready { network })
+    }
+
+    /// Connects a namespace at the next place that is free.
+    async fn take_place(
+        &self,
+        links: &Links,
+        bridge: Bridge,
+        namespace: &NetworkNamespace,
+    ) -> Result<u32, NetworkError> {
+        for _ in 0..Network::PLACES {
+            let place = self.next.fetch_add(1, Ordering::Relaxed) % Network::PLACES;
+            let name = self.key.link(place);
+            if links.connect(&name, bridge.index, namespace).await?.is_some() {
+                return Ok(place);
+            }
+        }
+        Err(NetworkError::NoAddress {
+            count: Network::PLACES,
+        })
+    }
+
+    async fn set_rules(&self, namespace: &NetworkNamespace, mode: NetworkMode) -> Result<(), NetworkError> {
+        self.nft(Some(namespace), &rules::machine(mode)).await
+    }
+
+    /// Sets rules, in the node's namespace or in another one.
+    async fn nft(&self, namespace: Option<&NetworkNamespace>, text: &str) -> Result<(), NetworkError> {
+        let write = |path: PathBuf| move |source| NetworkError::Write { path, source };
+        let mut file = tempfile::NamedTempFile::new_in(&self.run).map_err(write(self.run.clone()))?;
+        io::Write::write_all(&mut file, text.as_bytes()).map_err(write(file.path().to_owned()))?;
+        let command = match namespace {
+            None => HostCommand::new(NFT, NFT_PACKAGE),
+            Some(namespace) => {
+                let mut entry = std::ffi::OsString::from("--net=");
+                entry.push(namespace.path());
+                HostCommand::new("nsenter", "util-linux").arg(entry).arg(NFT)
+            }
+        };
+        command.arg("-f").arg(file.path()).run().await?;
+        Ok(())
+    }
+
+    fn serve_names(&self, id: MachineId, namespace: &NetworkNamespace) -> Result<(), NetworkError> {
+        let set: Arc<[IpAddr]> = configuration::read(&self.configuration)?.name_servers.into();
+        let servers = match set.is_empty() {
+            true => Servers::Host,
+            false => Servers::Set(set),
+        };
+        let server = NameServer::start(namespace, &servers)
+            .map_err(namespace_error("serve names in a network namespace"))?;
+        self.servers().insert(id, server);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_firewall_takes_the_rules_and_sets_them_anew() {
+        if let Err(error) = Networks::check(NetworkMode::Filtered) {
+            return crate::host::skip::skipped(&error.to_string());
+        }
+        let home = tempfile::tempdir().unwrap();
+        let layout = Layout::new(home.path(), home.path(), home.path());
+        let Networks { shared } = Networks::open(&layout, TaskTracker::new());
+        let namespace = isolated().await.unwrap().namespace;
+        let network = shared.key.networks().next().unwrap();
+        for _ in 0..2 {
+            for mode in [NetworkMode::Filtered, NetworkMode::Open] {
+                shared.set_rules(&namespace, mode).await.unwrap();
+            }
+            let host = rules::host(shared.key, network);
+            shared.nft(Some(&namespace), &host).await.unwrap();
+        }
+        let refused = shared.nft(Some(&namespace), "table inet {").await.unwrap_err();
+        assert!(matches!(refused, NetworkError::Rules(_)), "{refused}");
+    }
+}
