@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::ops::Bound::{Excluded, Unbounded};
-use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use hearth_guest_protocol::message::{
@@ -13,9 +12,6 @@ use hearth_guest_protocol::message::{
 use hearth_guest_protocol::{CONTROL, Frame, GENERATION_RESUME, GENERATIONS, Header, Kind, negotiate};
 use rustix::io::Errno;
 use rustix::process::{Pid, WaitOptions, WaitStatus, wait};
-use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
-};
 use serde::de::DeserializeOwned;
 use serde_bytes::ByteBuf;
 
@@ -29,6 +25,7 @@ use crate::spawn::{Nursery, Place, SpawnError};
 use crate::stillness::{Answers, Stillness};
 use crate::stop::{DRAIN, Facts, Step, Stop};
 use crate::stream::Sink;
+use crate::timer::Timer;
 use crate::{machine, processes, stats, sys};
 
 /// The most sessions at once: connections to published ports, and processes beside the workload.
@@ -65,7 +62,7 @@ pub(crate) struct Core {
     overdue: bool,
     /// Whether the agent has children that are not reaped.
     children: bool,
-    timer: OwnedFd,
+    timer: Timer,
     stillness: Stillness,
 }
 
@@ -75,8 +72,7 @@ impl Core {
     /// # Errors
     /// Returns the kernel's error.
     pub(crate) fn new(uptime: Duration, poller: &Poller) -> Result<Self, Errno> {
-        let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
-        let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
+        let timer = Timer::new()?;
         poller.add(&timer, Source::Timer)?;
         Ok(Self {
             out: Outbox::new(),
@@ -650,7 +646,7 @@ impl Core {
         match workload {
             Some(pid) if (1..=64).contains(&request.signal) => {
                 sys::kill(pid, request.signal);
-                self.set_timer(Duration::from_millis(u64::from(request.grace_ms)));
+                self.timer.set(Duration::from_millis(u64::from(request.grace_ms)));
             }
             _ => self.overdue = true,
         }
@@ -659,8 +655,7 @@ impl Core {
 
     /// Takes note that the deadline of a stop has passed.
     pub(crate) fn expired(&mut self) {
-        let mut count = [0; 8];
-        if rustix::io::read(&self.timer, &mut count[..]).is_ok() {
+        if self.timer.take_end() {
             self.overdue = true;
             self.advance();
         }
@@ -690,7 +685,7 @@ impl Core {
                 Step::Rest => self.rest(),
                 Step::Drain => {
                     self.overdue = false;
-                    self.set_timer(DRAIN);
+                    self.timer.set(DRAIN);
                 }
                 Step::Tell => self.out.message(Kind::Status, CONTROL, &Status::Stopped),
             }
@@ -713,22 +708,6 @@ impl Core {
         if let Err(error) = child {
             complain!("cannot make a process to unmount the disks: {error}");
             machine::rest();
-        }
-    }
-
-    fn set_timer(&self, after: Duration) {
-        // A timer of zero would be none.
-        let after = after.max(Duration::from_nanos(1));
-        let none = Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
-        let time = Itimerspec {
-            it_interval: none,
-            it_value: Timespec::try_from(after).unwrap_or(none),
-        };
-        if let Err(errno) = timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &time) {
-            complain!("cannot set a timer: {errno}");
         }
     }
 }

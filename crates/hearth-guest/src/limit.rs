@@ -8,12 +8,10 @@ use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
-};
 
 use crate::console::complain;
 use crate::stats::CGROUP;
+use crate::timer::Timer;
 
 /// How the cgroups are called, with the session's number behind.
 const GROUP: &str = "session-";
@@ -22,7 +20,7 @@ const GROUP: &str = "session-";
 #[derive(Debug)]
 pub(crate) struct TimeLimit {
     after: Duration,
-    timer: OwnedFd,
+    timer: Timer,
     /// Its directory, opened; none where the kernel has no room for one.
     group: Option<(PathBuf, OwnedFd)>,
     is_over: bool,
@@ -35,8 +33,7 @@ impl TimeLimit {
     /// Returns the kernel's error.
     pub(crate) fn new(session: u32, after: Duration) -> Result<Self, Errno> {
         sweep();
-        let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
-        let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
+        let timer = Timer::new()?;
         let path = PathBuf::from(format!("{CGROUP}/{GROUP}{session}"));
         let made = fs::create_dir(&path).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO));
         let opened = made.and_then(|()| {
@@ -60,31 +57,18 @@ impl TimeLimit {
     }
 
     /// Returns what is readable when the time is over.
-    pub(crate) fn timer(&self) -> BorrowedFd<'_> {
-        self.timer.as_fd()
+    pub(crate) fn timer(&self) -> &Timer {
+        &self.timer
     }
 
     /// Lets the time begin.
     pub(crate) fn begin(&self) {
-        let none = Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
-        // A timer of zero would be none.
-        let after = self.after.max(Duration::from_nanos(1));
-        let time = Itimerspec {
-            it_interval: none,
-            it_value: Timespec::try_from(after).unwrap_or(none),
-        };
-        if let Err(errno) = timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &time) {
-            complain!("cannot set a timer: {errno}");
-        }
+        self.timer.set(self.after);
     }
 
     /// Takes note that the timer may have ended; tells whether the time is over since now, and then has killed what the cgroup holds.
     pub(crate) fn expire(&mut self) -> bool {
-        let mut count = [0; 8];
-        if self.is_over || rustix::io::read(&self.timer, &mut count[..]).is_err() {
+        if self.is_over || !self.timer.take_end() {
             return false;
         }
         self.is_over = true;

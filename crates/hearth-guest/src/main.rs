@@ -12,6 +12,7 @@
 //!     probe     what says whether a clone is a machine of its own: this binary, executed anew
 //!     files     tar streams, in a child
 //!     dial      connections to the loopback
+//! timer       a time whose end wakes the loop
 //! sys         every unsafe call
 //! ```
 //!
@@ -46,6 +47,7 @@ mod stop;
 mod stream;
 mod sys;
 mod terminal;
+mod timer;
 mod uevents;
 mod user;
 

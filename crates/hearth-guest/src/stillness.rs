@@ -15,7 +15,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -26,13 +26,12 @@ use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
 use rustix::process::Pid;
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
-use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
-};
+use rustix::time::Timespec;
 
 use crate::console::complain;
 use crate::container::{FILE_NAMES, FILES, ROOT};
 use crate::poller::{Poller, Source};
+use crate::timer::Timer;
 use crate::{connections, machine, stats, sys};
 
 /// How long processes may take to stand still: one that waits for a disk does not before that has answered.
@@ -84,7 +83,7 @@ pub(crate) struct Stillness {
     at_most: Duration,
     /// Questions that the end of the child answers.
     asked: u32,
-    timer: OwnedFd,
+    timer: Timer,
 }
 
 impl Stillness {
@@ -93,8 +92,7 @@ impl Stillness {
     /// # Errors
     /// Returns the kernel's error.
     pub(crate) fn new(poller: &Poller) -> Result<Self, Errno> {
-        let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
-        let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
+        let timer = Timer::new()?;
         poller.add(&timer, Source::Stillness)?;
         Ok(Self {
             phase: Phase::Moving,
@@ -123,13 +121,12 @@ impl Stillness {
             }
             Phase::Freezing(_) | Phase::Still => {}
         }
-        // A timer of zero would be none.
-        self.at_most = Duration::from_millis(u64::from(request.at_most_ms).max(1));
+        self.at_most = Duration::from_millis(request.at_most_ms.into());
         if self.phase == Phase::Still {
-            self.set_timer(self.at_most);
+            self.timer.set(self.at_most);
             return Ok(true);
         }
-        self.set_timer(Duration::ZERO);
+        self.timer.unset();
         self.asked += 1;
         Ok(false)
     }
@@ -148,7 +145,7 @@ impl Stillness {
         match said {
             Ok(()) => {
                 self.phase = Phase::Still;
-                self.set_timer(self.at_most);
+                self.timer.set(self.at_most);
             }
             Err(_) => {
                 self.phase = Phase::Moving;
@@ -175,7 +172,7 @@ impl Stillness {
             }
             Phase::Moving | Phase::Still | Phase::Renewed => Phase::Moving,
         };
-        self.set_timer(Duration::ZERO);
+        self.timer.unset();
         match self.phase {
             // The file system follows with the end of the child, in whose hands it is.
             Phase::Undoing(_) => let_processes_go(),
@@ -190,10 +187,8 @@ impl Stillness {
 
     /// Takes note that the time is over.
     pub(crate) fn expired(&mut self) {
-        let mut count = [0; 8];
-        let is_over = rustix::io::read(&self.timer, &mut count[..]).is_ok();
         // A question that came meanwhile has set the timer anew, or waits for a child.
-        if is_over && matches!(self.phase, Phase::Still | Phase::Renewed) {
+        if self.timer.take_end() && matches!(self.phase, Phase::Still | Phase::Renewed) {
             self.thaw();
             complain!("nobody said that the machine may go on: it does");
         }
@@ -208,7 +203,7 @@ impl Stillness {
         let done = |what, result: io::Result<()>| result.map_err(|error| refusal(what, &error));
         // First: the time passes meanwhile.
         done("set the clock", machine::set_clock(request.clock_unix_ns))?;
-        self.set_timer(self.at_most);
+        self.timer.set(self.at_most);
         thaw_disk();
         self.phase = Phase::Renewed;
         done("reseed the random numbers", reseed(&request.entropy))?;
@@ -221,20 +216,6 @@ impl Stillness {
             complain!("connections of the machine that this was are left to time out: {error}");
         }
         Ok(())
-    }
-
-    fn set_timer(&self, after: Duration) {
-        let none = Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
-        let time = Itimerspec {
-            it_interval: none,
-            it_value: Timespec::try_from(after).unwrap_or(none),
-        };
-        if let Err(errno) = timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &time) {
-            complain!("cannot set a timer: {errno}");
-        }
     }
 }
 
