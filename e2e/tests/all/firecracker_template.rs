@@ -4,15 +4,15 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
-use e2e::{DEADLINE, TestNode};
+use anyhow::{Context, Result, ensure};
+use e2e::TestNode;
 use hearth_api::v1::{MachineStatus, Template};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
 use crate::firecracker::{Case, Guest, NotHere, Often, exec_in, through, with};
 use crate::node::kill;
+use crate::support::until;
 
 /// A shape that no other case has.
 const MEMORY: &str = "80m";
@@ -100,7 +100,10 @@ fn clone(node: &TestNode, guest: &Guest) -> Result<()> {
         .iter()
         .find(|template| template.id == id)
         .context("it is not listed")?;
-    assert_eq!((&*listed.driver, listed.memory_mib), ("firecracker", 80));
+    assert_eq!(
+        (&*listed.guest.driver, listed.guest.memory_mib),
+        ("firecracker", 80)
+    );
     Ok(())
 }
 
@@ -223,17 +226,6 @@ fn pagers(node: &TestNode) -> Result<Vec<Pid>> {
     }
     found.sort_by_key(|pid| pid.as_raw_nonzero());
     Ok(found)
-}
-
-fn until(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
-    let end = Instant::now() + DEADLINE;
-    while !is_so()? {
-        if Instant::now() > end {
-            bail!("not within {DEADLINE:?}: {what}");
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    Ok(())
 }
 
 /// Firecracker makes its userfaultfd itself, from the device.

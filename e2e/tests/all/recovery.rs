@@ -3,7 +3,6 @@
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use e2e::{DEADLINE, Driver, Layout, TestNode, check, missing_program, skip};
@@ -11,23 +10,13 @@ use hearth_api::v1::MachineStatus;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::node::kill;
-use crate::support::{seconds, stay};
+use crate::support::{seconds, stay, until};
 
 /// Ends a machine's monitor as an out-of-memory killer does.
 fn kill_monitor(node: &TestNode, machine: &str) -> Result<()> {
     let pid = node.inspect(machine)?.state.pid.context("it has no monitor")?;
     let pid = Pid::from_raw(i32::try_from(pid)?).context("a monitor has a process id")?;
     Ok(kill_process(pid, Signal::KILL)?)
-}
-
-/// Waits until a condition holds.
-fn until(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
-    let end = Instant::now() + DEADLINE;
-    while !holds()? {
-        ensure!(Instant::now() < end, "waited too long until {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    Ok(())
 }
 
 fn failed_because(node: &TestNode, machine: &str, reason: &str) -> Result<()> {

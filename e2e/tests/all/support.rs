@@ -2,9 +2,9 @@
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use e2e::{DEADLINE, TestNode};
 use serde_json::Value;
 
@@ -27,6 +27,19 @@ pub(crate) fn logged(node: &TestNode, machine: &str, text: &str, times: usize) -
 pub(crate) fn stay(node: &TestNode, name: &str) -> Result<String> {
     let head = ["--name", name];
     node.start(head.into_iter().chain(STAY))
+}
+
+/// Waits until a condition holds of which nothing tells a test: what processes there are, what they do, what they wrote.
+///
+/// # Errors
+/// Those of the condition, or the deadline passed.
+pub(crate) fn until(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
+    let end = Instant::now() + DEADLINE;
+    while !holds()? {
+        ensure!(Instant::now() < end, "waited too long until {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
 }
 
 /// Returns seconds.

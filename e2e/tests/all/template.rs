@@ -21,7 +21,7 @@ fn templates(node: &TestNode) -> Result<Vec<Template>> {
 /// Returns those of [`SHAPE`].
 fn own(node: &TestNode) -> Result<Vec<Template>> {
     let mut own = templates(node)?;
-    own.retain(|template| template.memory_mib == 72);
+    own.retain(|template| template.guest.memory_mib == 72);
     Ok(own)
 }
 
