@@ -45,4 +45,4 @@ pub use snapshot::{
     RestoreSnapshot, RollbackMachine, Snapshot,
 };
 pub use stats::{GuestStats, MachineStats, MonitorStats, StatsSample};
-pub use template::{PruneTemplates, PrunedTemplates, Template};
+pub use template::{KeptGuest, PruneTemplates, PrunedTemplates, Template};

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Machine;
+use super::{KeptGuest, Machine};
 
 /// A machine as it was at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -26,18 +26,9 @@ pub struct Snapshot {
     pub image_digest: String,
     /// Names of secrets that the machine had: its memory has their values.
     pub secrets: Vec<String>,
-    /// The virtual machine monitor, as in `qemu`.
-    pub driver: String,
-    /// Its version.
-    pub version: String,
-    /// What lies between guest and host: `kvm` or `emulated`.
-    pub border: String,
-    /// Virtual processors.
-    pub vcpus: u32,
-    /// Memory in MiB.
-    pub memory_mib: u64,
-    /// Size of the writable disk in bytes.
-    pub disk_bytes: u64,
+    /// What it ran under, and its size.
+    #[serde(flatten)]
+    pub guest: KeptGuest,
     /// RFC 3339.
     pub created_at: String,
     /// What it takes on the disk, in bytes.

@@ -3,13 +3,9 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// A guest behind its boot, before it became a machine.
+/// What a guest ran under that is kept, and its size: machines that are made of it have the same.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Template {
-    /// Sixteen hexadecimal digits.
-    pub id: String,
-    /// Manifest digest of the image that its machines have.
-    pub image_digest: String,
+pub struct KeptGuest {
     /// The virtual machine monitor, as in `qemu`.
     pub driver: String,
     /// Its version.
@@ -22,6 +18,18 @@ pub struct Template {
     pub memory_mib: u64,
     /// Size of the writable disk in bytes.
     pub disk_bytes: u64,
+}
+
+/// A guest behind its boot, before it became a machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Template {
+    /// Sixteen hexadecimal digits.
+    pub id: String,
+    /// Manifest digest of the image that its machines have.
+    pub image_digest: String,
+    /// What it ran under, and its size.
+    #[serde(flatten)]
+    pub guest: KeptGuest,
     /// Digest of the kernel that it has booted.
     pub kernel_digest: String,
     /// Digest of the initramfs, which has the agent.

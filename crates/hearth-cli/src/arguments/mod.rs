@@ -8,6 +8,7 @@ mod files;
 mod health;
 mod host;
 mod image;
+mod kept;
 mod machine;
 mod pool;
 mod run;
@@ -36,6 +37,7 @@ pub(crate) use image::{
     Image, ImageBuild, ImageCommand, ImageInspect, ImageList, ImageLoad, ImagePrune, ImagePull, ImageRemove,
     ImageSave, ImageTag, Recipe,
 };
+pub(crate) use kept::{ListFlags, PruneFlags};
 pub(crate) use machine::{
     Attach, Events, Inspect, Kill, List, Pause, Port, Prune, Remove, Rename, Restart, Start, Stats, Stop,
     Top, Unpause, Update, Wait,
@@ -46,7 +48,7 @@ pub(crate) use snapshot::{
     Fork, Restore, RollBack, Snapshot, SnapshotCommand, SnapshotCreate, SnapshotExport, SnapshotImport,
     SnapshotInspect, SnapshotList, SnapshotPrune,
 };
-pub(crate) use template::{Template, TemplateCommand, TemplateList, TemplatePrune, TemplateRemove};
+pub(crate) use template::{Template, TemplateCommand, TemplateList, TemplatePrune};
 pub(crate) use test::{ForkCorrectness, Test, TestCommand};
 
 const STYLES: Styles = Styles::styled()

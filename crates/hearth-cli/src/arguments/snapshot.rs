@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
+use super::kept::{ListFlags, PruneFlags};
+
 /// Keep machines as they are at one moment.
 ///
 /// A snapshot has the disk, the memory and the processors of a running machine, all of one point in time. The machine goes on;
@@ -67,12 +69,8 @@ Examples:
   hearth snapshot ls
   hearth snapshot ls -q")]
 pub(crate) struct SnapshotList {
-    /// Only names
-    #[arg(short, long)]
-    pub(crate) quiet: bool,
-    /// Print JSON
-    #[arg(long, conflicts_with = "quiet")]
-    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) flags: ListFlags,
 }
 
 /// Print everything about snapshots, as JSON.
@@ -107,12 +105,8 @@ Examples:
   hearth snapshot prune
   hearth snapshot prune --all")]
 pub(crate) struct SnapshotPrune {
-    /// All of them
-    #[arg(short, long)]
-    pub(crate) all: bool,
-    /// Print JSON
-    #[arg(long)]
-    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) flags: PruneFlags,
 }
 
 /// Write a snapshot into one file, for another host of this kind.

@@ -2,6 +2,8 @@
 
 use clap::{Args, Subcommand};
 
+use super::kept::{ListFlags, PruneFlags};
+
 /// List and remove templates: booted guests that machines are clones of.
 ///
 /// The first machine of an image, memory size and number of processors boots; the node keeps a copy of the guest as it is before
@@ -34,12 +36,8 @@ Examples:
   hearth template ls
   hearth template ls --json")]
 pub(crate) struct TemplateList {
-    /// Only ids
-    #[arg(short, long)]
-    pub(crate) quiet: bool,
-    /// Print JSON
-    #[arg(long, conflicts_with = "quiet")]
-    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) flags: ListFlags,
 }
 
 /// Remove templates. Machines that were made of them go on.
@@ -61,10 +59,6 @@ Examples:
   hearth template prune
   hearth template prune --all --json")]
 pub(crate) struct TemplatePrune {
-    /// All of them
-    #[arg(short, long)]
-    pub(crate) all: bool,
-    /// Print JSON
-    #[arg(long)]
-    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) flags: PruneFlags,
 }

@@ -10,6 +10,7 @@ mod exec;
 mod execute;
 mod host;
 mod image;
+mod kept;
 mod life;
 mod list;
 mod machine;

@@ -7,6 +7,7 @@ use hearth_api::v1::{self, CreateSnapshot, ForkMachine, PruneSnapshots, RestoreS
 use hearth_machine::ByteSize;
 use jiff::Timestamp;
 
+use super::kept;
 use super::machine::each;
 use super::transfer::{self, Upload};
 use crate::arguments::{
@@ -15,7 +16,7 @@ use crate::arguments::{
 };
 use crate::error::CliError;
 use crate::node::Node;
-use crate::print::{self, Cell, Screen, Table, ago};
+use crate::print::{self, Cell, Table, ago};
 use crate::resolve::{System, secrets};
 
 /// Runs a verb about snapshots.
@@ -63,15 +64,7 @@ async fn create(node: &Node, arguments: SnapshotCreate) -> Result<ExitCode, CliE
 
 async fn list(node: &Node, arguments: &SnapshotList) -> Result<ExitCode, CliError> {
     let snapshots = node.call(async |client| client.snapshots().await).await?;
-    if arguments.json {
-        print::json(&snapshots)?;
-    } else if arguments.quiet {
-        let names: String = snapshots.iter().map(|it| format!("{}\n", it.name)).collect();
-        print::out(&names)?;
-    } else {
-        print::out(&table(&snapshots, Timestamp::now()).render(Screen::stdout()))?;
-    }
-    Ok(ExitCode::SUCCESS)
+    kept::list(&arguments.flags, &snapshots, |snapshot| &snapshot.name, table)
 }
 
 fn table(snapshots: &[v1::Snapshot], now: Timestamp) -> Table {
@@ -100,7 +93,7 @@ fn table(snapshots: &[v1::Snapshot], now: Timestamp) -> Table {
             Cell::from(&snapshot.machine),
             Cell::from(&snapshot.image),
             Cell::from(has),
-            Cell::from(ByteSize::from_mib(snapshot.memory_mib).to_string()),
+            Cell::from(ByteSize::from_mib(snapshot.guest.memory_mib).to_string()),
             Cell::from(ByteSize::from_bytes(snapshot.size_bytes).to_string()),
             Cell::from(ago(&snapshot.created_at, now)),
             Cell::from(status),
@@ -119,19 +112,12 @@ async fn inspect(node: &Node, arguments: &SnapshotInspect) -> Result<ExitCode, C
 }
 
 async fn prune(node: &Node, arguments: &SnapshotPrune) -> Result<ExitCode, CliError> {
-    let request = PruneSnapshots { all: arguments.all };
+    let flags = &arguments.flags;
+    let request = PruneSnapshots { all: flags.all };
     let pruned = node
         .call(async |client| client.snapshot_prune(&request).await)
         .await?;
-    if arguments.json {
-        print::json(&pruned)?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    for name in &pruned.snapshots {
-        print::line(name)?;
-    }
-    print::line(&format!("freed {}", ByteSize::from_bytes(pruned.freed_bytes)))?;
-    Ok(ExitCode::SUCCESS)
+    kept::pruned(flags, &pruned, &pruned.snapshots, pruned.freed_bytes)
 }
 
 async fn export(node: &Node, arguments: &SnapshotExport) -> Result<ExitCode, CliError> {

@@ -12,7 +12,7 @@ use crate::machines::{MachineSnapshot, View};
 use crate::records::health::health_fact;
 use crate::records::spec;
 use crate::setup;
-use crate::snapshots::{Description, Extent, Template};
+use crate::snapshots::{Description, Extent, Template, TemplateKey};
 
 /// How a machine stands.
 fn state(view: &View) -> v1::MachineState {
@@ -46,19 +46,25 @@ fn state(view: &View) -> v1::MachineState {
     }
 }
 
+fn guest(key: &TemplateKey) -> v1::KeptGuest {
+    v1::KeptGuest {
+        driver: key.driver.clone(),
+        version: key.version.clone(),
+        border: key.border.clone(),
+        vcpus: key.vcpus,
+        memory_mib: key.memory_mib,
+        disk_bytes: key.disk_bytes,
+    }
+}
+
 /// A template as clients see it.
 pub(super) fn template(template: Template) -> v1::Template {
     let key = template.key;
     let used_at = jiff::Timestamp::try_from(template.used_at).unwrap_or_default();
     v1::Template {
         id: template.id.to_string(),
+        guest: guest(&key),
         image_digest: key.image,
-        driver: key.driver,
-        version: key.version,
-        border: key.border,
-        vcpus: key.vcpus,
-        memory_mib: key.memory_mib,
-        disk_bytes: key.disk_bytes,
         kernel_digest: key.kernel,
         initramfs_digest: key.initramfs,
         created_at: template.created_at,
@@ -88,12 +94,7 @@ pub(super) fn snapshot(snapshot: MachineSnapshot, unusable: Option<String>) -> v
         image: facts.image.reference,
         image_digest: facts.image.digest,
         secrets: facts.secrets,
-        driver: key.driver,
-        version: key.version,
-        border: key.border,
-        vcpus: key.vcpus,
-        memory_mib: key.memory_mib,
-        disk_bytes: key.disk_bytes,
+        guest: guest(&key),
         created_at: snapshot.created_at,
         size_bytes: snapshot.bytes,
         unusable,
@@ -184,7 +185,7 @@ pub(super) fn exit_status(view: &View) -> Result<v1::ExitStatus, v1::ErrorBody> 
     }
 }
 
-/// An image as clients see it.
+/// Whom a registry knows a client as.
 pub(super) fn login(given: v1::RegistryCredentials) -> Login {
     Login {
         registry: given.registry,
@@ -195,6 +196,7 @@ pub(super) fn login(given: v1::RegistryCredentials) -> Login {
     }
 }
 
+/// An image as clients see it.
 pub(super) fn image(info: ImageInfo) -> v1::Image {
     v1::Image {
         reference: info.reference,

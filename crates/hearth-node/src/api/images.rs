@@ -6,19 +6,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::Json;
-use axum::body::Body;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Query, Request, State};
 use axum::http::StatusCode;
-use axum::http::header::CONTENT_TYPE;
-use axum::response::{IntoResponse, Response};
-use futures_util::{StreamExt as _, TryStreamExt as _};
+use axum::response::Response;
 use hearth_api::v1;
 use serde::Deserialize;
-use tokio::sync::mpsc;
-use tokio_util::io::{ReaderStream, StreamReader, SyncIoBridge};
 
 use super::Service;
+use super::archive;
 use super::convert;
 use super::error::{ApiError, in_use, invalid};
 use super::progress::{Teller, lines, lines_while_heard};
@@ -115,9 +111,6 @@ pub(super) async fn prune(
     }))
 }
 
-/// Bytes of an archive between the thread that writes it and the connection.
-const ARCHIVE_PIPE: usize = 1 << 20;
-
 pub(super) async fn save(
     State(service): State<Service>,
     body: Result<Json<v1::SaveImages>, JsonRejection>,
@@ -128,20 +121,9 @@ pub(super) async fn save(
     }
     let images = &service.machines.parts().images;
     let saving = images.save(&request.references).await?;
-    let (reader, writer) = tokio::io::duplex(ARCHIVE_PIPE);
-    let (mut writer, (broken, mut breaks)) = (SyncIoBridge::new(writer), mpsc::channel(1));
-    service.tasks.spawn_blocking(move || {
-        if let Err(error) = saving.write(&mut writer) {
-            tracing::warn!(%error, "an archive of images was not written to its end");
-            // Cuts the body off, so that the client does not take half an archive for a whole one.
-            drop(broken.blocking_send(error));
-        }
-    });
-    let pieces = ReaderStream::new(reader).chain(
-        futures_util::stream::once(async move { breaks.recv().await })
-            .filter_map(async |broken| broken.map(Err)),
-    );
-    Ok(([(CONTENT_TYPE, "application/x-tar")], Body::from_stream(pieces)).into_response())
+    Ok(archive::answer(&service.tasks, "application/x-tar", move |out| {
+        saving.write(out)
+    }))
 }
 
 #[derive(Debug, Deserialize)]
@@ -156,11 +138,7 @@ pub(super) async fn load(
 ) -> Result<Json<Vec<v1::Image>>, ApiError> {
     let Query(query) = query?;
     let images = service.machines.parts().images.clone();
-    let pieces = request
-        .into_body()
-        .into_data_stream()
-        .map_err(std::io::Error::other);
-    let archive = SyncIoBridge::new(StreamReader::new(Box::pin(pieces)));
+    let archive = archive::sent(request);
     let loaded = images.load(archive, query.reference.as_deref()).await?;
     Ok(Json(loaded.into_iter().map(convert::image).collect()))
 }

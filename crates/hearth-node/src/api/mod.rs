@@ -2,6 +2,7 @@
 //!
 //! Paths come from `hearth_api::endpoint`; a test holds the router against that table.
 
+mod archive;
 mod convert;
 mod error;
 mod events;

@@ -6,23 +6,19 @@ use std::future::Future;
 use std::time::Duration;
 
 use axum::Json;
-use axum::body::Body;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Path, Query, Request, State};
 use axum::http::StatusCode;
-use axum::http::header::CONTENT_TYPE;
-use axum::response::{IntoResponse as _, Response};
-use futures_util::{StreamExt as _, TryStreamExt as _};
+use axum::response::Response;
 use hearth_api::v1::{self, ErrorCode};
 use hearth_machine::ByteSize;
 use serde::Deserialize;
-use tokio::sync::mpsc;
-use tokio_util::io::{ReaderStream, StreamReader, SyncIoBridge};
 
 use super::Service;
+use super::archive;
 use super::convert;
 use super::error::{ApiError, body, internal};
-use crate::machines::{MachineSnapshot, NewForks, NewRestored, NewSnapshot, SnapshotError, chain};
+use crate::machines::{MachineSnapshot, NewForks, NewRestored, NewSnapshot, SnapshotError};
 use crate::records::MachineRecord;
 use crate::snapshots::{Extent, StoreError};
 
@@ -115,9 +111,6 @@ pub(super) async fn prune(
     }))
 }
 
-/// Bytes of an archive between the thread that writes it and the connection.
-const ARCHIVE_PIPE: usize = 1 << 20;
-
 pub(super) async fn export(
     State(service): State<Service>,
     Path(snapshot): Path<String>,
@@ -125,20 +118,9 @@ pub(super) async fn export(
     let snapshot = find(&service, &snapshot)?;
     let held = service.machines.parts().snapshots.hold(&snapshot).await;
     let held = held.map_err(SnapshotError::from)?;
-    let (reader, writer) = tokio::io::duplex(ARCHIVE_PIPE);
-    let (writer, (broken, mut breaks)) = (SyncIoBridge::new(writer), mpsc::channel(1));
-    service.tasks.spawn_blocking(move || {
-        if let Err(error) = held.export::<MachineRecord>(writer) {
-            tracing::warn!(error = %chain(&error), "a snapshot's archive was not written to its end");
-            // Cuts the body off, so that the client does not take half an archive for a whole one.
-            drop(broken.blocking_send(std::io::Error::other(error)));
-        }
-    });
-    let pieces = ReaderStream::new(reader).chain(
-        futures_util::stream::once(async move { breaks.recv().await })
-            .filter_map(async |broken| broken.map(Err)),
-    );
-    Ok(([(CONTENT_TYPE, "application/zstd")], Body::from_stream(pieces)).into_response())
+    Ok(archive::answer(&service.tasks, "application/zstd", move |out| {
+        held.export::<MachineRecord>(out)
+    }))
 }
 
 #[derive(Debug, Deserialize)]
@@ -152,11 +134,7 @@ pub(super) async fn import(
     request: Request,
 ) -> Result<(StatusCode, Json<v1::Snapshot>), ApiError> {
     let Query(query) = query?;
-    let pieces = request
-        .into_body()
-        .into_data_stream()
-        .map_err(std::io::Error::other);
-    let archive = SyncIoBridge::new(StreamReader::new(Box::pin(pieces)));
+    let archive = archive::sent(request);
     let imported = service.machines.import_snapshot(archive, query.name.as_deref());
     let snapshot = imported.await?;
     Ok((StatusCode::CREATED, Json(view(&service, snapshot).await)))
