@@ -21,7 +21,7 @@ pub struct SetupRequest {
     #[serde(default)]
     pub build_kernel: bool,
     /// Takes the distribution's newest kernel, even if another one is set up. Not sent when false: older nodes do not know it.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default, skip_serializing_if = "super::machine::is_false")]
     pub distribution: bool,
     /// Installs Firecracker, and leaves everything else as it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -61,6 +61,9 @@ pub struct Artefact {
     pub digest: String,
     /// Bytes.
     pub size_bytes: u64,
+    /// The node would make another of the same source: an earlier one chose other modules, or configured the kernel otherwise.
+    #[serde(default, skip_serializing_if = "super::machine::is_false")]
+    pub outdated: bool,
 }
 
 /// What an artefact is.

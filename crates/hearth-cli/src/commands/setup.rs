@@ -75,9 +75,13 @@ fn table(report: &SetupReport) -> Table {
             ArtefactKind::Firecracker => "firecracker",
             ArtefactKind::Jailer => "jailer",
         };
+        let version = match artefact.outdated {
+            true => format!("{} (outdated)", artefact.version),
+            false => artefact.version.clone(),
+        };
         table.push([
             Cell::from(kind),
-            Cell::from(&artefact.version),
+            Cell::from(version),
             Cell::from(short(&artefact.digest)),
             Cell::from(ByteSize::from_bytes(artefact.size_bytes).to_string()),
             Cell::from(&artefact.path),

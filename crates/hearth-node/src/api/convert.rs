@@ -260,6 +260,7 @@ pub(super) fn artefacts(list: Vec<setup::Artefact>) -> v1::SetupReport {
         path: artefact.path.display().to_string(),
         digest: artefact.digest.to_string(),
         size_bytes: artefact.size,
+        outdated: artefact.outdated,
     };
     v1::SetupReport {
         artefacts: list.into_iter().map(one).collect(),

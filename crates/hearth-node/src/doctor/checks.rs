@@ -13,7 +13,7 @@ use crate::host::facts::{self, CgroupVersion, Cgroups, Memory, Nested, Place, Pr
 use crate::host::kvm::{self, KvmAbsent, KvmAnswer, KvmProbe};
 use crate::host::own;
 use crate::layout::Layout;
-use crate::setup::{AgentState, Artefacts};
+use crate::setup::{AgentState, ArtefactKind, Artefacts};
 
 /// Below this much free space an image or a disk soon fails.
 const LITTLE_DISK: ByteSize = ByteSize::from_mib(2048);
@@ -82,11 +82,25 @@ fn kvm(probe: &KvmProbe) -> Check {
 }
 
 fn guest_kernel(artefacts: &Artefacts) -> Check {
-    match artefacts.boot_set() {
-        Ok(set) => Check::ok(
-            "guest-kernel",
-            format!("{} and its initramfs", set.kernel_release),
-        ),
+    let listed = artefacts
+        .boot_set()
+        .and_then(|set| Ok((set.kernel_release, artefacts.list()?)));
+    match listed {
+        Ok((release, all)) => {
+            let detail = format!("{release} and its initramfs");
+            match all.iter().find(|artefact| artefact.outdated) {
+                None => Check::ok("guest-kernel", detail),
+                Some(artefact) => Check::warning("guest-kernel", detail)
+                    .because(format!(
+                        "its {} is of an earlier hearth: what came since does not work in guests",
+                        artefact.kind.as_str()
+                    ))
+                    .remedy(match artefact.kind {
+                        ArtefactKind::Kernel => "hearth setup kernel --build",
+                        _ => "hearth setup",
+                    }),
+            }
+        }
         Err(error) => Check::missing("guest-kernel", "not set up")
             .because(chain(&error))
             .remedy("hearth setup"),

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use tokio::sync::Mutex;
 
 use super::agent::AGENT_NAME;
+use super::build;
 use super::digest::Digest;
 use super::index::{FileStamp, INDEX_NAME, Index, Stored};
 use crate::layout::Layout;
@@ -71,6 +72,8 @@ pub struct Artefact {
     pub digest: Digest,
     /// In bytes.
     pub size: u64,
+    /// Whether this version would make another of the same source: it chooses other modules, or configures kernels otherwise.
+    pub outdated: bool,
 }
 
 /// What a Linux guest boots with.
@@ -196,10 +199,19 @@ impl Artefacts {
             path: self.path(stored),
             digest: stored.digest,
             size: stored.size,
+            outdated: false,
         };
-        let modules = index.modules.as_ref();
-        std::iter::once(artefact(ArtefactKind::Kernel, &index.kernel.stored))
-            .chain(modules.map(|modules| artefact(ArtefactKind::Modules, modules)))
+        let origin = &index.kernel.origin;
+        let kernel = Artefact {
+            outdated: build::is_outdated(origin),
+            ..artefact(ArtefactKind::Kernel, &index.kernel.stored)
+        };
+        let modules = index.modules.as_ref().map(|modules| Artefact {
+            outdated: !modules.is_current(origin),
+            ..artefact(ArtefactKind::Modules, &modules.stored)
+        });
+        std::iter::once(kernel)
+            .chain(modules)
             .chain([
                 artefact(ArtefactKind::Agent, &index.agent.stored),
                 artefact(ArtefactKind::Initramfs, &index.initramfs),

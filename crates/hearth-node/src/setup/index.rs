@@ -8,6 +8,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::digest::Digest;
@@ -27,7 +28,7 @@ pub(super) struct Index {
     format: u32,
     pub(super) kernel: Kernel,
     /// Absent when the kernel has everything built in.
-    pub(super) modules: Option<Stored>,
+    pub(super) modules: Option<Modules>,
     pub(super) agent: Agent,
     pub(super) initramfs: Stored,
 }
@@ -72,6 +73,32 @@ pub enum Origin {
     },
 }
 
+/// The modules of a kernel, and what made them these.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Modules {
+    #[serde(flatten)]
+    pub(super) stored: Stored,
+    /// The directory that they were taken from, where the user named it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) tree: Option<PathBuf>,
+    /// An index that an earlier Hearth wrote has none, which is no selection of any Hearth.
+    #[serde(default)]
+    pub(super) selection: Selection,
+}
+
+/// What decides, beside the kernel, which modules there are and what they are like.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub(super) struct Selection {
+    /// Those that guests cannot start without.
+    pub(super) needed: Vec<String>,
+    /// Those that are taken where the kernel has them.
+    pub(super) useful: Vec<String>,
+    /// Whether their signatures are cut off.
+    pub(super) unsigned: bool,
+    /// The digest of a small archive that is packed in the same way.
+    pub(super) packing: Option<Digest>,
+}
+
 /// The guest agent, and the file it was copied from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Agent {
@@ -104,7 +131,7 @@ impl FileStamp {
 }
 
 impl Index {
-    pub(super) fn new(kernel: Kernel, modules: Option<Stored>, agent: Agent, initramfs: Stored) -> Self {
+    pub(super) fn new(kernel: Kernel, modules: Option<Modules>, agent: Agent, initramfs: Stored) -> Self {
         Self {
             format: FORMAT,
             kernel,
@@ -116,32 +143,49 @@ impl Index {
 
     /// Reads the index of a directory; `None` when there is none.
     pub(super) fn read(directory: &Path) -> io::Result<Option<Self>> {
-        let bytes = match std::fs::read(directory.join(INDEX_NAME)) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        let index: Self = serde_json::from_slice(&bytes)?;
-        if index.format != FORMAT {
-            let text = format!("its format is {}, and this Hearth reads {FORMAT}", index.format);
-            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
-        }
-        Ok(Some(index))
+        read_index(&directory.join(INDEX_NAME), FORMAT)
     }
 
     /// Replaces the index of a directory.
     pub(super) fn write(&self, directory: &Path) -> io::Result<()> {
-        let mut bytes = serde_json::to_vec_pretty(self)?;
-        bytes.push(b'\n');
-        put(directory, INDEX_NAME, &bytes)
+        put(directory, INDEX_NAME, &index_bytes(self)?)
     }
 
     /// Lists the files that it names.
     pub(super) fn files(&self) -> impl Iterator<Item = &Stored> {
         [&self.kernel.stored, &self.agent.stored, &self.initramfs]
             .into_iter()
-            .chain(&self.modules)
+            .chain(self.modules.as_ref().map(|modules| &modules.stored))
     }
+}
+
+/// What every index says of itself.
+#[derive(Deserialize)]
+struct Format {
+    format: u32,
+}
+
+/// Reads an index, if there is one; it must be of that format.
+pub(super) fn read_index<T: DeserializeOwned>(path: &Path, format: u32) -> io::Result<Option<T>> {
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    // First: one of another format may have other fields.
+    let found: Format = serde_json::from_slice(&bytes)?;
+    if found.format != format {
+        let text = format!("its format is {}, and this Hearth reads {format}", found.format);
+        return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+    }
+    Ok(Some(serde_json::from_slice(&bytes)?))
+}
+
+/// Returns an index as the text of its file.
+pub(super) fn index_bytes(index: &impl Serialize) -> io::Result<Vec<u8>> {
+    let mut bytes = serde_json::to_vec_pretty(index)?;
+    bytes.push(b'\n');
+    Ok(bytes)
 }
 
 /// Puts bytes into the store, under the name that their digest gives.

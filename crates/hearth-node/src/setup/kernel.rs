@@ -9,7 +9,7 @@ use super::build::BuildError;
 use super::deb::{self, DebError};
 use super::decompress::read_file_bounded;
 use super::distribution::{self, Package, PackageError};
-use super::index::{Kernel, Origin, Stored, UNFINISHED, store};
+use super::index::{Index, Kernel, Modules, Origin, Stored, UNFINISHED, store};
 use super::initramfs;
 use super::modules::{self, Module, ModulesError, Signatures, When};
 use super::progress::{Listener, Progress, Step, Unit};
@@ -52,6 +52,16 @@ pub enum KernelError {
     /// The modules could not be collected.
     #[error(transparent)]
     Modules(#[from] ModulesError),
+    /// They were chosen as this version does not, and it is not known where they came from.
+    #[error(
+        "the modules of the kernel {} were chosen by an earlier hearth: name both again, \
+         `hearth setup --kernel FILE --modules DIR`",
+        kernel.display()
+    )]
+    Outdated {
+        /// The kernel's file.
+        kernel: PathBuf,
+    },
     /// It could not be built.
     #[error(transparent)]
     Build(#[from] BuildError),
@@ -70,7 +80,66 @@ pub enum KernelError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct KernelSet {
     pub(super) kernel: Kernel,
-    pub(super) modules: Option<Stored>,
+    pub(super) modules: Option<Modules>,
+}
+
+impl KernelSet {
+    /// Names what an index does.
+    pub(super) fn of(index: &Index) -> Self {
+        Self {
+            kernel: index.kernel.clone(),
+            modules: index.modules.clone(),
+        }
+    }
+
+    /// Tells whether this version would choose the same modules.
+    pub(super) fn is_current(&self) -> bool {
+        self.modules
+            .as_ref()
+            .is_none_or(|modules| modules.is_current(&self.kernel.origin))
+    }
+}
+
+impl Modules {
+    /// Tells whether this version would choose the same ones for a kernel that comes from there.
+    pub(super) fn is_current(&self, origin: &Origin) -> bool {
+        self.selection == modules::selection(signatures(origin))
+    }
+}
+
+/// What becomes of the signatures of a kernel's modules. Kernels of the user's may demand them.
+fn signatures(origin: &Origin) -> Signatures {
+    match origin {
+        Origin::Package { .. } | Origin::Built { .. } => Signatures::Cut,
+        Origin::File { .. } => Signatures::Keep,
+    }
+}
+
+/// Makes the set anew that an earlier version made, from where it came: of the distribution's kernels the newest.
+pub(super) async fn anew(
+    directory: &Path,
+    old: KernelSet,
+    listener: &Listener,
+) -> Result<KernelSet, KernelError> {
+    match (old.kernel.origin, old.modules.and_then(|modules| modules.tree)) {
+        (Origin::File { path }, Some(tree)) => from_file(directory, path, Some(tree), listener).await,
+        (Origin::File { path }, None) => Err(KernelError::Outdated { kernel: path }),
+        (Origin::Package { .. } | Origin::Built { .. }, _) => {
+            from_distribution(directory, None, listener).await
+        }
+    }
+}
+
+/// Takes a kernel of the user's.
+pub(super) async fn from_file(
+    directory: &Path,
+    kernel: PathBuf,
+    tree: Option<PathBuf>,
+    listener: &Listener,
+) -> Result<KernelSet, KernelError> {
+    let (directory, listener) = (directory.to_owned(), listener.clone());
+    let origin = Origin::File { path: kernel.clone() };
+    blocking(move || take_in(&directory, &kernel, tree.as_deref(), origin, &listener)).await
 }
 
 /// Takes a kernel from the distribution, unless `current` is already that one.
@@ -86,7 +155,7 @@ pub(super) async fn from_distribution(
         file: package.file.clone(),
     };
     match current {
-        Some(current) if current.kernel.origin == origin => Ok(current),
+        Some(current) if current.kernel.origin == origin && current.is_current() => Ok(current),
         _ => fetch(directory, package, origin, listener).await,
     }
 }
@@ -102,13 +171,7 @@ async fn fetch(
     let (directory, listener) = (directory.to_owned(), listener.clone());
     blocking(move || {
         let (image, tree) = unpack(&deb, scratch.path(), package.size, &listener)?;
-        take_in(
-            &directory,
-            &image,
-            Some((&tree, Signatures::Cut)),
-            origin,
-            &listener,
-        )
+        take_in(&directory, &image, Some(&tree), origin, &listener)
     })
     .await
 }
@@ -164,7 +227,7 @@ fn only_entry(directory: &Path, prefix: &str) -> Option<PathBuf> {
 pub(super) fn take_in(
     directory: &Path,
     image: &Path,
-    tree: Option<(&Path, Signatures)>,
+    tree: Option<&Path>,
     origin: Origin,
     listener: &Listener,
 ) -> Result<KernelSet, KernelError> {
@@ -186,9 +249,14 @@ pub(super) fn take_in(
     listener.begin(Step::Modules);
     let modules = match tree {
         None => None,
-        Some((tree, signatures)) => {
+        Some(tree) => {
+            let signatures = signatures(&origin);
             let modules = modules::collect(tree, &kernel.release, signatures)?;
-            Some(store_modules(directory, &modules, &kernel.release, listener)?)
+            Some(Modules {
+                stored: store_modules(directory, &modules, &kernel.release, listener)?,
+                tree: matches!(origin, Origin::File { .. }).then(|| tree.to_owned()),
+                selection: modules::selection(signatures),
+            })
         }
     };
     Ok(KernelSet {

@@ -12,6 +12,8 @@ use object::read::elf::ElfFile64;
 use object::{Endianness, Object, ObjectSection};
 
 use super::decompress::{decompressed, read_bounded, read_file_bounded};
+use super::index::Selection;
+use super::initramfs;
 
 /// The most that one module may hold, in bytes. The largest that a guest needs is half a megabyte.
 const MODULE_LIMIT: u64 = 64 << 20;
@@ -223,6 +225,17 @@ enum State {
     Done,
 }
 
+/// Returns what this version chooses modules by.
+pub(super) fn selection(signatures: Signatures) -> Selection {
+    let names = |list: &[&str]| list.iter().map(|&name| name.to_owned()).collect();
+    Selection {
+        needed: names(&NEEDED),
+        useful: names(&USEFUL),
+        unsigned: signatures == Signatures::Cut,
+        packing: initramfs::packing(),
+    }
+}
+
 /// The walk over dependencies, depth first, which yields the load order.
 struct Loading<'a> {
     tree: &'a ModuleTree,
@@ -340,4 +353,4 @@ impl About {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -12,10 +12,9 @@ use super::agent::{AgentError, read_agent};
 use super::artefacts::{AgentState, Artefact, Artefacts, NotSetUp};
 use super::build;
 use super::firecracker::FirecrackerError;
-use super::index::{Agent, FileStamp, Index, Origin, Stored, UNFINISHED, store};
+use super::index::{Agent, FileStamp, Index, Stored, UNFINISHED, store};
 use super::initramfs;
 use super::kernel::{self, KernelError, KernelSet};
-use super::modules::Signatures;
 use super::progress::{Listener, Progress, Step};
 use crate::host::lock;
 
@@ -37,7 +36,8 @@ pub struct SetupRequest {
 /// Where a guest kernel comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KernelSource {
-    /// The one that is set up stays; when there is none it comes from the distribution.
+    /// The one that is set up stays; when there is none it comes from the distribution. Modules that this version would choose
+    /// otherwise are taken anew, from where they came.
     Keep,
     /// The newest one of the distribution.
     Distribution,
@@ -111,10 +111,7 @@ impl Artefacts {
         let listener = Listener::to(listener);
         let _held = self.hold().await?;
         let before = self.intact();
-        let current = before.as_ref().map(|index| KernelSet {
-            kernel: index.kernel.clone(),
-            modules: index.modules.clone(),
-        });
+        let current = before.as_ref().map(KernelSet::of);
         let kernel = self.kernel(request.kernel, current, &listener).await?;
         self.finish(kernel, request.agent, before, listener).await
     }
@@ -134,10 +131,7 @@ impl Artefacts {
                 changed: false,
             });
         }
-        let kernel = KernelSet {
-            kernel: index.kernel.clone(),
-            modules: index.modules.clone(),
-        };
+        let kernel = KernelSet::of(&index);
         let named = index.agent.named.then(|| index.agent.source.path.clone());
         self.finish(kernel, named, Some(index), Listener::to(|_| {}))
             .await
@@ -150,20 +144,15 @@ impl Artefacts {
         listener: &Listener,
     ) -> Result<KernelSet, KernelError> {
         match (source, current) {
-            (KernelSource::Keep, Some(current)) => Ok(current),
+            (KernelSource::Keep, Some(current)) if current.is_current() => Ok(current),
+            (KernelSource::Keep, Some(old)) => kernel::anew(self.directory(), old, listener).await,
             (KernelSource::Keep, None) => kernel::from_distribution(self.directory(), None, listener).await,
             (KernelSource::Distribution, current) => {
                 kernel::from_distribution(self.directory(), current, listener).await
             }
             (KernelSource::Build, current) => build::build(self.directory(), current, listener).await,
             (KernelSource::File { kernel, modules }, _) => {
-                let (directory, listener) = (self.directory.clone(), listener.clone());
-                let origin = Origin::File { path: kernel.clone() };
-                blocking(move || {
-                    let tree = modules.as_deref().map(|tree| (tree, Signatures::Keep));
-                    kernel::take_in(&directory, &kernel, tree, origin, &listener)
-                })
-                .await
+                kernel::from_file(self.directory(), kernel, modules, listener).await
             }
         }
     }
@@ -229,7 +218,7 @@ impl Artefacts {
     fn initramfs(&self, kernel: &KernelSet, agent: &Agent, bytes: &[u8]) -> Result<Stored, SetupError> {
         let make = || -> io::Result<Stored> {
             let mut archive = match &kernel.modules {
-                Some(modules) => std::fs::read(self.path(modules))?,
+                Some(modules) => std::fs::read(self.path(&modules.stored))?,
                 None => Vec::new(),
             };
             archive.extend_from_slice(&initramfs::agent_archive(bytes)?);

@@ -208,6 +208,81 @@ async fn old_artefacts_go_when_neither_this_set_nor_the_one_before_names_them() 
     assert_eq!(there, [false, true, true, true]);
 }
 
+/// Has the index say that an earlier version chose the modules: without one of today's names.
+fn chosen_by_an_earlier_hearth(bench: &Bench, edit: impl Fn(&mut index::Modules)) {
+    let directory = bench.root.path().join("artefacts");
+    let mut index = index::Index::read(&directory).unwrap().unwrap();
+    edit(index.modules.as_mut().unwrap());
+    index.write(&directory).unwrap();
+}
+
+fn outdated(bench: &Bench) -> Vec<&'static str> {
+    let all = bench.artefacts.list().unwrap().into_iter();
+    all.filter(|artefact| artefact.outdated)
+        .map(|artefact| artefact.kind.as_str())
+        .collect()
+}
+
+#[tokio::test]
+async fn modules_that_an_earlier_version_chose_are_chosen_anew() {
+    let bench = Bench::new();
+    let tree = modules::tests::tree(&[
+        ("virtio_blk.ko", ""),
+        ("tcp_diag.ko", "inet_diag"),
+        ("inet_diag.ko", ""),
+    ]);
+    let mut request = bench.kernel(modules::tests::RELEASE);
+    if let KernelSource::File { modules, .. } = &mut request.kernel {
+        *modules = Some(tree.path().to_owned());
+    }
+    let keep = || SetupRequest {
+        kernel: KernelSource::Keep,
+        agent: None,
+    };
+    let first = bench.run(request).await.unwrap();
+    assert!(outdated(&bench).is_empty());
+    assert!(!bench.run(keep()).await.unwrap().changed);
+
+    // Another list, and another archive that it made.
+    chosen_by_an_earlier_hearth(&bench, |modules| {
+        modules.selection.useful.retain(|name| name != "tcp_diag");
+        modules.stored = index::store(&bench.root.path().join("artefacts"), "", b"old").unwrap();
+    });
+    assert_eq!(outdated(&bench), ["modules"]);
+    let again = bench.run(keep()).await.unwrap();
+    assert!(again.changed);
+    assert_eq!(again.artefacts, first.artefacts);
+    // An index from before there was a selection in it.
+    chosen_by_an_earlier_hearth(&bench, |modules| modules.selection = Default::default());
+    assert_eq!(outdated(&bench), ["modules"]);
+    assert!(bench.run(keep()).await.unwrap().changed);
+    assert!(outdated(&bench).is_empty());
+    // Machines boot with what there is; a new agent does not fetch a kernel.
+    chosen_by_an_earlier_hearth(&bench, |modules| {
+        modules.selection = Default::default();
+        modules.tree = None;
+    });
+    fs::write(bench.root.path().join("bin/hearth-guest"), small_agent(3)).unwrap();
+    assert!(bench.artefacts.refresh_agent().await.unwrap().changed);
+    assert_eq!(outdated(&bench), ["modules"]);
+    // Nor does anybody know where those modules came from.
+    let error = bench.run(keep()).await.unwrap_err();
+    assert!(
+        matches!(error, SetupError::Kernel(KernelError::Outdated { .. })),
+        "{error}"
+    );
+}
+
+#[test]
+fn an_index_of_an_earlier_version_is_read() {
+    let text = r#"{"version":"6.12.0","digest":"DIGEST","size":3}"#;
+    let text = text.replace("DIGEST", &Digest::of(b"old").to_string());
+    let modules: index::Modules = serde_json::from_str(&text).unwrap();
+    assert_eq!(modules.selection, index::Selection::default());
+    let origin = Origin::Package { file: String::new() };
+    assert!(!modules.is_current(&origin));
+}
+
 #[tokio::test]
 async fn what_a_killed_set_up_left_is_swept() {
     let bench = Bench::new();
@@ -327,8 +402,7 @@ async fn the_distributions_kernel_is_taken_out_of_its_package() {
     });
     let (image, tree) = kernel::unpack(&package, root.path(), 1, &listener).unwrap();
     let origin = Origin::Package { file: String::new() };
-    let tree = (tree.as_path(), modules::Signatures::Cut);
-    let set = kernel::take_in(root.path(), &image, Some(tree), origin, &listener).unwrap();
+    let set = kernel::take_in(root.path(), &image, Some(&tree), origin, &listener).unwrap();
     let release = &set.kernel.stored.version;
     assert!(
         image.to_string_lossy().ends_with(release),
@@ -337,7 +411,7 @@ async fn the_distributions_kernel_is_taken_out_of_its_package() {
     );
     let elf = fs::read(root.path().join(set.kernel.stored.digest.file_name())).unwrap();
     assert!(elf.starts_with(b"\x7fELF") && elf.len() > 20 << 20);
-    let archive = fs::read(root.path().join(set.modules.unwrap().digest.file_name())).unwrap();
+    let archive = fs::read(root.path().join(set.modules.unwrap().stored.digest.file_name())).unwrap();
     for name in ["virtio_blk.ko", "erofs.ko", "overlay.ko", "virtio_net.ko"] {
         assert!(
             memchr::memmem::find(&archive, name.as_bytes()).is_some(),

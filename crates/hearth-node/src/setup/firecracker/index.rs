@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::super::index::Stored;
+use super::super::index::{Stored, index_bytes, read_index};
 
 /// The file's name in the directory of artefacts.
 pub(super) const INDEX_NAME: &str = "firecracker.json";
@@ -43,22 +43,10 @@ impl Index {
 
     /// Reads the index of a directory; `None` when there is none.
     pub(super) fn read(directory: &Path) -> io::Result<Option<Self>> {
-        let bytes = match std::fs::read(directory.join(INDEX_NAME)) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        let index: Self = serde_json::from_slice(&bytes)?;
-        if index.format != FORMAT {
-            let text = format!("its format is {}, and this Hearth reads {FORMAT}", index.format);
-            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
-        }
-        Ok(Some(index))
+        read_index(&directory.join(INDEX_NAME), FORMAT)
     }
 
     pub(super) fn to_bytes(&self) -> io::Result<Vec<u8>> {
-        let mut bytes = serde_json::to_vec_pretty(self)?;
-        bytes.push(b'\n');
-        Ok(bytes)
+        index_bytes(self)
     }
 }

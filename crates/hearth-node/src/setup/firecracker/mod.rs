@@ -342,6 +342,7 @@ impl Artefacts {
             path: directory.join(name),
             digest: stored.digest,
             size: stored.size,
+            outdated: false,
         };
         let main = artefact(ArtefactKind::Firecracker, "firecracker", &installed.firecracker);
         let jailer = installed.jailer.as_ref();

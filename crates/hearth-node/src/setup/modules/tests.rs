@@ -4,7 +4,7 @@ use tempfile::TempDir;
 
 use super::*;
 
-const RELEASE: &str = "6.12.0-test";
+pub(crate) const RELEASE: &str = "6.12.0-test";
 
 /// Makes a relocatable ELF file with nothing but `.modinfo`, as `objcopy` would see a module.
 fn module(depends: &str, release: &str) -> Vec<u8> {
@@ -39,7 +39,7 @@ fn module(depends: &str, release: &str) -> Vec<u8> {
 }
 
 /// Makes a module tree in which all that guests need is built in, except the given modules.
-fn tree(modules: &[(&str, &str)]) -> TempDir {
+pub(crate) fn tree(modules: &[(&str, &str)]) -> TempDir {
     let tree = tempfile::tempdir().unwrap();
     let kernel = tree.path().join("kernel/drivers");
     fs::create_dir_all(&kernel).unwrap();
