@@ -30,8 +30,9 @@ use super::error::CreateError;
 use super::handle::Machine;
 use super::life;
 use super::registry::{Known, Machines};
-use crate::host::failpoint;
+use super::snapshots::ROLLBACK_DISK;
 use crate::host::process::{Process as HostProcess, ProcessId};
+use crate::host::{failpoint, files};
 use crate::records::{MachineRecord, RecordError, RecordedState, RestartFact, spec};
 use crate::vmm;
 
@@ -136,6 +137,7 @@ impl Machines {
             self.sweep(id, Some(&record)).await;
             return None;
         }
+        self.forget_rollback(id);
         let never_ran = record.state == RecordedState::Created;
         match known(id, record).and_then(|known| self.adopt(known)) {
             Ok(machine) => Some(machine).filter(|_| runs),
@@ -148,6 +150,14 @@ impl Machines {
                 tracing::error!(machine = %id, error = %life::chain(&error), "not brought back");
                 None
             }
+        }
+    }
+
+    /// Removes the disk of a rollback that did not come so far as to put it in place: whoever asked for it asks again.
+    fn forget_rollback(&self, id: MachineId) {
+        let disk = self.parts.layout.machine_data(id).join(ROLLBACK_DISK);
+        if let Err(error) = files::remove_file(&disk) {
+            tracing::warn!(machine = %id, %error, "the disk of a rollback is left behind");
         }
     }
 

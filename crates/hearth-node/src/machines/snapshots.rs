@@ -33,7 +33,7 @@ pub const FORKS_MAX: u32 = 100;
 /// Forks that are made at the same time.
 const FORKS_AT_ONCE: usize = 4;
 /// The disk of a snapshot on its way into the place of a machine's own.
-const ROLLBACK_DISK: &str = "disk.rollback";
+pub(super) const ROLLBACK_DISK: &str = "disk.rollback";
 
 /// A machine's record, kept in each snapshot of it.
 pub type MachineSnapshot = Snapshot<MachineRecord>;
