@@ -100,21 +100,29 @@ fn access(path: &Path, reach: Reach) -> BitFlags<AccessFs> {
 mod tests {
     use std::ffi::OsString;
     use std::fs::File;
+    use std::net::TcpListener;
+
+    use landlock::{CompatLevel, Compatible as _};
 
     use super::*;
     use crate::host::launch::{Launch, launch};
     use crate::host::process::Exit;
 
+    const SHELL: &str = "/bin/busybox";
+
     /// Runs a line of a shell behind a fence around its programs and `work`.
     async fn run(work: &Path, line: &str) -> Exit {
-        let shell = Path::new("/bin/busybox");
         let places = [
-            (shell, Reach::Execute),
+            (Path::new(SHELL), Reach::Execute),
             (work, Reach::Work),
             (Path::new("/dev/null"), Reach::Device),
         ];
+        run_behind(Fence::around(places).unwrap(), work, line).await
+    }
+
+    async fn run_behind(fence: Option<Fence>, work: &Path, line: &str) -> Exit {
         let process = launch(Launch {
-            program: shell.to_owned(),
+            program: SHELL.into(),
             args: ["sh", "-c", line].map(OsString::from).into(),
             log: File::create(work.join("log")).unwrap(),
             output: None,
@@ -124,19 +132,65 @@ mod tests {
             network: None,
             directory: Some(work.to_owned()),
             mounts: Vec::new(),
-            fence: Fence::around(places).unwrap(),
+            fence,
             oom_score_adj: 0,
         });
         process.unwrap().wait().await.unwrap()
     }
 
+    /// Tells what keeps a fence from being tried here.
+    fn no_fence() -> Option<&'static str> {
+        if !Path::new(SHELL).exists() {
+            return Some("there is no /bin/busybox");
+        }
+        Fence::around([])
+            .unwrap()
+            .is_none()
+            .then_some("this kernel has no landlock")
+    }
+
+    /// Tells whether this kernel enforces all of a fence, not only what is about files (landlock's ABI 6, Linux 6.12).
+    fn is_whole() -> bool {
+        let strict = Ruleset::default().set_compatibility(CompatLevel::HardRequirement);
+        let net = strict.handle_access(AccessNet::BindTcp | AccessNet::ConnectTcp);
+        net.and_then(|rules| rules.scope(Scope::from_all(ABI::V6)))
+            .is_ok()
+    }
+
+    #[tokio::test]
+    async fn a_program_within_a_fence_uses_no_tcp_and_signals_nobody() {
+        if let Some(why) = no_fence() {
+            return crate::host::skip::skipped(why);
+        }
+        if !is_whole() {
+            return crate::host::skip::skipped("this kernel's landlock knows no TCP or no signals");
+        }
+        let work = tempfile::tempdir().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let call = format!("{SHELL} nc 127.0.0.1 {port} < /dev/null");
+        let signal = format!("kill -0 {}", std::process::id());
+
+        let runs = run(work.path(), &format!("{SHELL} true")).await;
+        assert_eq!(runs, Exit::Code(0), "programs within the fence run");
+        assert_ne!(run(work.path(), &signal).await, Exit::Code(0));
+        assert_ne!(run(work.path(), &call).await, Exit::Code(0));
+        let came = listener.accept().map(drop).map_err(|error| error.kind());
+        assert_eq!(came, Err(std::io::ErrorKind::WouldBlock));
+
+        // Without a fence the same lines do it.
+        listener.set_nonblocking(false).unwrap();
+        let called = std::thread::spawn(move || listener.accept().map(drop));
+        assert_eq!(run_behind(None, work.path(), &signal).await, Exit::Code(0));
+        assert_eq!(run_behind(None, work.path(), &call).await, Exit::Code(0));
+        called.join().unwrap().unwrap();
+    }
+
     #[tokio::test]
     async fn a_program_reaches_what_is_within_its_fence_and_nothing_else() {
-        if !Path::new("/bin/busybox").exists() {
-            return crate::host::skip::skipped("there is no /bin/busybox");
-        }
-        if Fence::around([]).unwrap().is_none() {
-            return crate::host::skip::skipped("this kernel has no landlock");
+        if let Some(why) = no_fence() {
+            return crate::host::skip::skipped(why);
         }
         let (work, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let secret = other.path().join("secret");
