@@ -311,7 +311,8 @@ impl Agent {
 
     /// Is another machine from now on.
     fn renew(&mut self, request: Renew, machine: &mut Machine) -> Result<(), Refusal> {
-        if !self.is_still(machine) {
+        let is_new = self.identity.is_some() && self.main.is_none();
+        if !is_new && !self.is_still(machine) {
             let message = "the machine does not stand still any more";
             return Err((FailureCode::BadRequest, message.into()));
         }

@@ -337,7 +337,7 @@ pub struct Freeze {
     pub at_most_ms: u32,
 }
 
-/// Makes a guest that stands still another machine: it goes on where that machine was captured. Its file system goes on with it, its
+/// Makes a guest that stands still, or (generation 7) has no workload yet, another machine: it goes on where that machine was captured. Its file system goes on with it, its
 /// processes with what follows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Renew {

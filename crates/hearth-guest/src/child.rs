@@ -1,5 +1,12 @@
 //! What happens between fork and execve, in the child: namespaces, root, terminal, identity, working directory, program.
 //! An error goes to the agent as a [`Report`]; then the child ends.
+//!
+//! ```text
+//! run    settle ---------------------------------------> go_on -> execve
+//! wait   settle -> Waiting -> (the order of a launch) -> go_on -> execve
+//! ```
+//! The process of a workload may be made ahead ([`wait`]): then its namespaces and mounts are there when it is launched, and in
+//! a machine that is a clone of another one they never have to be made.
 
 use std::convert::Infallible;
 use std::ffi::{CString, OsStr};
@@ -23,7 +30,8 @@ use crate::program::{self, ProgramError};
 use crate::report::{self, Report};
 use crate::spawn::{Pipes, Place};
 use crate::user::{self, Identity, UnknownUser};
-use crate::{init, probe, sys, terminal};
+use crate::waiting::Order;
+use crate::{init, probe, sys, terminal, warmth};
 
 /// Why a program could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -63,7 +71,40 @@ fn step(what: &'static str) -> impl FnOnce(Errno) -> ChildError {
 
 /// Becomes the requested program, or says why not and ends.
 pub(crate) fn run(request: &Launch, place: Place<'_>, pipes: &Pipes, report: BorrowedFd<'_>) -> Infallible {
-    match become_program(request, place, pipes, report) {
+    let wants_binary = wants_init(&request.execute, &request.world) || is_probe(&request.execute);
+    let become_program = || {
+        go_on(
+            request,
+            settle(place, &request.world, wants_binary)?,
+            pipes,
+            report,
+        )
+    };
+    or_fail(become_program(), report)
+}
+
+/// Gets as far as a workload can whose launch is not known, says so, and becomes its program once it is; ends when nobody launches it.
+pub(crate) fn wait(pipes: Pipes, report: BorrowedFd<'_>, orders: OwnedFd) -> Infallible {
+    // Nothing of the agent's stays open for as long as this waits.
+    let ends = [&pipes.input, &pipes.output, &pipes.error];
+    let kept = ends.into_iter().flatten().map(AsFd::as_fd);
+    sys::close_others(&kept.chain([report, orders.as_fd()]).collect::<Vec<_>>());
+    let become_program = || {
+        let init = settle(Place::New, &World::default(), true)?;
+        warmth::warm_up();
+        report::send(report, &Report::Waiting, None);
+        let Some(Order { hostname, launch }) = Order::receive(orders) else {
+            match sys::exit(0) {}
+        };
+        rustix::system::sethostname(hostname.as_bytes()).map_err(step("the host name"))?;
+        let init = init.filter(|_| wants_init(&launch.execute, &launch.world));
+        go_on(&launch, init, &pipes.only(&launch), report)
+    };
+    or_fail(become_program(), report)
+}
+
+fn or_fail(became: Result<Infallible, ChildError>, report: BorrowedFd<'_>) -> Infallible {
+    match became {
         Ok(never) => match never {},
         Err(error) => {
             let failure = Failure {
@@ -76,23 +117,29 @@ pub(crate) fn run(request: &Launch, place: Place<'_>, pipes: &Pipes, report: Bor
     }
 }
 
-fn become_program(
-    launch: &Launch,
-    place: Place<'_>,
-    pipes: &Pipes,
-    report: BorrowedFd<'_>,
-) -> Result<Infallible, ChildError> {
-    let (request, world) = (&launch.execute, &launch.world);
+/// Becomes a process apart from the agent, in the world that it is to see; returns the agent's binary where that is wanted.
+fn settle(place: Place<'_>, world: &World, wants_binary: bool) -> Result<Option<OwnedFd>, ChildError> {
     sys::reset_signals();
     // Until execve the agent's own program is in this process: the workload must not get at it through /proc.
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(step("a process"))?;
     setsid().map_err(step("a session"))?;
     // Before the agent's root is out of sight.
-    let init = (wants_init(request, world) || is_probe(request))
+    let binary = wants_binary
         .then(init::open_binary)
         .transpose()
         .map_err(step("an init"))?;
     enter(place, world)?;
+    Ok(binary)
+}
+
+/// Becomes the program, in the world that it is to see; `init` is the agent's binary where that is to be its parent, or the program.
+fn go_on(
+    launch: &Launch,
+    init: Option<OwnedFd>,
+    pipes: &Pipes,
+    report: BorrowedFd<'_>,
+) -> Result<Infallible, ChildError> {
+    let (request, world) = (&launch.execute, &launch.world);
     let identity = user::look_up(&request.user, &launch.groups)?;
     match request.terminal {
         Some(size) => {

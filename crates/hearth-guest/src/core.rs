@@ -17,16 +17,18 @@ use serde_bytes::ByteBuf;
 
 use crate::console::complain;
 use crate::dial::Connection;
+use crate::environment::{inherited, renewed};
 use crate::limit::TimeLimit;
 use crate::outbox::Outbox;
 use crate::poller::{Part, Poller, Ready, Source};
 use crate::session::{Session, Verdict, Work};
-use crate::spawn::{Nursery, Place, SpawnError};
+use crate::spawn::{Nursery, Place, SpawnError, Spawned};
 use crate::stillness::{Answers, Stillness};
 use crate::stop::{DRAIN, Facts, Step, Stop};
 use crate::stream::Sink;
 use crate::timer::Timer;
-use crate::{machine, processes, stats, sys};
+use crate::waiting::{Order, Waiting};
+use crate::{machine, processes, stats, stillness, sys};
 
 /// The most sessions at once: connections to published ports, and processes beside the workload.
 const SESSIONS_MAX: usize = 4096;
@@ -42,6 +44,8 @@ pub(crate) struct Core {
     greeted: bool,
     configured: bool,
     nursery: Nursery,
+    /// The workload's process, made ahead of its launch.
+    waiting: Option<Waiting>,
     sessions: BTreeMap<u32, Session>,
     /// The beginnings of launches whose last frame has not come, by session; [`LAUNCH_MAX`] bytes in all.
     parts: BTreeMap<u32, Vec<u8>>,
@@ -80,6 +84,7 @@ impl Core {
             greeted: false,
             configured: false,
             nursery: Nursery::new()?,
+            waiting: None,
             sessions: BTreeMap::new(),
             parts: BTreeMap::new(),
             limits: BTreeMap::new(),
@@ -185,13 +190,7 @@ impl Core {
                 self.out
                     .message(Kind::Status, CONTROL, &Status::Thawed { was_frozen });
             }
-            Kind::Renew => {
-                let request: Renew = read(payload)?;
-                let workload = self.main.and_then(|main| self.sessions.get(&main)?.pidfd());
-                self.stillness.renew(&request, workload)?;
-                self.environment = renewed(&self.environment, &request.environment);
-                self.out.message(Kind::Status, CONTROL, &Status::Renewed);
-            }
+            Kind::Renew => self.renew(&read(payload)?)?,
             Kind::Output | Kind::Result | Kind::Status | Kind::Error | Kind::Pong => {
                 return Err((
                     FailureCode::BadRequest,
@@ -212,6 +211,20 @@ impl Core {
             self.out.message(Kind::Status, CONTROL, &Status::Frozen);
         }
         self.children = true;
+        Ok(())
+    }
+
+    /// Makes this another machine: one that stands still, or that has no workload yet, so that nobody sees it change.
+    fn renew(&mut self, request: &Renew) -> Result<(), Refusal> {
+        let is_new = self.configured && self.main.is_none() && self.stop.is_running();
+        if is_new && self.stillness.is_moving() {
+            stillness::become_machine(request, None)?;
+        } else {
+            let workload = self.main.and_then(|main| self.sessions.get(&main)?.pidfd());
+            self.stillness.renew(request, workload)?;
+            self.environment = renewed(&self.environment, &request.environment);
+        }
+        self.out.message(Kind::Status, CONTROL, &Status::Renewed);
         Ok(())
     }
 
@@ -305,6 +318,12 @@ impl Core {
         }
         machine::configure(request).map_err(|error| (error.code(), error.to_string()))?;
         self.configured = true;
+        match self.nursery.ahead() {
+            Ok(waiting) => self.waiting = Some(waiting),
+            // The launch says why.
+            Err(error) => complain!("the workload's process is not made ahead: {error}"),
+        }
+        self.children = true;
         self.out.message(Kind::Status, CONTROL, &Status::Ready);
         Ok(())
     }
@@ -372,6 +391,11 @@ impl Core {
                 format!("cannot limit the session's time: {errno}"),
             )
         })?;
+        let made_ahead = match limit {
+            None => self.made_ahead(&mut request),
+            // It needs a cgroup of its own.
+            Some(_) => None,
+        };
         let execute = &mut request.execute;
         let (work, place) = match (execute.role, self.main) {
             (Role::Main, None) => (Work::Main, Place::New),
@@ -388,8 +412,13 @@ impl Core {
             execute.environment = inherited(&self.environment, &execute.environment);
         }
         let awaits_terminal = execute.stdin && execute.terminal.is_some();
-        let spawned = self.nursery.launch(&request, place, limit.as_ref());
-        let spawned = spawned.map_err(refusal)?;
+        let spawned = match made_ahead {
+            Some(spawned) => spawned,
+            None => {
+                let spawned = self.nursery.launch(&request, place, limit.as_ref());
+                spawned.map_err(refusal)?
+            }
+        };
         self.children = true;
         if matches!(work, Work::Main) {
             self.main = Some(id);
@@ -402,6 +431,19 @@ impl Core {
         };
         let session = Session::of_process(id, work, spawned, input, poller);
         self.keep(id, session.and_then(|session| session.limited(limit, poller)))
+    }
+
+    /// Lets the process that was made ahead become the workload, if that is what is launched, and there is one that it suits.
+    fn made_ahead(&mut self, request: &mut Launch) -> Option<Spawned> {
+        if request.execute.role != Role::Main || self.main.is_some() {
+            return None;
+        }
+        let waiting = self.waiting.take().filter(|_| Waiting::suits(request))?;
+        let order = Order {
+            hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            launch: request.clone(),
+        };
+        waiting.launch(&order)
     }
 
     /// Returns a handle to the workload, which must run its program by now.
@@ -695,42 +737,24 @@ impl Core {
 
     /// Kills every process there is: the workload takes along all of its namespace.
     fn kill_all(&mut self) {
+        self.waiting = None;
         for pid in self.sessions.values().filter_map(Session::pid) {
             sys::kill(pid, libc::SIGKILL as u8);
         }
     }
 
     fn rest(&mut self) {
-        let child = sys::fork(0, None, || {
+        if self.sessions.is_empty() {
+            // Nobody waits for the agent meanwhile, and to make a process takes longer than to bring a clean disk to rest.
             machine::rest();
-            sys::exit(0)
-        });
-        if let Err(error) = child {
-            complain!("cannot make a process to unmount the disks: {error}");
-            machine::rest();
+        } else {
+            machine::rest_aside();
         }
     }
 }
 
 fn refusal(error: SpawnError) -> Refusal {
     (error.code(), error.to_string())
-}
-
-/// Puts variables over those of the workload; of two with one name the later counts.
-fn inherited(workload: &[ByteBuf], own: &[ByteBuf]) -> Vec<ByteBuf> {
-    let name = |variable: &ByteBuf| variable.split(|&byte| byte == b'=').next().map(<[u8]>::to_vec);
-    let kept = workload
-        .iter()
-        .filter(|variable| own.iter().all(|other| name(other) != name(variable)));
-    kept.chain(own).cloned().collect()
-}
-
-/// Puts variables over those of the workload, and leaves out those of which the host gives the name alone.
-fn renewed(workload: &[ByteBuf], changes: &[ByteBuf]) -> Vec<ByteBuf> {
-    let is_value = |change: &ByteBuf| change.contains(&b'=');
-    let mut environment = inherited(workload, changes);
-    environment.retain(|variable| is_value(variable) || !changes.contains(variable));
-    environment
 }
 
 fn read<M: DeserializeOwned>(payload: &[u8]) -> Result<M, Refusal> {
@@ -749,24 +773,4 @@ fn has_children() -> bool {
     use rustix::process::{WaitId, WaitIdOptions, waitid};
     let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
     !matches!(waitid(WaitId::All, look), Err(Errno::CHILD))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_process_inherits_the_workloads_environment_under_its_own() {
-        let list = |texts: &[&str]| -> Vec<ByteBuf> {
-            texts.iter().map(|text| ByteBuf::from(text.as_bytes())).collect()
-        };
-        assert_eq!(
-            inherited(&list(&["A=1", "AB=2", "C"]), &list(&["A=3", "D=4"])),
-            list(&["AB=2", "C", "A=3", "D=4"])
-        );
-        assert_eq!(
-            renewed(&list(&["A=1", "AB=2", "C=3"]), &list(&["A", "C=4", "D=5", "E"])),
-            list(&["AB=2", "C=4", "D=5"])
-        );
-    }
 }

@@ -182,7 +182,19 @@ fn release() {
     }
 }
 
-/// Brings the disks to rest. Run in a child, since writing may take a while.
+/// Brings the disks to rest in a child, since writing may take a while.
+pub(crate) fn rest_aside() {
+    let child = sys::fork(0, None, || {
+        rest();
+        sys::exit(0)
+    });
+    if let Err(error) = child {
+        complain!("cannot make a process to unmount the disks: {error}");
+        rest();
+    }
+}
+
+/// Brings the disks to rest.
 ///
 /// Read-only is as clean as unmounted, and is had in a third of the time; a file that is still open for writing refuses it.
 pub(crate) fn rest() {

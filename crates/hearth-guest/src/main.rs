@@ -27,6 +27,7 @@ mod console;
 mod container;
 mod core;
 mod dial;
+mod environment;
 mod files;
 mod init;
 mod limit;
@@ -50,6 +51,8 @@ mod terminal;
 mod timer;
 mod uevents;
 mod user;
+mod waiting;
+mod warmth;
 
 fn main() {
     let mut arguments = std::env::args_os();

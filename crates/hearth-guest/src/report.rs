@@ -24,6 +24,8 @@ pub(crate) enum Report {
     Opened,
     /// The master side of its terminal comes with this.
     Terminal,
+    /// It was made ahead of its launch, and has come as far as it can without.
+    Waiting,
     /// It cannot do what it was made for.
     Failed(Failure),
 }

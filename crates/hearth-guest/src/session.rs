@@ -418,7 +418,8 @@ impl Session {
                     }
                 }
                 Received::Report(Report::Opened, _) => self.start(out),
-                Received::Report(Report::Terminal, None) => {}
+                // The latter was waited for when the process was made.
+                Received::Report(Report::Terminal, None) | Received::Report(Report::Waiting, _) => {}
                 Received::End => {
                     self.report = None;
                     if !self.started && !matches!(self.work, Work::Files) {

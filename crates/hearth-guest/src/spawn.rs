@@ -14,10 +14,15 @@ use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 use crate::limit::TimeLimit;
 use crate::report;
 use crate::sys::{self, Forked};
+use crate::waiting::Waiting;
 use crate::{child, files};
 
 /// Twice a window: so a process can go on while the host's answer is under way.
 const PIPE_BYTES: usize = 2 * WINDOW as usize;
+
+/// The namespaces that are the workload's own; that of its cgroup it makes itself.
+const NAMESPACES: libc::c_int =
+    libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC;
 
 /// Why no process could be made.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +57,24 @@ pub(crate) struct Pipes {
     pub(crate) output: Option<OwnedFd>,
     /// Where standard error is read.
     pub(crate) error: Option<OwnedFd>,
+}
+
+impl Pipes {
+    /// Leaves those that a launch has no use for away.
+    pub(crate) fn only(self, launch: &Launch) -> Self {
+        let (input, output) = wanted(launch);
+        Self {
+            input: self.input.filter(|_| input),
+            output: self.output.filter(|_| output),
+            error: self.error.filter(|_| output),
+        }
+    }
+}
+
+/// Tells whether a launch has pipes for its input, and for what it prints.
+fn wanted(launch: &Launch) -> (bool, bool) {
+    let terminal = launch.execute.terminal.is_some();
+    (launch.execute.stdin && !terminal, !terminal)
 }
 
 /// A process that was made.
@@ -107,17 +130,13 @@ impl Nursery {
         limit: Option<&TimeLimit>,
     ) -> Result<Spawned, SpawnError> {
         let (report, child_report) = report::pair()?;
-        let terminal = request.execute.terminal.is_some();
-        let (pipes, child_pipes) = make_pipes(request.execute.stdin && !terminal, !terminal, !terminal)?;
+        let (input, output) = wanted(request);
+        let (pipes, child_pipes) = make_pipes(input, output, output)?;
         let own = limit.and_then(TimeLimit::cgroup);
         let cgroup = own.or(self.cgroup.as_ref().map(AsFd::as_fd));
         let body = || child::run(request, place, &child_pipes, child_report.as_fd());
         let process = match place {
-            Place::New => {
-                let namespaces =
-                    libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC;
-                sys::fork(namespaces, cgroup, body).map_err(SpawnError::Fork)?
-            }
+            Place::New => sys::fork(NAMESPACES, cgroup, body).map_err(SpawnError::Fork)?,
             Place::Beside(workload) => self.inside(workload, || sys::fork(0, cgroup, body))?,
         };
         Ok(Spawned {
@@ -125,6 +144,27 @@ impl Nursery {
             report,
             pipes,
         })
+    }
+
+    /// Makes the process of a workload whose launch is not known yet. Returns when it waits for that.
+    ///
+    /// # Errors
+    /// Returns [`SpawnError`]; nothing is left of it then.
+    pub(crate) fn ahead(&self) -> Result<Waiting, SpawnError> {
+        let (report, child_report) = report::pair()?;
+        let (pipes, child_pipes) = make_pipes(true, true, true)?;
+        let (their_orders, orders) = pipe_with(PipeFlags::CLOEXEC)?;
+        let cgroup = self.cgroup.as_ref().map(AsFd::as_fd);
+        // With the closure the child's ends are closed here.
+        let process = sys::fork(NAMESPACES, cgroup, move || {
+            child::wait(child_pipes, child_report.as_fd(), their_orders)
+        });
+        let spawned = Spawned {
+            process: process.map_err(SpawnError::Fork)?,
+            report,
+            pipes,
+        };
+        Ok(Waiting::made(spawned, orders)?)
     }
 
     /// Makes the process of a file session; `workload` is the workload's process if there is one.

@@ -10,7 +10,7 @@
 //! out by that, and before, while they still run. A child does it, since it may take a while. A host that dies in between never says
 //! THAW: a timer does then. Each FREEZE has one answer, also where it comes to nothing: hosts tell answers apart by their order.
 //!
-//! RENEW comes only to a guest that goes on as another machine. It writes to the disk, so the file system goes on first; processes do
+//! RENEW comes only to a guest that goes on as another machine: one that stands still, or one without a workload ([`crate::core`]). It writes to the disk, so the file system goes on first; processes do
 //! with THAW. Nothing is spawned for it: the first new process of a machine that was restored takes longer than all of this.
 
 use std::fs::{self, File, OpenOptions};
@@ -107,6 +107,11 @@ impl Stillness {
         self.asked = 0;
     }
 
+    /// Tells whether nobody has asked it to stand still.
+    pub(crate) fn is_moving(&self) -> bool {
+        self.phase == Phase::Moving
+    }
+
     /// Begins to stand still; the answer follows with the end of a child, unless it is true already.
     pub(crate) fn freeze(&mut self, request: Freeze) -> Result<bool, Refusal> {
         match self.phase {
@@ -200,22 +205,28 @@ impl Stillness {
             let message = "the machine does not stand still any more".to_owned();
             return Err((FailureCode::BadRequest, message));
         }
-        let done = |what, result: io::Result<()>| result.map_err(|error| refusal(what, &error));
-        // First: the time passes meanwhile.
-        done("set the clock", machine::set_clock(request.clock_unix_ns))?;
         self.timer.set(self.at_most);
         thaw_disk();
         self.phase = Phase::Renewed;
-        done("reseed the random numbers", reseed(&request.entropy))?;
-        done("set the host name", set_hostname(&request.hostname, workload))?;
-        done("write the files of names", write_files(request))?;
-        if let Some(id) = &request.machine_id {
-            done("write the machine's id", write_machine_id(id))?;
-        }
+        become_machine(request, workload)?;
         if let Err(error) = connections::close_stale() {
             complain!("connections of the machine that this was are left to time out: {error}");
         }
         Ok(())
+    }
+}
+
+/// Makes the guest another machine, of which no program sees that: they stand still, or there are none.
+pub(crate) fn become_machine(request: &Renew, workload: Option<BorrowedFd<'_>>) -> Result<(), Refusal> {
+    let done = |what, result: io::Result<()>| result.map_err(|error| refusal(what, &error));
+    // First: the time passes meanwhile.
+    done("set the clock", machine::set_clock(request.clock_unix_ns))?;
+    done("reseed the random numbers", reseed(&request.entropy))?;
+    done("set the host name", set_hostname(&request.hostname, workload))?;
+    done("write the files of names", write_files(request))?;
+    match &request.machine_id {
+        Some(id) => done("write the machine's id", write_machine_id(id)),
+        None => Ok(()),
     }
 }
 

@@ -141,6 +141,7 @@ on_driver!(
         template::of_first_machines_that_start_at_once_one_boots,
         template::a_damaged_template_is_thrown_away_and_made_anew,
         template::clones_are_machines_of_their_own,
+        template::a_clone_has_every_setting_of_its_own,
         secret::a_secret_is_in_the_environment_and_nowhere_else,
         many::boots_one_after_the_other,
         many::fifty_machines_leave_nothing,

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
@@ -52,11 +53,11 @@ pub(crate) fn the_second_machine_is_a_clone_unless_it_is_told_to_boot(node: &Tes
     let stages = node.inspect("waits")?.stages;
     let names: Vec<_> = stages.iter().map(|stage| stage.name.as_str()).collect();
     ensure!(
-        names == ["disk", "template", "restore", "hello", "configure", "start"],
+        names == ["template", "disk", "restore", "hello", "renew", "start"],
         "{names:?}"
     );
     ensure!(run(node, "boots", &["--no-template"])?.is_none());
-    // A clone that was stopped is a clone again, and has its files.
+    // A clone that was stopped has its files: its second start makes a template that goes with any disk, the third is a clone of that.
     node.run(SHAPE.into_iter().chain([
         "--name",
         "keeps",
@@ -66,11 +67,23 @@ pub(crate) fn the_second_machine_is_a_clone_unless_it_is_told_to_boot(node: &Tes
         "n=$(cat /n 2>/dev/null); echo $((n + 1)) > /n; cat /n",
     ]))
     .ok()?;
+    ensure!(node.inspect("keeps")?.template == Some(template.id.clone()));
+    disk_is_sound(node, "keeps")?;
     node.hearth(["start", "-a", "keeps"]).ok()?;
+    ensure!(
+        node.inspect("keeps")?.template.is_none(),
+        "a clone with another's disk"
+    );
     let again = node.hearth(["start", "-a", "keeps"]).ok()?;
     ensure!(again == "3", "{again:?}");
-    ensure!(node.inspect("keeps")?.template == Some(template.id.clone()));
+    let other = node
+        .inspect("keeps")?
+        .template
+        .context("the third start booted")?;
+    ensure!(other != template.id, "a clone with another's disk");
+    disk_is_sound(node, "keeps")?;
 
+    node.hearth(["template", "rm", &other]).ok()?;
     node.hearth(["template", "rm", &template.id]).ok()?;
     node.hearth(["template", "rm", &template.id])
         .run()?
@@ -84,6 +97,81 @@ pub(crate) fn the_second_machine_is_a_clone_unless_it_is_told_to_boot(node: &Tes
         run(node, "anew", &[])?.is_none(),
         "of a template that was removed"
     );
+    Ok(())
+}
+
+/// Has the file system of a machine that rests checked, every block of it.
+fn disk_is_sound(node: &TestNode, machine: &str) -> Result<()> {
+    let id = node.inspect(machine)?.id;
+    let disk = node.location().data.join("machines").join(id).join("disk.img");
+    let checked = Command::new("e2fsck").args(["-f", "-n"]).arg(&disk).output()?;
+    ensure!(
+        checked.status.success(),
+        "{}",
+        String::from_utf8_lossy(&checked.stdout)
+    );
+    Ok(())
+}
+
+/// What a workload is made ahead for is not known: each setting of its own counts in a clone all the same.
+pub(crate) fn a_clone_has_every_setting_of_its_own(node: &TestNode) -> Result<()> {
+    run(node, "first", &[])?;
+    let template = made(node)?;
+    let long = "x".repeat(100_000);
+    let variable = format!("LONG={long}");
+    let cases: [(&[&str], &str, &str); 11] = [
+        (&[], "echo $$", "1"),
+        (
+            &["--hostname", "lighthouse"],
+            "hostname; cat /etc/hostname",
+            "lighthouse\nlighthouse",
+        ),
+        (&["--hostname", "lighthouse"], "echo $HOSTNAME", "lighthouse"),
+        (&["--add-host", "db:10.1.2.3"], "grep -c 10.1.2.3 /etc/hosts", "1"),
+        (&["-u", "65534:65533"], "id -u; id -g", "65534\n65533"),
+        (&["-w", "/made/for/it"], "pwd", "/made/for/it"),
+        (
+            &["--read-only"],
+            "touch /x 2>/dev/null || echo refused",
+            "refused",
+        ),
+        (
+            &["--tmpfs", "/scratch"],
+            "grep -c ' /scratch tmpfs ' /proc/mounts",
+            "1",
+        ),
+        (
+            &["--init"],
+            "echo $$ > /n; [ $(cat /n) != 1 ] && echo child",
+            "child",
+        ),
+        (&["-e", &variable], "echo ${#LONG}", "100000"),
+        (&["--ulimit", "nofile=77:99"], "ulimit -n", "77"),
+    ];
+    for (number, (flags, script, expected)) in cases.into_iter().enumerate() {
+        let name = format!("case{number}");
+        let head = SHAPE.into_iter().chain(["--name", &name]);
+        let tail = ["busybox", "sh", "-c", script];
+        let said = node.run(head.chain(flags.iter().copied()).chain(tail)).ok()?;
+        ensure!(said == expected, "{flags:?}: {said:?} instead of {expected:?}");
+        ensure!(
+            node.inspect(&name)?.template.as_ref() == Some(&template.id),
+            "{flags:?}: no clone"
+        );
+        disk_is_sound(node, &name)?;
+    }
+    let head = SHAPE.into_iter().chain(["--name", "none", "busybox"]);
+    node.run(head.chain(["/no/such/program"]))
+        .run()?
+        .expect_code(127)?
+        .complains("/no/such/program")?;
+    // Input reaches it, and its end does.
+    let head = SHAPE
+        .into_iter()
+        .chain(["-i", "--name", "reads", "busybox", "md5sum"]);
+    let sum = node.run(head).stdin(long.as_bytes()).ok()?;
+    ensure!(sum.contains("  -"), "{sum}");
+    ensure!(node.inspect("reads")?.template == Some(template.id));
     Ok(())
 }
 
@@ -149,10 +237,11 @@ pub(crate) fn a_damaged_template_is_thrown_away_and_made_anew(node: &TestNode) -
     type Change<'a> = &'a dyn Fn(&fs::File) -> Result<()>;
     let shorter = |file: &fs::File| Ok(file.set_len(1000)?);
     let changed = |file: &fs::File| Ok(file.write_all_at(b"other bytes", 4096)?);
-    let cases: [(&str, Change<'_>); 4] = [
+    let cases: [(&str, Change<'_>); 5] = [
         ("state", &shorter),
         ("memory", &changed),
         ("state", &changed),
+        ("disk", &changed),
         ("manifest.json", &shorter),
     ];
     for (number, (name, change)) in cases.into_iter().enumerate() {

@@ -128,7 +128,7 @@ pub(super) struct Carriers {
 #[derive(Debug, Default)]
 pub(super) struct Table {
     pub(super) sessions: HashMap<u32, Arc<Inbox>>,
-    /// Who waits for an answer on the control session, by the kind that answers; first come, first served.
+    /// Who waits for an answer on the control session, and to what; first come, first served.
     pub(super) waiting: VecDeque<(Kind, oneshot::Sender<Answer>)>,
 }
 
@@ -275,7 +275,7 @@ impl Guest {
         if self.shared.info.generation < GENERATION_PROCESSES {
             return Err(RequestError::OlderAgent);
         }
-        self.ask(Kind::Processes, Kind::Processes, &(), deadline).await
+        self.ask(Kind::Processes, &(), deadline).await
     }
 
     /// Returns what the guest says of itself.
@@ -325,7 +325,7 @@ impl Guest {
         request: &impl Serialize,
         deadline: Duration,
     ) -> Result<Status, RequestError> {
-        self.ask(kind, Kind::Status, request, deadline).await
+        self.ask(kind, request, deadline).await
     }
 
     /// Returns what the guest uses.
@@ -333,7 +333,7 @@ impl Guest {
     /// # Errors
     /// Returns [`RequestError`].
     pub async fn stats(&self, deadline: Duration) -> Result<Stats, RequestError> {
-        self.ask(Kind::Stats, Kind::Stats, &(), deadline).await
+        self.ask(Kind::Stats, &(), deadline).await
     }
 
     /// Sends a ping and waits for its echo.
@@ -341,7 +341,7 @@ impl Guest {
     /// # Errors
     /// Returns [`RequestError`].
     pub async fn ping(&self, deadline: Duration) -> Result<(), RequestError> {
-        self.ask(Kind::Ping, Kind::Pong, &(), deadline).await
+        self.ask(Kind::Ping, &(), deadline).await
     }
 
     /// Starts a process.
@@ -430,7 +430,6 @@ impl Guest {
     async fn ask<T: DeserializeOwned>(
         &self,
         kind: Kind,
-        answer: Kind,
         request: &impl Serialize,
         deadline: Duration,
     ) -> Result<T, RequestError> {
@@ -439,7 +438,7 @@ impl Guest {
         let exchange = async {
             let outgoing = self.outgoing().await.ok_or(RequestError::ChannelLost)?;
             let (sender, receiver) = oneshot::channel();
-            self.shared.table().waiting.push_back((answer, sender));
+            self.shared.table().waiting.push_back((kind, sender));
             if outgoing.send(frame).await.is_err() {
                 return Err(RequestError::ChannelLost);
             }
@@ -609,6 +608,10 @@ impl Shared {
 
     fn take_control(&self, frame: &Frame<'_>) -> Result<(), BadFrame> {
         let kind = frame.header.kind;
+        let status = match kind {
+            Kind::Status => Some(decode(frame)?),
+            _ => None,
+        };
         let answer = if kind == Kind::Error {
             Err(decode(frame)?)
         } else {
@@ -619,7 +622,7 @@ impl Shared {
         let place = table
             .waiting
             .iter()
-            .position(|(awaited, _)| *awaited == kind || kind == Kind::Error);
+            .position(|(request, _)| answers(*request, kind, status.as_ref()) || kind == Kind::Error);
         let waiting = place.and_then(|place| table.waiting.remove(place));
         drop(table);
         if let Some((_, sender)) = waiting {
@@ -627,6 +630,19 @@ impl Shared {
             let _ = sender.send(answer);
         }
         Ok(())
+    }
+}
+
+/// Tells whether a frame is what a request is answered by. A guest also says unasked how far it is, to whoever greets it.
+fn answers(request: Kind, kind: Kind, status: Option<&Status>) -> bool {
+    match (request, status) {
+        (Kind::Ping, _) => kind == Kind::Pong,
+        (Kind::Configure, Some(status)) => *status == Status::Ready,
+        (Kind::Freeze, Some(status)) => *status == Status::Frozen,
+        (Kind::Thaw, Some(status)) => matches!(status, Status::Thawed { .. }),
+        (Kind::Renew, Some(status)) => *status == Status::Renewed,
+        (Kind::Stop, Some(status)) => *status == Status::Stopped,
+        _ => kind == request,
     }
 }
 

@@ -111,7 +111,7 @@ impl HungUp {
         }
         message::encode(Kind::Ping, CONTROL, &(), &mut frames).map_err(|_| ConnectError::Malformed)?;
         let (sender, receiver) = oneshot::channel();
-        shared.table().waiting.push_back((Kind::Pong, sender));
+        shared.table().waiting.push_back((Kind::Ping, sender));
         outgoing.send(frames).await.map_err(|_| ConnectError::Closed)?;
         // What the guest tells a new connection stands before its answer, and must not be taken for that to a question that waits.
         match tokio::time::timeout(deadline, receiver).await {

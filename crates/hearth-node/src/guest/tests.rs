@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use hearth_guest_protocol::message::{
-    self, CreditGrant, Execute, Failure, FailureCode, Hello, Launch, Outcome, Role, Status,
+    self, CreditGrant, Execute, Failure, FailureCode, Hello, Launch, Outcome, Renew, Role, Status,
 };
 use hearth_guest_protocol::{CONTROL, Decoder, Flags, Header, Kind, MAX_PAYLOAD};
 use serde_bytes::ByteBuf;
@@ -107,6 +107,33 @@ async fn a_guest_of_another_generation_is_refused() {
     let tasks = TaskTracker::new();
     let (guest, ()) = tokio::join!(Guest::connect(reader, writer, &tasks), peer.greet(99));
     assert!(matches!(guest, Err(ConnectError::Generation(_))));
+}
+
+#[tokio::test]
+async fn what_a_guest_says_of_itself_unasked_answers_no_request() {
+    let (guest, mut peer, _tasks) = connected_in(hearth_guest_protocol::GENERATION_NEW).await;
+    // As of a clone that was configured before.
+    peer.send(Kind::Status, CONTROL, &Status::Ready).await;
+    let renew = Renew {
+        hostname: "it".to_owned(),
+        hosts: ByteBuf::new(),
+        resolv_conf: ByteBuf::new(),
+        machine_id: None,
+        environment: vec![],
+        clock_unix_ns: 1,
+        entropy: [0; 32],
+    };
+    let renewed = guest.renew(&renew, DEADLINE);
+    let refused = async {
+        assert_eq!(peer.receive().await.0.kind, Kind::Renew);
+        let failure = Failure {
+            code: FailureCode::System,
+            message: "no clock".to_owned(),
+        };
+        peer.send(Kind::Error, CONTROL, &failure).await;
+    };
+    let (renewed, ()) = tokio::join!(renewed, refused);
+    assert!(matches!(renewed, Err(RequestError::Refused(_))), "{renewed:?}");
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use hearth_api::v1::Stage;
 use hearth_guest_protocol::message::Configure;
-use hearth_machine::{MacAddress, NetworkMode, Spec};
+use hearth_machine::{ExtraHost, MacAddress, NetworkMode};
 use serde_bytes::ByteBuf;
 
 use super::error::StartError;
@@ -23,11 +23,14 @@ use crate::host::{console, failpoint, files, own};
 use crate::images::ROOTFS_FILESYSTEM;
 use crate::records::BootFact;
 use crate::setup::{AgentState, Artefacts, BootSet};
-use crate::snapshots::Turn;
+use crate::snapshots::{Moment, Turn};
 use crate::vmm::{
     BootRequest, Devices, DiskAccess, DiskAttachment, Driver, Machine as _, MachineDirs, NetworkAttachment,
     Vm, Vmm as _, VmmExit,
 };
+
+/// What a machine is called of which a template is taken, until it gets a name.
+const NOBODYS_NAME: &str = "localhost";
 
 /// The end of the console that goes into an error, in bytes.
 const CONSOLE_TAIL: u64 = 2048;
@@ -75,15 +78,8 @@ pub(super) struct PoweredOn {
 pub(super) async fn power_on(plan: &Plan, stages: &mut Stages) -> Result<PoweredOn, StartError> {
     let (parts, id) = (&plan.parts, plan.id);
     let boots = guest_files(&parts.artefacts).await?;
-    let (dirs, user) = (dirs(&parts.layout, id), host_user(id));
+    let dirs = dirs(&parts.layout, id);
     make_directories(&dirs)?;
-    let disk = parts.layout.machine_disk(id);
-    parts.disks.prepare(plan.spec.disk, &disk, user).await?;
-    failpoint::reach("start-disk-made").map_err(|source| StartError::Write {
-        path: dirs.data.clone(),
-        source,
-    })?;
-    stages.end("disk");
     let driver = parts.drivers.select(plan.spec.driver).await?.driver;
     let devices = devices(plan).await?;
     if devices.network.is_some() {
@@ -101,16 +97,18 @@ pub(super) async fn power_on(plan: &Plan, stages: &mut Stages) -> Result<Powered
                 access: DiskAccess::ReadOnly,
             },
             DiskAttachment {
-                path: disk,
+                path: parts.layout.machine_disk(id),
                 access: DiskAccess::ReadWrite,
             },
         ],
         devices,
         dirs,
-        user,
+        user: host_user(id),
     };
     let boot = boot_fact(&driver, boots.set.as_ref());
     if let Some(source) = &plan.source {
+        templates::make_disk(plan, None).await?;
+        stages.end("disk");
         let vm = restore::restore(&driver, &request, source).await?;
         stages.end("restore");
         return Ok(PoweredOn {
@@ -122,9 +120,8 @@ pub(super) async fn power_on(plan: &Plan, stages: &mut Stages) -> Result<Powered
     let beginning = match templates::turn(plan, &driver, boots.set.as_ref()).await {
         Turn::Use(ready) => {
             stages.end("template");
-            if let Some((vm, id)) = templates::clone(plan, &driver, &request, ready).await {
-                stages.end("restore");
-                let beginning = Beginning::Template(id);
+            if let Some((vm, model)) = templates::clone(plan, &driver, &request, ready, stages).await? {
+                let beginning = Beginning::Template(model);
                 return Ok(PoweredOn { vm, beginning, boot });
             }
             Beginning::Boot
@@ -132,6 +129,8 @@ pub(super) async fn power_on(plan: &Plan, stages: &mut Stages) -> Result<Powered
         Turn::Make(building) => Beginning::BootForTemplate(building),
         Turn::Without => Beginning::Boot,
     };
+    templates::make_disk(plan, None).await?;
+    stages.end("disk");
     let vm = driver.boot(&request).await.map_err(StartError::Boot)?;
     stages.end("vmm");
     Ok(PoweredOn { vm, beginning, boot })
@@ -212,7 +211,7 @@ fn make_directories(dirs: &MachineDirs) -> Result<(), StartError> {
     Ok(())
 }
 
-/// Waits for the guest's greeting, and takes a template where that is to be done.
+/// Waits for the guest's greeting, takes a template where that is to be done, and makes the guest this machine.
 pub(super) async fn meet(
     plan: &Plan,
     vm: &Vm,
@@ -229,14 +228,37 @@ pub(super) async fn meet(
     } else {
         stages.end("hello");
     }
-    if let Beginning::BootForTemplate(building) = beginning {
-        templates::take(plan, vm, &guest, building).await?;
-        stages.end("template");
+    let is_configured = match beginning {
+        Beginning::Template(model) => model.moment == Moment::Configured,
+        Beginning::BootForTemplate(building) => {
+            let moment = building.moment();
+            if moment == Moment::Configured {
+                let nobodys = configuration(NOBODYS_NAME, &[], NetworkMode::None)?;
+                guest.configure(&nobodys, GUEST_DEADLINE).await?;
+                stages.end("configure");
+            }
+            templates::take(plan, vm, &guest, building).await?;
+            stages.end("template");
+            moment == Moment::Configured
+        }
+        Beginning::Snapshot | Beginning::Boot => false,
+    };
+    if is_configured {
+        guest
+            .renew(&restore::renewal(plan, None)?, GUEST_DEADLINE)
+            .await?;
+        stages.end("renew");
+    } else {
+        let hostname = session::hostname(&plan.spec, plan.id);
+        let own = configuration(&hostname, &plan.spec.container.hosts, plan.spec.network)?;
+        guest.configure(&own, GUEST_DEADLINE).await?;
+        stages.end("configure");
     }
+    failpoint::pass("start-configured");
     Ok(guest)
 }
 
-/// Makes the guest this machine, and starts its workload.
+/// Starts the workload.
 pub(super) async fn set_up(
     plan: &mut Plan,
     vm: &Vm,
@@ -252,11 +274,6 @@ pub(super) async fn set_up(
         }
     })?;
     let hostname = session::hostname(&plan.spec, plan.id);
-    guest
-        .configure(&configuration(&plan.spec, &hostname)?, GUEST_DEADLINE)
-        .await?;
-    failpoint::pass("start-configured");
-    stages.end("configure");
     limits::impose(plan, vm_fact(vm));
     let environment = session::environment(&plan.process, &hostname, plan.secrets.iter());
     let container = &plan.spec.container;
@@ -329,7 +346,8 @@ fn console_tail(plan: &Plan) -> String {
     String::from_utf8_lossy(&tail).replace('\r', "")
 }
 
-fn configuration(spec: &Spec, hostname: &str) -> Result<Configure, StartError> {
+/// Says what makes a booted guest a machine of this name.
+fn configuration(hostname: &str, hosts: &[ExtraHost], network: NetworkMode) -> Result<Configure, StartError> {
     let mut entropy = [0; 32];
     getrandom::fill(&mut entropy)
         .map_err(|error| crate::guest::ConnectError::Io(std::io::Error::other(error)))?;
@@ -338,8 +356,8 @@ fn configuration(spec: &Spec, hostname: &str) -> Result<Configure, StartError> {
         image_device: "/dev/vda".to_owned(),
         image_filesystem: ROOTFS_FILESYSTEM.to_owned(),
         disk_device: "/dev/vdb".to_owned(),
-        hosts: ByteBuf::from(session::hosts_file(hostname, &spec.container.hosts).into_bytes()),
-        resolv_conf: ByteBuf::from(session::resolver_file(spec.network).into_bytes()),
+        hosts: ByteBuf::from(session::hosts_file(hostname, hosts).into_bytes()),
+        resolv_conf: ByteBuf::from(session::resolver_file(network).into_bytes()),
         clock_unix_ns: now_unix_ns(),
         entropy,
     })

@@ -39,7 +39,7 @@ use super::ports::Listeners;
 use super::recovery::end_process;
 use super::restore::{self, Restoration};
 use super::session::WorkloadIo;
-use super::templates::{self, Choice};
+use super::templates::{self, Choice, Model};
 use crate::guest::{Guest, Input, RequestError, Session};
 use crate::host::cgroup::Groups;
 use crate::host::{failpoint, files, own};
@@ -48,7 +48,7 @@ use crate::layout::Layout;
 use crate::network::Networks;
 use crate::records::{BootFact, MachineRecord, VmmFact};
 use crate::setup::Artefacts;
-use crate::snapshots::{Snapshots, TemplateId, Templates};
+use crate::snapshots::{Snapshots, Templates};
 use crate::storage::Disks;
 use crate::vmm::{AdoptRequest, ControlError, HostUser, Machine as _, MachineDirs, ProcessId, Vm, Vmm as _};
 
@@ -255,7 +255,7 @@ async fn live(
         let met = unless_ordered(&mut orders, meet(&plan, &vm, beginning, &mut stages)).await;
         match (met, template) {
             (Err(error), Some(template)) if !matches!(error, StartError::Stopped) => {
-                tracing::warn!(machine = %id, %template, error = %chain(&error), "the clone does not come up; it boots");
+                tracing::warn!(machine = %id, template = %template.id, error = %chain(&error), "the clone does not come up; it boots");
                 end_vm(&vm, id).await;
                 templates::discard(&plan, &template).await;
                 (plan.choice, stages) = (Choice::Boot, Stages::begin());
@@ -340,8 +340,8 @@ pub(super) struct Workload {
 
 impl Workload {
     /// Notes what its virtual machine is a clone of, and what that booted with.
-    fn of(mut self, template: Option<TemplateId>, boot: BootFact) -> Self {
-        self.running.template = template.map(|id| id.to_string());
+    fn of(mut self, template: Option<Model>, boot: BootFact) -> Self {
+        self.running.template = template.map(|model| model.id.to_string());
         self.running.boot = Some(boot);
         self
     }

@@ -78,7 +78,10 @@ pub(super) async fn set_up(
     stages.end("hello");
     failpoint::pass("restore-greeted");
     let session = session.ok_or(StartError::NoWorkload)?;
-    guest.renew(&renewal(plan)?, GUEST_DEADLINE).await?;
+    let mut machine_id = [0; 16];
+    random(&mut machine_id)?;
+    let machine_id = (!plan.same_identity).then_some(machine_id);
+    guest.renew(&renewal(plan, machine_id)?, GUEST_DEADLINE).await?;
     stages.end("renew");
     failpoint::pass("restore-renewed");
     limits::impose(plan, vm_fact(vm));
@@ -110,23 +113,25 @@ pub(super) async fn set_up(
     })
 }
 
-fn renewal(plan: &Plan) -> Result<Renew, StartError> {
-    let random = |bytes: &mut [u8]| {
-        getrandom::fill(bytes).map_err(|error| crate::guest::ConnectError::Io(std::io::Error::other(error)))
-    };
-    let (mut entropy, mut machine_id) = ([0; 32], [0; 16]);
+/// Says who the guest is from now on.
+pub(super) fn renewal(plan: &Plan, machine_id: Option<[u8; 16]>) -> Result<Renew, StartError> {
+    let mut entropy = [0; 32];
     random(&mut entropy)?;
-    random(&mut machine_id)?;
     let hostname = session::hostname(&plan.spec, plan.id);
     Ok(Renew {
         hosts: ByteBuf::from(session::hosts_file(&hostname, &plan.spec.container.hosts).into_bytes()),
-        resolv_conf: ByteBuf::new(),
-        machine_id: (!plan.same_identity).then_some(machine_id),
+        resolv_conf: ByteBuf::from(session::resolver_file(plan.spec.network).into_bytes()),
+        machine_id,
         environment: variables(plan, &hostname),
         hostname,
         entropy,
         clock_unix_ns: now_unix_ns(),
     })
+}
+
+fn random(bytes: &mut [u8]) -> Result<(), StartError> {
+    getrandom::fill(bytes)
+        .map_err(|error| crate::guest::ConnectError::Io(std::io::Error::other(error)).into())
 }
 
 /// What processes beside the workload see from now on that is another than before: the host's name, unless it was given as a variable.

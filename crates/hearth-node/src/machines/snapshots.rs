@@ -25,7 +25,7 @@ use super::registry::{Known, Machines};
 use super::restore::Restoration;
 use crate::host::{failpoint, files};
 use crate::records::{BootFact, MachineRecord, RecordedState, RestartFact, spec};
-use crate::snapshots::{Description, Draft, Extent, Held, Snapshot, StoreError, TemplateKey};
+use crate::snapshots::{Description, Draft, Extent, Held, Moment, Snapshot, StoreError, TemplateKey};
 use crate::vmm::{self, Vmm as _};
 
 /// The most forks at once.
@@ -242,6 +242,7 @@ impl Machines {
             interface: spec.network != NetworkMode::None,
             kernel: boot.kernel,
             initramfs: boot.initramfs,
+            moment: Moment::default(),
         })
     }
 

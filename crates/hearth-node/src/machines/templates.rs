@@ -1,37 +1,48 @@
 //! How a start comes by its virtual machine: as a clone of a template, or by a boot of which a template is taken.
 //!
 //! ```text
-//!                 template of its key ---> restore, resume ---.
-//! disk, driver --<                                             >--> hello --> (configure, start: boot.rs)
-//!                 none ---> boot ---> hello, template, resume -'
+//!          template of its key ---> its disk, restore, resume, hello ------------------.
+//! driver -<                                                                             >--> renew --> (start: boot.rs)
+//!          none ---> disk, boot, hello, configure as nobody's, template, resume -------'
 //! ```
-//! A template is the guest behind its greeting and before it is configured: nothing in it tells machines apart, and no
-//! environment, secret or random number of a machine is in it. A clone that does not come up is booted instead, and its
-//! template thrown away.
+//! A template is the guest behind its configuration and before it is told who it is: its disks are mounted, the workload's process is
+//! made and waits. Nothing in it tells machines apart, and no environment, secret or random number of a machine is in it. A clone
+//! that does not come up is booted instead, and its template thrown away.
+//!
+//! Mounted disks are part of such a template. A machine that has a disk already, since it starts again, is a clone of another template:
+//! of the guest behind its greeting and before it is configured ([`Moment::Greeted`]). So is one whose kernel is its own agent.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use hearth_machine::{DriverChoice, MachineId, NetworkMode};
 
+use super::boot::Stages;
 use super::error::StartError;
-use super::life::{GUEST_DEADLINE, Plan, chain};
+use super::life::{GUEST_DEADLINE, Plan, chain, host_user};
 use super::pagers::PagersError;
 use super::recovery::kill_at_once;
 use super::registry::Machines;
 use super::silence::Silence;
 use crate::guest::Guest;
-use crate::host::failpoint;
+use crate::host::{failpoint, files};
 use crate::setup::{Artefacts, BootSet, Digest};
-use crate::snapshots::{Building, Ready, Template, TemplateError, TemplateId, TemplateKey, Turn};
+use crate::snapshots::{Building, Moment, Ready, Template, TemplateError, TemplateId, TemplateKey, Turn};
 use crate::vmm::{
     BootError, BootRequest, DeviceSupport, Driver, Machine as _, MemoryBackend, ProcessId, RestoreError,
     RestoreRequest, SnapshotKind, Vm, Vmm as _,
 };
 
+/// What a clone was made of.
+#[derive(Debug, Clone)]
+pub(super) struct Model {
+    pub(super) id: TemplateId,
+    pub(super) moment: Moment,
+}
+
 /// What a virtual machine began with.
 pub(super) enum Beginning {
     /// It is a clone.
-    Template(TemplateId),
+    Template(Model),
     /// It goes on where another one was captured.
     Snapshot,
     /// It was booted, and a template is to be taken of it.
@@ -42,9 +53,9 @@ pub(super) enum Beginning {
 
 impl Beginning {
     /// Returns the template that it is a clone of.
-    pub(super) fn template(&self) -> Option<TemplateId> {
+    pub(super) fn template(&self) -> Option<Model> {
         match self {
-            Self::Template(id) => Some(id.clone()),
+            Self::Template(model) => Some(model.clone()),
             Self::Snapshot | Self::BootForTemplate(_) | Self::Boot => None,
         }
     }
@@ -83,6 +94,7 @@ fn key(plan: &Plan, driver: &Driver, boot_set: Option<&BootSet>) -> std::io::Res
     let (kernel, initramfs) = guest_digests(&plan.parts.artefacts, boot_set)?;
     let capabilities = driver.capabilities();
     let shape = plan.spec.shape();
+    let is_new = !plan.parts.layout.machine_disk(plan.id).exists();
     Ok(TemplateKey {
         driver: capabilities.driver.to_owned(),
         version: capabilities.version.clone(),
@@ -96,6 +108,10 @@ fn key(plan: &Plan, driver: &Driver, boot_set: Option<&BootSet>) -> std::io::Res
         interface: plan.spec.network != NetworkMode::None,
         kernel,
         initramfs,
+        moment: match boot_set {
+            Some(_) if is_new => Moment::Configured,
+            _ => Moment::Greeted,
+        },
     })
 }
 
@@ -110,33 +126,73 @@ fn guest_digests(artefacts: &Artefacts, boot_set: Option<&BootSet>) -> std::io::
     Ok((Digest::of_file(guest)?.to_string(), String::new()))
 }
 
-/// Makes a machine of a template. One that cannot be used is thrown away.
+/// Makes a machine of a template, and its disk. A template that cannot be used is thrown away.
+///
+/// # Errors
+/// Only when there is no disk.
 pub(super) async fn clone(
     plan: &Plan,
     driver: &Driver,
     request: &BootRequest,
     ready: Ready,
-) -> Option<(Vm, TemplateId)> {
-    let id = ready.id().clone();
+    stages: &mut Stages,
+) -> Result<Option<(Vm, Model)>, StartError> {
+    make_disk(plan, ready.disk()).await?;
+    stages.end("disk");
+    let model = Model {
+        id: ready.id().clone(),
+        moment: ready.moment(),
+    };
     let error = match restore(plan, driver, request, &ready).await {
-        Ok(vm) => return Some((vm, id)),
+        Ok(vm) => {
+            stages.end("restore");
+            return Ok(Some((vm, model)));
+        }
         Err(error) => error,
     };
-    tracing::warn!(machine = %plan.id, template = %id, error = %chain(&error), "it cannot be a clone; it boots");
+    tracing::warn!(machine = %plan.id, template = %model.id, error = %chain(&error), "it cannot be a clone; it boots");
     drop(ready);
-    plan.parts.pagers.release(plan.id);
-    if error.is_of_template() {
-        discard(plan, &id).await;
+    match error.is_of_template() {
+        true => discard(plan, &model).await,
+        false => leave(plan, &model),
     }
-    None
+    Ok(None)
 }
 
 /// Throws a template away of which no machine comes up.
-pub(super) async fn discard(plan: &Plan, id: &TemplateId) {
-    plan.parts.pagers.release(plan.id);
-    if let Err(error) = plan.parts.templates.remove(id).await {
-        tracing::warn!(template = %id, error = %chain(&error), "a bad template stays");
+pub(super) async fn discard(plan: &Plan, model: &Model) {
+    leave(plan, model);
+    if let Err(error) = plan.parts.templates.remove(&model.id).await {
+        tracing::warn!(template = %model.id, error = %chain(&error), "a bad template stays");
     }
+}
+
+/// Gives back what a machine has of a template that it is no clone of in the end. Nothing of its own is on the disk yet.
+fn leave(plan: &Plan, model: &Model) {
+    plan.parts.pagers.release(plan.id);
+    let disk = plan.parts.layout.machine_disk(plan.id);
+    if model.moment == Moment::Configured
+        && let Err(error) = files::remove_file(&disk)
+    {
+        tracing::warn!(machine = %plan.id, %error, "it boots with the disk of a template");
+    }
+}
+
+/// Makes the machine's disk unless it is there: as a copy of this one, or empty.
+///
+/// # Errors
+/// Returns the disk's, or the file system's.
+pub(super) async fn make_disk(plan: &Plan, of: Option<PathBuf>) -> Result<(), StartError> {
+    let (parts, user) = (&plan.parts, host_user(plan.id));
+    let disk = parts.layout.machine_disk(plan.id);
+    match of {
+        Some(of) => parts.disks.copy(of, &disk, user).await?,
+        None => parts.disks.prepare(plan.spec.disk, &disk, user).await?,
+    }
+    failpoint::reach("start-disk-made").map_err(|source| StartError::Write {
+        path: parts.layout.machine_data(plan.id),
+        source,
+    })
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -210,7 +266,7 @@ impl Drop for KillOnDrop {
     }
 }
 
-/// Takes the template of a machine that has just booted and greeted; the machine goes on, whatever comes of it.
+/// Takes the template of a machine that has just come to its moment; the machine goes on, whatever comes of it.
 ///
 /// # Errors
 /// Only when the machine does not go on.
@@ -220,6 +276,13 @@ pub(super) async fn take(
     guest: &Guest,
     building: Box<Building>,
 ) -> Result<(), StartError> {
+    if building.moment() == Moment::Configured {
+        // What the guest has to write is on the disk then, and its journal is empty: no clone has to do that again when it ends.
+        if let Err(error) = guest.freeze(GUEST_DEADLINE, GUEST_DEADLINE).await {
+            tracing::debug!(machine = %plan.id, error = %chain(&error), "its clones have more to write");
+        }
+        guest.thaw(GUEST_DEADLINE).await?;
+    }
     // What the agent does behind its greeting is done when it answers.
     guest.ping(GUEST_DEADLINE).await?;
     let id = building.id().clone();
@@ -240,8 +303,14 @@ pub(super) async fn take(
         building.failed();
         return silence.end(plan, vm).await;
     }
+    let disk = copy_disk(plan, &building).await;
     vm.resume().await.map_err(StartError::Resume)?;
     silence.end(plan, vm).await?;
+    if let Err(error) = disk {
+        failed(&error);
+        building.failed();
+        return Ok(());
+    }
     failpoint::pass("template-taken");
     // Others wait for it; this machine need not.
     let parts = plan.parts.clone();
@@ -252,6 +321,17 @@ pub(super) async fn take(
         }
     });
     Ok(())
+}
+
+/// Copies the disk of a machine that stands still, where that belongs to its template.
+async fn copy_disk(plan: &Plan, building: &Building) -> std::io::Result<()> {
+    let Some(to) = building.disk() else {
+        return Ok(());
+    };
+    let from = plan.parts.layout.machine_disk(plan.id);
+    let copied = tokio::task::spawn_blocking(move || files::clone_file(&from, &to)).await;
+    copied.map_err(std::io::Error::other).flatten()?;
+    failpoint::reach("template-copied")
 }
 
 impl Machines {

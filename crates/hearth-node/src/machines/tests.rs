@@ -217,7 +217,8 @@ async fn a_workload_prints_and_ends() {
         .iter()
         .map(|s| s.name.clone())
         .collect();
-    assert_eq!(names, ["disk", "vmm", "kernel", "template", "configure", "start"]);
+    let expected = ["disk", "vmm", "kernel", "configure", "template", "renew", "start"];
+    assert_eq!(names, expected);
 }
 
 #[tokio::test]

@@ -201,7 +201,7 @@ fn unpack(entry: &mut impl Read, path: &Path, bytes: u64) -> Result<(), ArchiveE
 mod tests {
     use std::fs;
 
-    use super::super::manifest::TemplateKey;
+    use super::super::manifest::{Moment, TemplateKey};
     use super::*;
 
     fn description(disk_bytes: u64) -> Description<u32> {
@@ -221,6 +221,7 @@ mod tests {
                 interface: false,
                 kernel: "k".into(),
                 initramfs: "i".into(),
+                moment: Moment::default(),
             },
             received: 7,
             facts: 8,

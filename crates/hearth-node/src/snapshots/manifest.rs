@@ -13,11 +13,39 @@ use crate::host::memory_image;
 /// The file's name. A directory without it is neither.
 pub(super) const MANIFEST: &str = "manifest.json";
 
-/// The format that is written, and the only one that is read.
-const FORMAT: u32 = 1;
+/// What a manifest tells of, in the one format of it that is written and read.
+pub(super) trait Subject {
+    /// The format.
+    const FORMAT: u32;
+}
+
+/// Version 1 knew no moments, and was all of [`Moment::Greeted`].
+impl Subject for TemplateKey {
+    const FORMAT: u32 = 2;
+}
+
+impl<F> Subject for Description<F> {
+    const FORMAT: u32 = 1;
+}
+
+/// A description of which only the files count.
+impl Subject for serde_json::Value {
+    const FORMAT: u32 = 1;
+}
+
+/// How far the start of the machine had come of which a template was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Moment {
+    /// Its agent had greeted. Such a template goes with any disk.
+    #[default]
+    Greeted,
+    /// It was configured: disks were mounted, and the workload's process waited for its launch. Such a template has a disk.
+    Configured,
+}
 
 /// Everything that decides whether a machine may be a clone of a template. Machines of one key could be each other until they
-/// are configured.
+/// are given their names and launch their workloads.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TemplateKey {
     /// The monitor's driver.
@@ -45,6 +73,9 @@ pub struct TemplateKey {
     pub kernel: String,
     /// The digest of the initramfs, and so of the agent.
     pub initramfs: String,
+    /// How far its start had come; of no account in a snapshot.
+    #[serde(default)]
+    pub moment: Moment,
 }
 
 impl TemplateKey {
@@ -127,8 +158,13 @@ pub enum Flaw {
     #[error("{MANIFEST} makes no sense")]
     Manifest(#[source] serde_json::Error),
     /// The manifest is of another version.
-    #[error("it has the format {0}, and {FORMAT} is read")]
-    Format(u32),
+    #[error("it has the format {found}, and {read} is read")]
+    Format {
+        /// What it has.
+        found: u32,
+        /// What is read.
+        read: u32,
+    },
     /// A file was cut off, or grew.
     #[error("{name} has {found} bytes instead of {expected}")]
     Size {
@@ -147,11 +183,11 @@ pub enum Flaw {
     Key,
 }
 
-impl<K: Serialize + DeserializeOwned> Manifest<K> {
+impl<K: Subject + Serialize + DeserializeOwned> Manifest<K> {
     /// Describes the files of this name in a directory, which takes reading them.
     pub(super) fn of(directory: &Path, key: K, names: &[&str]) -> io::Result<Self> {
         Ok(Self {
-            format: FORMAT,
+            format: K::FORMAT,
             key,
             created_at: jiff::Timestamp::now().to_string(),
             files: names
@@ -172,10 +208,15 @@ impl<K: Serialize + DeserializeOwned> Manifest<K> {
     }
 
     pub(super) fn from_bytes(bytes: &[u8]) -> Result<Self, Flaw> {
-        let manifest: Self = serde_json::from_slice(bytes).map_err(Flaw::Manifest)?;
-        match manifest.format {
-            FORMAT => Ok(manifest),
-            other => Err(Flaw::Format(other)),
+        #[derive(Deserialize)]
+        struct Header {
+            format: u32,
+        }
+        // First: what else there is follows from it.
+        let Header { format: found } = serde_json::from_slice(bytes).map_err(Flaw::Manifest)?;
+        match K::FORMAT {
+            read if read == found => serde_json::from_slice(bytes).map_err(Flaw::Manifest),
+            read => Err(Flaw::Format { found, read }),
         }
     }
 

@@ -9,6 +9,6 @@ mod named;
 mod template;
 
 pub use archive::ArchiveError;
-pub use manifest::{Description, Extent, Flaw, TemplateKey};
+pub use manifest::{Description, Extent, Flaw, Moment, TemplateKey};
 pub use named::{Draft, Held, Imported, Snapshot, SnapshotId, Snapshots, StoreError};
 pub use template::{Building, InvalidId, Ready, Template, TemplateError, TemplateId, Templates, Turn};

@@ -1,7 +1,8 @@
-//! Templates: machines as they are between the agent's greeting and their configuration, one for each [`TemplateKey`].
+//! Templates: machines as they are at a [`Moment`] of their start, before there is anything in them that is theirs alone; one for
+//! each [`TemplateKey`].
 //!
 //! ```text
-//! DATA/templates/ID/        manifest.json   and the files that the driver wrote
+//! DATA/templates/ID/        manifest.json   the files that the driver wrote, and the disk where that was mounted
 //! DATA/templates/ID.new/    one that is being made; its manifest goes in last, then the directory gets its name
 //! ```
 //! Everything there is of a key's template is behind one lock: starts that use it hold it shared, who makes or removes it holds it
@@ -16,15 +17,24 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 
-use super::manifest::{Flaw, MANIFEST, Manifest, TemplateKey};
+use super::manifest::{Flaw, MANIFEST, Manifest, Moment, TemplateKey};
 use crate::host::facts::{Place, existing_ancestor};
 use crate::host::{failpoint, files};
 
 /// The extension of a template that is being made.
 const UNFINISHED: &str = "new";
 
-/// The files of a template, in the order of their digests in the manifest.
-const FILES: [&str; 2] = ["state", "memory"];
+/// The files that the driver writes.
+const DRIVERS: [&str; 2] = ["state", "memory"];
+
+/// The machine's disk at the same moment.
+const DISK: &str = "disk";
+
+/// Returns the files of a template, in the order of their digests in the manifest.
+fn files_of(moment: Moment) -> Vec<&'static str> {
+    let disk = (moment == Moment::Configured).then_some(DISK);
+    DRIVERS.into_iter().chain(disk).collect()
+}
 
 /// How many templates are kept; the one that was used longest ago goes first.
 const MOST: usize = 64;
@@ -133,6 +143,7 @@ pub enum Turn {
 pub struct Ready {
     id: TemplateId,
     path: PathBuf,
+    moment: Moment,
     _slot: OwnedRwLockReadGuard<Slot>,
 }
 
@@ -146,6 +157,16 @@ impl Ready {
     pub fn path(&self) -> &Path {
         &self.path
     }
+
+    /// Returns how far the start of its machines has come.
+    pub fn moment(&self) -> Moment {
+        self.moment
+    }
+
+    /// Returns the disk that machines of it go on with; where there is none, any disk will do.
+    pub fn disk(&self) -> Option<PathBuf> {
+        (self.moment == Moment::Configured).then(|| self.path.join(DISK))
+    }
 }
 
 /// A template that is being made. When it is dropped before its end, nothing is left of it.
@@ -158,11 +179,12 @@ pub struct Building {
 }
 
 impl Templates {
-    /// Opens the templates of a directory; what an earlier node did not finish there is removed.
+    /// Opens the templates of a directory; what an earlier node did not finish there is removed, and what it wrote in another format.
     pub fn open(directory: PathBuf) -> Self {
         for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
             let path = entry.path();
-            if name(&path).is_some() && path.join(MANIFEST).exists() {
+            let is_whole = name(&path).is_some() && path.join(MANIFEST).exists();
+            if is_whole && !is_of_another_format(&path) {
                 continue;
             }
             if let Err(error) = files::remove_tree(&path) {
@@ -181,17 +203,17 @@ impl Templates {
         let slot = self.slot(&id);
         let known = Arc::clone(&slot).read_owned().await;
         if known.good {
-            return self.ready(id, known);
+            return self.ready(id, key, known);
         }
         drop(known);
         let mut slot = slot.write_owned().await;
         if slot.good {
             // Another start has made it meanwhile.
-            return self.ready(id, slot.downgrade());
+            return self.ready(id, key, slot.downgrade());
         }
         if self.is_good(&id, key).await {
             slot.good = true;
-            return self.ready(id, slot.downgrade());
+            return self.ready(id, key, slot.downgrade());
         }
         if slot.failed.is_some_and(|failed| failed.elapsed() < RETRY_AFTER) {
             return Turn::Without;
@@ -209,7 +231,7 @@ impl Templates {
         }))
     }
 
-    fn ready(&self, id: TemplateId, slot: OwnedRwLockReadGuard<Slot>) -> Turn {
+    fn ready(&self, id: TemplateId, key: &TemplateKey, slot: OwnedRwLockReadGuard<Slot>) -> Turn {
         let path = self.path(&id);
         let now = FileTimes::new().set_modified(SystemTime::now());
         let marked = fs::File::open(path.join(MANIFEST)).and_then(|file| file.set_times(now));
@@ -220,6 +242,7 @@ impl Templates {
         Turn::Use(Ready {
             id,
             path,
+            moment: key.moment,
             _slot: slot,
         })
     }
@@ -320,6 +343,17 @@ impl Building {
         Ok(&self.unfinished)
     }
 
+    /// Returns how far the start is to have come of which it is taken.
+    pub fn moment(&self) -> Moment {
+        self.key.moment
+    }
+
+    /// Returns where the machine's disk is to be copied to, as it is when the driver has filled the directory; none where the disk does
+    /// not matter.
+    pub fn disk(&self) -> Option<PathBuf> {
+        (self.key.moment == Moment::Configured).then(|| self.unfinished.join(DISK))
+    }
+
     /// Makes it a template: from here on starts use it.
     ///
     /// # Errors
@@ -356,7 +390,8 @@ impl Drop for Building {
 
 fn finish(unfinished: &Path, key: TemplateKey) -> io::Result<()> {
     failpoint::reach("template-written")?;
-    let manifest = Manifest::of(unfinished, key, &FILES)?;
+    let files = files_of(key.moment);
+    let manifest = Manifest::of(unfinished, key, &files)?;
     files::write_atomic(&unfinished.join(MANIFEST), &manifest.to_bytes(), files::PRIVATE)?;
     failpoint::reach("template-described")?;
     fs::rename(unfinished, unfinished.with_extension(""))?;
@@ -376,6 +411,10 @@ fn name(path: &Path) -> Option<TemplateId> {
     path.file_name()?.to_str()?.parse().ok()
 }
 
+fn is_of_another_format(path: &Path) -> bool {
+    matches!(Manifest::<TemplateKey>::parse(path), Err(Flaw::Format { .. }))
+}
+
 fn listed(path: &Path) -> Option<Template> {
     let id = name(path)?;
     let manifest = Manifest::<TemplateKey>::read(path).ok()?;
@@ -388,7 +427,7 @@ fn listed(path: &Path) -> Option<Template> {
     Some(Template {
         id,
         used_at: fs::metadata(path.join(MANIFEST)).ok()?.modified().ok()?,
-        bytes: FILES.iter().map(|file| size(file)).sum(),
+        bytes: manifest.files.iter().map(|file| size(&file.name)).sum(),
         key: manifest.key,
         created_at: manifest.created_at,
     })
@@ -412,6 +451,7 @@ mod tests {
             interface: false,
             kernel: "k".into(),
             initramfs: "i".into(),
+            moment: Moment::Configured,
         }
     }
 
@@ -422,6 +462,7 @@ mod tests {
         let (id, directory) = (building.id().clone(), building.directory().unwrap().to_owned());
         fs::write(directory.join("state"), b"state").unwrap();
         fs::write(directory.join("memory"), [7; 9000]).unwrap();
+        fs::write(building.disk().unwrap(), [8; 9000]).unwrap();
         building.finish().await.unwrap();
         id
     }
@@ -442,7 +483,7 @@ mod tests {
             async move { is_there(&templates, "a").await }
         });
         let directory = building.directory().unwrap().to_owned();
-        for name in FILES {
+        for name in files_of(Moment::Configured) {
             fs::write(directory.join(name), b"x").unwrap();
         }
         assert!(!waiting.is_finished());
@@ -462,12 +503,11 @@ mod tests {
             make(&templates, "changed").await,
             make(&templates, "foreign").await,
         );
+        let older = place.join(make(&templates, "older").await.0).join(MANIFEST);
+        let text = fs::read_to_string(&older).unwrap();
+        fs::write(&older, text.replace("\"format\": 2", "\"format\": 1")).unwrap();
         fs::write(place.join(&shorter.0).join("state"), b"stat").unwrap();
-        fs::write(
-            place.join(&changed.0).join("state"),
-            b"stats"[..5].to_ascii_uppercase(),
-        )
-        .unwrap();
+        fs::write(place.join(&changed.0).join("disk"), [9; 9000]).unwrap();
         let manifest = place.join(&foreign.0).join(MANIFEST);
         let text = fs::read_to_string(&manifest).unwrap();
         fs::write(
@@ -481,7 +521,7 @@ mod tests {
         let next = Templates::open(place.clone());
         assert_eq!(fs::read_dir(&place).unwrap().count(), 4);
         assert!(is_there(&next, "whole").await);
-        for image in ["shorter", "changed", "foreign"] {
+        for image in ["shorter", "changed", "foreign", "older"] {
             assert!(!is_there(&next, image).await, "{image}");
         }
         assert_eq!(

@@ -91,12 +91,25 @@ impl Disks {
             return Ok(());
         }
         let empty = self.empty(size).await?;
+        self.copy(empty, path, owner).await
+    }
+
+    /// Makes a machine's disk at `path`, where there is none, a copy of another one, for `owner` where that is not the node. A disk that
+    /// is there under its name is whole, whenever the node dies.
+    ///
+    /// # Errors
+    /// Returns [`DiskError`]; nothing is left at `path` then.
+    pub async fn copy(&self, from: PathBuf, path: &Path, owner: Option<HostUser>) -> Result<(), DiskError> {
         let target = path.to_owned();
         let copied = tokio::task::spawn_blocking(move || {
-            files::clone_file(&empty, &target)?;
+            let half_made = target.with_extension("new");
+            // A node that died has left it.
+            files::remove_file(&half_made)?;
+            files::clone_file(&from, &half_made)?;
             owner.map_or(Ok(()), |user| {
-                std::os::unix::fs::chown(&target, Some(user.uid), Some(user.gid))
-            })
+                std::os::unix::fs::chown(&half_made, Some(user.uid), Some(user.gid))
+            })?;
+            std::fs::rename(&half_made, &target)
         })
         .await;
         copied

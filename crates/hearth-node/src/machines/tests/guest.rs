@@ -55,6 +55,12 @@ impl Peer {
                 }
                 Kind::Ping => self.send_bytes(Kind::Pong, header.session, &payload).await,
                 Kind::Configure => self.send(Kind::Status, CONTROL, &Status::Ready).await,
+                Kind::Freeze => self.send(Kind::Status, CONTROL, &Status::Frozen).await,
+                Kind::Thaw => {
+                    let thawed = Status::Thawed { was_frozen: true };
+                    self.send(Kind::Status, CONTROL, &thawed).await;
+                }
+                Kind::Renew => self.send(Kind::Status, CONTROL, &Status::Renewed).await,
                 Kind::Launch => {
                     let launch: Launch = message::decode(&payload).unwrap();
                     let session = header.session;

@@ -39,9 +39,11 @@ pub(super) enum Memory {
 /// - `panic=-1 reboot=t`: a panic resets at once (by triple fault, the way that needs no firmware), and a reset ends QEMU.
 /// - `tsc=reliable no_timer_check`: no calibration against emulated timers, which fails at random when the host is busy.
 /// - `random.trust_cpu=on`: the first random numbers come from RDRAND, so nothing waits for entropy.
+/// - `lsm=landlock,yama`: those that programs ask for, or that keep processes of one user apart; the others have no policy here, and each
+///   costs a way through its hooks in every system call.
 /// - the rest leaves out looking for hardware that the machine does not have.
 const KERNEL_COMMON: &str = "console=ttyS0 quiet panic=-1 reboot=t tsc=reliable no_timer_check \
-     random.trust_cpu=on i8042.noaux i8042.nokbd 8250.nr_uarts=1 cryptomgr.notests pci=lastbus=0";
+     random.trust_cpu=on lsm=landlock,yama i8042.noaux i8042.nokbd 8250.nr_uarts=1 cryptomgr.notests pci=lastbus=0";
 
 /// Under emulation the processor's speculation is the host's, and the guest's mitigations only cost time.
 const KERNEL_EMULATED: &str = "mitigations=off";
