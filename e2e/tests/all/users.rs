@@ -131,6 +131,11 @@ fn ordinary_users_run_machines_and_do_not_see_each_other() -> Result<()> {
                 .ok()?;
             ensure!(told == "0", "{told}");
         }
+        // What they cannot have is said before anything is made.
+        one.hearth(&["run", "--network", "filtered", "busybox", "true"])
+            .run()?
+            .complains("runs as root")?;
+        ensure!(one.machines()?.is_empty(), "a refused machine is left");
         one.hearth(&[
             "run",
             "-d",

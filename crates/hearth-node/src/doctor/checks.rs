@@ -50,6 +50,7 @@ pub(super) fn all(layout: &Layout) -> Vec<Check> {
         landlock(facts::landlock_abi()),
         device("vhost-vsock", "/dev/vhost-vsock", "modprobe vhost_vsock"),
         device("tun", "/dev/net/tun", "modprobe tun"),
+        programs::networks(),
     ]
 }
 

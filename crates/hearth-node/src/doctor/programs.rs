@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::{Check, chain};
 use crate::host::command::HostCommand;
 use crate::host::facts::find_program;
+use crate::host::own;
 use crate::setup::Artefacts;
 
 /// The oldest QEMU that Hearth drives: the one of Debian 12.
@@ -101,6 +102,19 @@ pub(super) fn mkfs_ext4() -> Check {
         None => Check::missing("mkfs.ext4", "not installed")
             .because("machines' disks are made with it")
             .remedy("apt-get install e2fsprogs"),
+    }
+}
+
+/// Judges what machines with a network need: a program that sets rules, and a node of root's.
+pub(super) fn networks() -> Check {
+    match find_program("nft") {
+        None => Check::absent("networks", "nft is not installed")
+            .because("it sets the rules of machines with --network filtered or open")
+            .remedy("apt-get install nftables"),
+        Some(_) if !own::is_root() => Check::absent("networks", "isolated only")
+            .because("the way out of a machine is made by root alone")
+            .remedy("start the node as root"),
+        Some(path) => Check::ok("networks", path.display().to_string()),
     }
 }
 

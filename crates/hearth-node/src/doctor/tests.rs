@@ -23,6 +23,7 @@ async fn this_host_is_examined_whole() {
         "cgroups",
         "landlock",
         "tun",
+        "networks",
     ] {
         assert!(names.contains(&name), "{name} is not among {names:?}");
     }

@@ -27,6 +27,8 @@ const LONGEST: usize = 65_535;
 const PATIENCE: Duration = Duration::from_secs(3);
 /// How long a conversation over TCP may wait for its next question.
 const IDLE: Duration = Duration::from_secs(10);
+/// How long nobody is accepted after one could not be.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Questions of one machine that are under way at once; what comes beyond that is dropped, as by any busy server.
 const AT_ONCE: usize = 128;
 /// The error code of a server that cannot answer (RFC 1035, 4.1.1: SERVFAIL).
@@ -197,9 +199,9 @@ async fn serve_streams(listener: TcpListener, servers: Servers, permits: Arc<Sem
     let mut under_way = tokio::task::JoinSet::new();
     loop {
         while under_way.try_join_next().is_some() {}
-        // One that cannot be accepted has gone; when there are too many open files, so do others soon.
         let Ok((stream, _)) = listener.accept().await else {
-            tokio::task::yield_now().await;
+            // One that cannot be accepted has gone, or there are too many open files: nothing tells when there are fewer.
+            tokio::time::sleep(ACCEPT_PAUSE).await;
             continue;
         };
         let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else {

@@ -170,7 +170,7 @@ impl Networks {
         if !leads_out(mode) {
             return Ok(());
         }
-        if !own::uid() == 0 {
+        if !own::is_root() {
             return Err(NetworkError::NotRoot);
         }
         match facts::find_program(NFT) {
