@@ -93,7 +93,7 @@ fn guest_kernel(artefacts: &Artefacts) -> Check {
                 None => Check::ok("guest-kernel", detail),
                 Some(artefact) => Check::warning("guest-kernel", detail)
                     .because(format!(
-                        "its {} is of an earlier hearth: what came since does not work in guests",
+                        "an earlier hearth made its {}: what came since does not work in guests",
                         artefact.kind.as_str()
                     ))
                     .remedy(match artefact.kind {
