@@ -195,6 +195,9 @@ fn obstacle() -> Option<String> {
     if !rustix::process::geteuid().is_root() {
         return Some("only root gives machines a network".into());
     }
+    if let Err(error) = File::options().read(true).write(true).open("/dev/net/tun") {
+        return Some(format!("/dev/net/tun does not open: {error}"));
+    }
     e2e::missing_program(&["ip", "nft"]).map(|program| format!("{program} is not installed"))
 }
 
