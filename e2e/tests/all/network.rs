@@ -201,6 +201,14 @@ fn obstacle() -> Option<String> {
     e2e::missing_program(&["ip", "nft"]).map(|program| format!("{program} is not installed"))
 }
 
+/// Runs a test on a node that lives on a host of its own, or says why it cannot.
+fn on_stage(test: impl Fn(&TestNode, &Stage) -> Result<()> + Sync) -> Result<()> {
+    match obstacle() {
+        Some(reason) => e2e::skip!("{reason}"),
+        None => Stage::set()?.play(test),
+    }
+}
+
 /// Tries each port of each destination from within a machine, all at once; returns those that answered, as in `203.0.113.10 80`.
 fn reached(node: &TestNode, machine: &str, destinations: &[&str]) -> Result<Vec<String>> {
     let tries = expected(destinations, &PORTS);
@@ -240,10 +248,7 @@ const EVERYWHERE: [&str; 8] = [
 
 #[test]
 fn what_a_machine_reaches_is_what_its_mode_says() -> Result<()> {
-    if let Some(reason) = obstacle() {
-        return e2e::skip!("{reason}");
-    }
-    Stage::set()?.play(|node, _| {
+    on_stage(|node, _| {
         for mode in ["filtered", "open", "isolated", "none"] {
             node.start(["--name", mode, "--network", mode, "busybox", "sleep", "3600"])?;
         }
@@ -284,10 +289,7 @@ fn names(node: &TestNode) -> Result<()> {
 
 #[test]
 fn machines_do_not_see_each_other_and_clones_have_the_same_network() -> Result<()> {
-    if let Some(reason) = obstacle() {
-        return e2e::skip!("{reason}");
-    }
-    Stage::set()?.play(|node, stage| {
+    on_stage(|node, stage| {
         for name in ["a", "b", "c"] {
             node.start(["--name", name, "--network", "open", "busybox", "sh", "-c", SERVE])?;
         }
@@ -336,10 +338,7 @@ fn bridge_addresses(stage: &Stage) -> Result<Vec<Ipv4Addr>> {
 
 #[test]
 fn a_network_outlives_its_node_and_names_come_back_with_the_next() -> Result<()> {
-    if let Some(reason) = obstacle() {
-        return e2e::skip!("{reason}");
-    }
-    Stage::set()?.play(|node, stage| {
+    on_stage(|node, stage| {
         node.start(["--name", "m", "--network", "filtered", "busybox", "sleep", "3600"])?;
         let before = bridge_addresses(stage)?;
         kill(node)?;
@@ -358,10 +357,7 @@ fn a_network_outlives_its_node_and_names_come_back_with_the_next() -> Result<()>
 
 #[test]
 fn a_snapshot_goes_on_in_a_network_of_its_own() -> Result<()> {
-    if let Some(reason) = obstacle() {
-        return e2e::skip!("{reason}");
-    }
-    Stage::set()?.play(|node, _| {
+    on_stage(|node, _| {
         node.start(["--name", "m", "--network", "filtered", "busybox", "sleep", "3600"])?;
         node.hearth(["fork", "m", "-n", "2", "--name", "f"]).ok()?;
         let machines = node.machines()?;

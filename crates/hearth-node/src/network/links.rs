@@ -119,13 +119,13 @@ impl Links {
         key.networks().find(is_free).ok_or(NetworkError::NoNetwork)
     }
 
-    /// Connects a namespace with the bridge; returns none when this place is taken.
+    /// Connects a namespace with the bridge; returns false when this place is taken.
     pub(super) async fn connect(
         &self,
         name: &str,
         bridge: u32,
         namespace: &NetworkNamespace,
-    ) -> Result<Option<()>, NetworkError> {
+    ) -> Result<bool, NetworkError> {
         let peer = LinkMessageBuilder::<LinkUnspec>::new()
             .name(UPLINK.to_owned())
             .append_extra_attribute(LinkAttribute::NetNsFd(namespace.descriptor()))
@@ -136,7 +136,7 @@ impl Links {
             .build();
         match self.handle.link().add(link).execute().await {
             Ok(()) => {}
-            Err(error) if errno(&error) == Some(EXISTS) => return Ok(None),
+            Err(error) if errno(&error) == Some(EXISTS) => return Ok(false),
             Err(error) => return Err(failed("make the link", name)(error)),
         }
         // Before it is up: machines do not see each other's frames.
@@ -147,7 +147,7 @@ impl Links {
         let up = LinkUnspec::new_with_index(index).up().build();
         let set = self.handle.link().set(up).execute().await;
         set.map_err(failed("bring up", name))?;
-        Ok(Some(()))
+        Ok(true)
     }
 
     pub(super) async fn remove(&self, index: u32, name: &str) -> Result<(), NetworkError> {

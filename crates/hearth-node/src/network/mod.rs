@@ -111,12 +111,6 @@ pub struct MachineNetwork {
     pub tap: Arc<Tap>,
 }
 
-/// A namespace that leads out, and belongs to no machine yet. Its rules are those of [`NetworkMode::Filtered`].
-#[derive(Debug)]
-struct Ready {
-    network: MachineNetwork,
-}
-
 /// The node's bridge.
 #[derive(Debug, Clone, Copy)]
 struct Bridge {
@@ -140,8 +134,10 @@ struct Shared {
     bridge: tokio::sync::Mutex<Option<Bridge>>,
     /// Where the search for a free place begins: one that has just become free is taken last.
     next: AtomicU32,
+    /// Those that lead out and belong to no machine yet, with the rules of [`NetworkMode::Filtered`].
+    ///
     /// The mutexes guard a list and a map; starts and ends of machines have them in common, and none owns them.
-    ready: Mutex<Vec<Ready>>,
+    ready: Mutex<Vec<MachineNetwork>>,
     servers: Mutex<HashMap<MachineId, NameServer>>,
 }
 
@@ -193,8 +189,8 @@ impl Networks {
             return isolated().await;
         }
         let ready = self.shared.ready().pop();
-        let Ready { network } = match ready {
-            Some(ready) => ready,
+        let network = match ready {
+            Some(network) => network,
             None => self.shared.prepare().await?,
         };
         if mode != NetworkMode::Filtered {
@@ -250,7 +246,7 @@ impl Networks {
         self.shared.tasks.spawn(async move {
             while shared.ready().len() < READY {
                 match shared.prepare().await {
-                    Ok(ready) => shared.ready().push(ready),
+                    Ok(network) => shared.ready().push(network),
                     Err(error) => {
                         tracing::warn!(%error, "no network is ready for the next machine");
                         return;
@@ -300,7 +296,7 @@ fn forward_packets() -> io::Result<()> {
 }
 
 impl Shared {
-    fn ready(&self) -> MutexGuard<'_, Vec<Ready>> {
+    fn ready(&self) -> MutexGuard<'_, Vec<MachineNetwork>> {
         self.ready.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -321,7 +317,7 @@ impl Shared {
         Ok(*bridge.insert(Bridge { index, network }))
     }
 
-    async fn prepare(&self) -> Result<Ready, NetworkError> {
+    async fn prepare(&self) -> Result<MachineNetwork, NetworkError> {
         let bridge = self.bridge().await?;
         let network = isolated().await?;
         let namespace = &network.namespace;
@@ -333,7 +329,7 @@ impl Shared {
         let within = Links::within(namespace).map_err(namespace_error("enter a network namespace"))?;
         within.furnish(bridge.network, place).await?;
         self.set_rules(namespace, NetworkMode::Filtered).await?;
-        Ok(Ready { network })
+        Ok(network)
     }
 
     /// Connects a namespace at the next place that is free.
@@ -346,7 +342,7 @@ impl Shared {
         for _ in 0..Network::PLACES {
             let place = self.next.fetch_add(1, Ordering::Relaxed) % Network::PLACES;
             let name = self.key.link(place);
-            if links.connect(&name, bridge.index, namespace).await?.is_some() {
+            if links.connect(&name, bridge.index, namespace).await? {
                 return Ok(place);
             }
         }
