@@ -8,8 +8,9 @@ use std::os::fd::AsFd as _;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use e2e::{Driver, TestNode, check};
+use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::node::kill;
@@ -351,6 +352,21 @@ fn a_network_outlives_its_node_and_names_come_back_with_the_next() -> Result<()>
         node.start(["--name", "n", "--network", "filtered", "busybox", "sleep", "3600"])?;
         assert_eq!(reached(node, "n", &[WEB])?, expected(&[WEB], &ALLOWED));
         assert_eq!(bridge_addresses(stage)?, before);
+        Ok(())
+    })
+}
+
+#[test]
+fn what_a_dead_node_left_goes_with_the_next() -> Result<()> {
+    on_stage(|node, stage| {
+        node.start(["--name", "m", "--network", "open", "busybox", "sleep", "3600"])?;
+        let monitor = node.inspect("m")?.state.pid.context("it has no monitor")?;
+        kill(node)?;
+        let monitor = Pid::from_raw(i32::try_from(monitor)?).context("a monitor has a process id")?;
+        kill_process(monitor, Signal::KILL)?;
+        ensure!(!bridge_addresses(stage)?.is_empty());
+        // The next node finds no machine that has a network. What is left behind it fails the test.
+        ensure!(node.inspect("m")?.state.pid.is_none(), "its monitor was killed");
         Ok(())
     })
 }

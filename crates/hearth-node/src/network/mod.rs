@@ -34,7 +34,7 @@ use crate::host::network_namespace::{NetworkNamespace, Tap};
 use crate::host::{facts, own};
 use crate::layout::Layout;
 
-/// How many namespaces are kept ready.
+/// How many namespaces of each mode are kept ready, once there was a machine of it.
 const READY: usize = 2;
 
 /// The program that sets rules, and Debian's package of it.
@@ -134,10 +134,10 @@ struct Shared {
     bridge: tokio::sync::Mutex<Option<Bridge>>,
     /// Where the search for a free place begins: one that has just become free is taken last.
     next: AtomicU32,
-    /// Those that lead out and belong to no machine yet, with the rules of [`NetworkMode::Filtered`].
+    /// Those that lead out and belong to no machine yet, with the rules of their mode: no start of a machine waits for a program.
     ///
     /// The mutexes guard a list and a map; starts and ends of machines have them in common, and none owns them.
-    ready: Mutex<Vec<MachineNetwork>>,
+    ready: Mutex<Vec<(NetworkMode, MachineNetwork)>>,
     servers: Mutex<HashMap<MachineId, NameServer>>,
 }
 
@@ -188,16 +188,13 @@ impl Networks {
         if !leads_out(mode) {
             return isolated().await;
         }
-        let ready = self.shared.ready().pop();
+        let ready = self.shared.take_ready(mode);
         let network = match ready {
             Some(network) => network,
-            None => self.shared.prepare().await?,
+            None => self.shared.prepare(mode).await?,
         };
-        if mode != NetworkMode::Filtered {
-            self.shared.set_rules(&network.namespace, mode).await?;
-        }
         self.shared.serve_names(id, &network.namespace)?;
-        self.refill();
+        self.refill(mode);
         Ok(network)
     }
 
@@ -221,18 +218,20 @@ impl Networks {
         self.shared.servers().remove(&id);
     }
 
-    /// Takes the node's bridge and rules away, when no machine needs them any more.
+    /// Takes the node's bridge and rules away, when no machine needs them any more: also those that a node has left that died.
     pub async fn close(&self) {
         self.shared.ready().clear();
-        let Some(bridge) = self.shared.bridge.lock().await.take() else {
+        self.shared.bridge.lock().await.take();
+        if !own::is_root() {
             return;
-        };
+        }
         let name = self.shared.key.bridge();
         let removed = async {
-            Links::of_node()
-                .map_err(namespace_error("talk to the kernel about interfaces"))?
-                .remove(bridge.index, &name)
-                .await?;
+            let links = Links::of_node().map_err(namespace_error("talk to the kernel about interfaces"))?;
+            let Some(index) = links.find(&name).await? else {
+                return Ok(());
+            };
+            links.remove(index, &name).await?;
             self.shared.nft(None, &rules::no_host(self.shared.key)).await
         };
         if let Err(error) = removed.await {
@@ -240,13 +239,13 @@ impl Networks {
         }
     }
 
-    /// Sees to it that namespaces are ready for the next machines.
-    fn refill(&self) {
+    /// Sees to it that namespaces are ready for the next machines of this mode.
+    fn refill(&self, mode: NetworkMode) {
         let shared = Arc::clone(&self.shared);
         self.shared.tasks.spawn(async move {
-            while shared.ready().len() < READY {
-                match shared.prepare().await {
-                    Ok(network) => shared.ready().push(network),
+            while shared.count_ready(mode) < READY {
+                match shared.prepare(mode).await {
+                    Ok(network) => shared.ready().push((mode, network)),
                     Err(error) => {
                         tracing::warn!(%error, "no network is ready for the next machine");
                         return;
@@ -296,8 +295,18 @@ fn forward_packets() -> io::Result<()> {
 }
 
 impl Shared {
-    fn ready(&self) -> MutexGuard<'_, Vec<MachineNetwork>> {
+    fn ready(&self) -> MutexGuard<'_, Vec<(NetworkMode, MachineNetwork)>> {
         self.ready.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take_ready(&self, mode: NetworkMode) -> Option<MachineNetwork> {
+        let mut ready = self.ready();
+        let place = ready.iter().position(|(of, _)| *of == mode)?;
+        Some(ready.swap_remove(place).1)
+    }
+
+    fn count_ready(&self, mode: NetworkMode) -> usize {
+        self.ready().iter().filter(|(of, _)| *of == mode).count()
     }
 
     fn servers(&self) -> MutexGuard<'_, HashMap<MachineId, NameServer>> {
@@ -317,7 +326,7 @@ impl Shared {
         Ok(*bridge.insert(Bridge { index, network }))
     }
 
-    async fn prepare(&self) -> Result<MachineNetwork, NetworkError> {
+    async fn prepare(&self, mode: NetworkMode) -> Result<MachineNetwork, NetworkError> {
         let bridge = self.bridge().await?;
         let network = isolated().await?;
         let namespace = &network.namespace;
@@ -328,7 +337,7 @@ impl Shared {
             .map_err(namespace_error("let a network namespace forward packets"))?;
         let within = Links::within(namespace).map_err(namespace_error("enter a network namespace"))?;
         within.furnish(bridge.network, place).await?;
-        self.set_rules(namespace, NetworkMode::Filtered).await?;
+        self.set_rules(namespace, mode).await?;
         Ok(network)
     }
 
