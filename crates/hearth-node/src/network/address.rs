@@ -42,6 +42,13 @@ impl NodeKey {
         format!("hearth{:08x}", self.0)
     }
 
+    /// Returns the hardware address of its bridge. One that is not set is the lowest of its links', and changes as machines come and go:
+    /// those that stay would send into the void until they ask for it again.
+    pub(super) fn bridge_address(self) -> [u8; 6] {
+        let [a, b, c, d] = self.0.to_be_bytes();
+        [0x02, b'h', a, b, c, d]
+    }
+
     /// Returns the name of the host's end of a machine's link.
     pub(super) fn link(self, place: u32) -> String {
         format!("hv{:08x}{place:04x}", self.0)

@@ -73,7 +73,8 @@ impl Links {
             self.remove(index, &name).await?;
         }
         let network = self.free_network(key).await?;
-        let made = self.handle.link().add(LinkBridge::new(&name).build());
+        let bridge = LinkBridge::new(&name).address(key.bridge_address().into());
+        let made = self.handle.link().add(bridge.build());
         made.execute().await.map_err(failed("make the bridge", &name))?;
         let index = self.index(&name).await?;
         self.add_address(index, network.bridge_v6().into(), PREFIX_V6)
