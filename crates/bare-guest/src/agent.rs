@@ -224,6 +224,8 @@ impl Agent {
                     .message(Kind::Status, CONTROL, &Status::Thawed { was_frozen });
             }
             Kind::Renew => self.renew(read(payload)?, machine)?,
+            // Its interface has the address that the device says.
+            Kind::HardwareAddress => {}
             // There is no terminal to have a size.
             Kind::Resize => {}
             // There are no files, and nothing listens on a loopback; the rest is what a guest sends.

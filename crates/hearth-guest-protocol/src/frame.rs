@@ -85,10 +85,12 @@ pub enum Kind {
     Renew = 27,
     /// To the guest, generation 6, before the launch in a session: [`crate::message::TimeLimit`].
     TimeLimit = 28,
+    /// To the guest, generation 8, not answered: [`crate::message::HardwareAddress`].
+    HardwareAddress = 29,
 }
 
 impl Kind {
-    const ALL: [Self; 28] = [
+    const ALL: [Self; 29] = [
         Self::Hello,
         Self::Configure,
         Self::Execute,
@@ -117,6 +119,7 @@ impl Kind {
         Self::Thaw,
         Self::Renew,
         Self::TimeLimit,
+        Self::HardwareAddress,
     ];
 
     fn from_wire(byte: u8) -> Option<Self> {

@@ -29,7 +29,7 @@ pub use credit::{Credit, Window};
 pub use frame::{Decoder, Flags, Frame, FrameError, HEADER_LEN, Header, Kind, MAX_PAYLOAD};
 
 /// The generations of this protocol that this code speaks, oldest and newest.
-pub const GENERATIONS: core::ops::RangeInclusive<u16> = 1..=7;
+pub const GENERATIONS: core::ops::RangeInclusive<u16> = 1..=8;
 
 /// The first generation that knows [`Kind::Part`], [`Kind::Launch`] and [`Kind::Detach`].
 pub const GENERATION_LAUNCH: u16 = 2;
@@ -50,6 +50,9 @@ pub const GENERATION_TIME_LIMIT: u16 = 6;
 
 /// The first generation of which a guest that is configured and has no workload takes [`Kind::Renew`] without standing still.
 pub const GENERATION_NEW: u16 = 7;
+
+/// The first generation that knows [`Kind::HardwareAddress`].
+pub const GENERATION_ADDRESS: u16 = 8;
 
 /// The session of everything that concerns the whole guest.
 pub const CONTROL: u32 = 0;

@@ -165,6 +165,10 @@ pub struct TimeLimit {
     pub after_ms: u32,
 }
 
+/// Gives the network interface another hardware address: what goes on has that of the machine that was captured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HardwareAddress(pub [u8; 6]);
+
 /// How a session's process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Outcome {
@@ -618,7 +622,11 @@ mod tests {
 
     #[test]
     fn golden_bytes_of_the_small_messages() {
-        let golden: [(Vec<u8>, &[u8]); 9] = [
+        let golden: [(Vec<u8>, &[u8]); 10] = [
+            (
+                postcard::to_allocvec(&HardwareAddress([2, 0, 0, 1, 2, 255])).unwrap(),
+                b"\x02\x00\x00\x01\x02\xff",
+            ),
             (postcard::to_allocvec(&Outcome::TimedOut).unwrap(), b"\x02"),
             (
                 postcard::to_allocvec(&TimeLimit { after_ms: 30_000 }).unwrap(),

@@ -28,7 +28,7 @@ use crate::stop::{DRAIN, Facts, Step, Stop};
 use crate::stream::Sink;
 use crate::timer::Timer;
 use crate::waiting::{Order, Waiting};
-use crate::{machine, processes, stats, stillness, sys};
+use crate::{machine, network, processes, stats, stillness, sys};
 
 /// The most sessions at once: connections to published ports, and processes beside the workload.
 const SESSIONS_MAX: usize = 4096;
@@ -191,6 +191,7 @@ impl Core {
                     .message(Kind::Status, CONTROL, &Status::Thawed { was_frozen });
             }
             Kind::Renew => self.renew(&read(payload)?)?,
+            Kind::HardwareAddress => network::set_hardware_address(read(payload)?),
             Kind::Output | Kind::Result | Kind::Status | Kind::Error | Kind::Pong => {
                 return Err((
                     FailureCode::BadRequest,

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
+use hearth_guest_protocol::message::HardwareAddress;
 use hearth_guest_protocol::network::{
     GATEWAY_V4, GATEWAY_V6, GUEST_V4, GUEST_V6, INTERFACE, PREFIX_V4, PREFIX_V6,
 };
@@ -31,6 +32,15 @@ pub(crate) fn set_up() {
     load_on_demand(&MODULES);
     if let Err(error) = configure() {
         complain!("cannot set up the network: {error}");
+    }
+}
+
+/// Gives the interface another hardware address. A guest that cannot take one says so, and keeps its own: each is alone on its link.
+pub(crate) fn set_hardware_address(address: HardwareAddress) {
+    let set = socket(AddressFamily::INET)
+        .and_then(|socket| sys::set_hardware_address(socket.as_fd(), INTERFACE, address.0));
+    if let Err(error) = set {
+        complain!("the network keeps the hardware address of another machine: {error}");
     }
 }
 

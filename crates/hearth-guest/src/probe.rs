@@ -149,26 +149,19 @@ impl Within {
     }
 }
 
-/// A connection to somebody who does not answer.
+/// A connection to somebody who does not answer. It goes over the loopback, which loses it: no network is to say that there is nobody.
 struct Outward(Result<OwnedFd, Errno>);
 
 impl Outward {
-    /// Where no network leads there, over the loopback, which loses it.
     fn connect() -> Self {
-        let begun = Self::attempt(false);
-        Self(match begun {
-            Err(_) => Self::attempt(true),
-            begun => begun,
-        })
+        Self(Self::attempt())
     }
 
-    fn attempt(over_loopback: bool) -> Result<OwnedFd, Errno> {
+    fn attempt() -> Result<OwnedFd, Errno> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
-        if over_loopback {
-            sys::bind_to_device(socket.as_fd(), b"lo\0")
-                .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
-        }
+        sys::bind_to_device(socket.as_fd(), b"lo\0")
+            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
         match connect(&socket, &NOWHERE) {
             Ok(()) | Err(Errno::INPROGRESS) => Ok(socket),
             Err(errno) => Err(errno),

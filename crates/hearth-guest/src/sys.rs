@@ -352,6 +352,24 @@ pub(crate) fn interface_up(socket: BorrowedFd<'_>, name: &[u8]) -> io::Result<()
     }
 }
 
+/// Gives an Ethernet interface another hardware address; it may be up.
+///
+/// # Errors
+/// Returns the kernel's error.
+pub(crate) fn set_hardware_address(socket: BorrowedFd<'_>, name: &str, address: [u8; 6]) -> io::Result<()> {
+    let mut request = interface_request(name.as_bytes());
+    let mut hardware = libc::sockaddr {
+        sa_family: libc::ARPHRD_ETHER,
+        sa_data: [0; 14],
+    };
+    for (to, from) in hardware.sa_data.iter_mut().zip(address) {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_hwaddr = hardware;
+    // SAFETY: SIOCSIFHWADDR reads a terminated name and an address of the family that the interface has.
+    unsafe { interface_control(socket, libc::SIOCSIFHWADDR, &raw mut request) }
+}
+
 /// Returns a request about an interface, see netdevice(7).
 fn interface_request(name: &[u8]) -> libc::ifreq {
     // SAFETY: ifreq is plain data, for which all zeroes is a valid value.

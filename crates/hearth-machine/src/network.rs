@@ -37,6 +37,11 @@ impl MacAddress {
         let [.., a, b, c] = id.bytes();
         Self([2, 0, 0, a, b, c])
     }
+
+    /// Returns its bytes.
+    pub const fn bytes(self) -> [u8; 6] {
+        self.0
+    }
 }
 
 impl fmt::Display for MacAddress {

@@ -38,6 +38,7 @@ const KINDS: [Kind; 28] = [
     Kind::Thaw,
     Kind::Renew,
     Kind::TimeLimit,
+    Kind::HardwareAddress,
 ];
 
 /// The decoder holds at most two largest frames.

@@ -37,6 +37,7 @@ fuzz_target!(|data: &[u8]| {
         18 => check::<message::Freeze>(Kind::Freeze, payload),
         19 => check::<message::Renew>(Kind::Renew, payload),
         20 => check::<message::TimeLimit>(Kind::TimeLimit, payload),
+        21 => check::<message::HardwareAddress>(Kind::HardwareAddress, payload),
         _ => check::<message::Role>(Kind::Execute, payload),
     }
 });

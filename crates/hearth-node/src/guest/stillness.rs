@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use hearth_guest_protocol::message::{Freeze, Renew, Status};
-use hearth_guest_protocol::{GENERATION_STILL, Kind};
+use hearth_guest_protocol::message::{self, Freeze, HardwareAddress, Renew, Status};
+use hearth_guest_protocol::{CONTROL, GENERATION_ADDRESS, GENERATION_STILL, Kind};
 
 use super::channel::{Guest, RequestError};
 
@@ -40,6 +40,16 @@ impl Guest {
     pub async fn renew(&self, renew: &Renew, deadline: Duration) -> Result<(), RequestError> {
         self.check_still()?;
         self.status(Kind::Renew, renew, deadline).await.map(drop)
+    }
+
+    /// Gives the guest's network interface a hardware address; an older agent keeps the one that it has.
+    pub async fn set_hardware_address(&self, address: [u8; 6]) {
+        let mut frame = Vec::new();
+        let known = self.shared.info.generation >= GENERATION_ADDRESS;
+        let address = HardwareAddress(address);
+        if known && message::encode(Kind::HardwareAddress, CONTROL, &address, &mut frame).is_ok() {
+            self.send(frame).await;
+        }
     }
 
     /// Steps the guest's wall clock to what `now` tells, and again where the way there took longer than its time may be late.

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use hearth_guest_protocol::message::Renew;
+use hearth_machine::{MacAddress, NetworkMode};
 use serde_bytes::ByteBuf;
 
 use super::boot::Stages;
@@ -19,6 +20,7 @@ use super::log::{self, LogWriter};
 use super::output::now_unix_ns;
 use super::session;
 use super::templates::KillOnDrop;
+use crate::guest::Guest;
 use crate::host::failpoint;
 use crate::records::{BootFact, MachineRecord};
 use crate::snapshots::{Draft, Held};
@@ -81,6 +83,7 @@ pub(super) async fn set_up(
     let mut machine_id = [0; 16];
     random(&mut machine_id)?;
     let machine_id = (!plan.same_identity).then_some(machine_id);
+    readdress(plan, &guest).await;
     guest.renew(&renewal(plan, machine_id)?, GUEST_DEADLINE).await?;
     stages.end("renew");
     failpoint::pass("restore-renewed");
@@ -111,6 +114,15 @@ pub(super) async fn set_up(
         session,
         log: Some(log),
     })
+}
+
+/// Gives the network interface an address of its own, instead of that of the machine that was captured: programs know that one, and may
+/// talk of it. Clones of templates, in which no program ran, keep the template's: each is alone on its link, and setting another takes an
+/// emulated guest 9 ms.
+async fn readdress(plan: &Plan, guest: &Guest) {
+    if plan.spec.network != NetworkMode::None {
+        guest.set_hardware_address(MacAddress::of(plan.id).bytes()).await;
+    }
 }
 
 /// Says who the guest is from now on.
