@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -10,8 +11,14 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use walkdir::WalkDir;
 
+use crate::text::sha256;
+
 /// How long processes may take to end after the node said that it stops.
 const LAST_BREATH: Duration = Duration::from_secs(10);
+
+/// How long to wait before the kernel is asked again whether interfaces have gone with their namespaces: it takes them away some time
+/// after the last process, and does not tell.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// How deep machines' cgroups may lie.
 const CGROUP_DEPTH: usize = 8;
@@ -23,6 +30,8 @@ pub(crate) struct Traces<'a> {
     pub(crate) home: &'a Path,
     /// Its machines' memory.
     pub(crate) memory: &'a Path,
+    /// Its data, after which its devices are called.
+    pub(crate) data: &'a Path,
     /// Ids of machines that it had.
     pub(crate) machines: &'a [String],
 }
@@ -44,6 +53,8 @@ impl Traces<'_> {
             left.push(format!("memory {}", self.memory.display()));
         }
         left.extend(self.named_by_machine());
+        left.extend(self.wait_for_interfaces());
+        left.extend(self.tables());
         Ok(left)
     }
 
@@ -69,6 +80,41 @@ impl Traces<'_> {
             }
             first.wait(left);
         }
+    }
+
+    /// What the names of this node's bridge, links and rules have in common, in the namespace that the node was in.
+    fn key(&self) -> String {
+        sha256(self.data.as_os_str().as_encoded_bytes())[..8].to_owned()
+    }
+
+    fn wait_for_interfaces(&self) -> Vec<String> {
+        let end = Instant::now() + LAST_BREATH;
+        loop {
+            let left = self.interfaces();
+            if left.is_empty() || Instant::now() > end {
+                return left;
+            }
+            std::thread::sleep(LOOK_AGAIN);
+        }
+    }
+
+    fn interfaces(&self) -> Vec<String> {
+        let names = ["hearth", "hv"].map(|kind| format!("{kind}{}", self.key()));
+        let text = fs::read_to_string("/proc/thread-self/net/dev").unwrap_or_default();
+        let lines = text.lines().map(str::trim_start);
+        let hits = lines.filter(|line| names.iter().any(|name| line.starts_with(name.as_str())));
+        hits.filter_map(|line| Some(format!("interface {}", line.split(':').next()?)))
+            .collect()
+    }
+
+    /// Only root makes rules, and may look at them.
+    fn tables(&self) -> Vec<String> {
+        let listed = Command::new("nft").args(["list", "tables"]).output();
+        let text = listed.map(|listed| String::from_utf8_lossy(&listed.stdout).into_owned());
+        let name = format!("hearth{}", self.key());
+        let text = text.unwrap_or_default();
+        let hits = text.lines().filter(|line| line.ends_with(&name));
+        hits.map(|line| format!("rules: {line}")).collect()
     }
 
     fn lines_of(&self, file: &str, what: &str) -> Vec<String> {
@@ -182,7 +228,7 @@ mod tests {
     use super::*;
 
     use std::io::{Read as _, Write as _};
-    use std::process::{Command, Stdio};
+    use std::process::Stdio;
     use std::sync::{Mutex, PoisonError};
 
     /// Guards nothing but time: a process that one test makes holds, until it executes its program, what another has open.
@@ -207,10 +253,41 @@ mod tests {
         let traces = Traces {
             home: home.path(),
             memory: Path::new("/nonexistent"),
+            data: home.path(),
             machines: &[],
         };
         traces.clean();
         assert!(!child.wait().unwrap().success());
+        assert_eq!(traces.find().unwrap(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn an_interface_and_rules_that_stay_are_found() {
+        if !rustix::process::geteuid().is_root() {
+            return println!("SKIPPED: only root makes interfaces");
+        }
+        let home = tempfile::tempdir().unwrap();
+        let traces = Traces {
+            home: home.path(),
+            memory: Path::new("/nonexistent"),
+            data: home.path(),
+            machines: &[],
+        };
+        let name = format!("hearth{}", traces.key());
+        let call = |program: &str, line: &str| {
+            let mut call = Command::new(program);
+            call.args(line.split(' ')).status().is_ok_and(|it| it.success())
+        };
+        if !call("ip", &format!("link add {name} type bridge")) {
+            return println!("SKIPPED: this host lets nobody make a bridge");
+        }
+        let has_rules = call("nft", &format!("add table inet {name}"));
+        let found = [traces.interfaces(), traces.tables()];
+        assert!(call("ip", &format!("link del {name}")));
+        assert_eq!(has_rules, call("nft", &format!("delete table inet {name}")));
+        assert_eq!(found[0], [format!("interface {name}")]);
+        let rules = has_rules.then(|| format!("rules: table inet {name}"));
+        assert_eq!(found[1], rules.into_iter().collect::<Vec<_>>());
         assert_eq!(traces.find().unwrap(), Vec::<String>::new());
     }
 
@@ -222,6 +299,7 @@ mod tests {
         let traces = Traces {
             home: home.path(),
             memory: Path::new("/nonexistent"),
+            data: home.path(),
             machines: &[],
         };
         let left = traces.find().unwrap();

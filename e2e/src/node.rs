@@ -317,6 +317,7 @@ impl TestNode {
         let traces = Traces {
             home: self.home.path(),
             memory: &self.location.memory,
+            data: &self.location.data,
             machines: &ids,
         };
         let left = traces.find();

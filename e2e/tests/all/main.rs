@@ -32,6 +32,7 @@ mod resources;
 mod secret;
 mod setup;
 mod snapshot;
+mod stage;
 mod store;
 mod streams;
 mod support;

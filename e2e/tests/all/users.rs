@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use e2e::{Driver, Invocation, TestNode, check, missing_program, skip};
 use hearth_api::location::Location;
-use hearth_api::v1::{Machine, NodeStatus};
+use hearth_api::v1::{Machine, NetworkMode, NodeStatus};
 use tempfile::TempDir;
 use walkdir::WalkDir;
 
@@ -155,6 +155,7 @@ fn ordinary_users_run_machines_and_do_not_see_each_other() -> Result<()> {
         one.hearth(&["exec", "mine", "true"]).ok()?;
         ensure!(two.machines()?.is_empty(), "another user's machine is listed");
         let mine = one.machines()?.pop().context("it is not listed")?;
+        assert_eq!(mine.spec.network, Some(NetworkMode::None));
         let monitor = mine.state.pid.context("it has no monitor")?;
         let owner = fs::metadata(format!("/proc/{monitor}"))?.uid();
         ensure!(owner == one.uid, "the monitor runs as {owner}");

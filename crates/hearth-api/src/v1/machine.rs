@@ -119,7 +119,8 @@ pub struct MachineSpec {
     /// It boots at every start, instead of being a clone of a template.
     #[serde(default, skip_serializing_if = "is_false")]
     pub no_template: bool,
-    /// What network it sees; its loopback when absent, or an interface where something else asks for one.
+    /// What network it sees. When absent, `filtered` where the node and the driver can give that; elsewhere `none`, or `isolated` where
+    /// something else asks for an interface. A machine's spec says what it got.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<NetworkMode>,
     /// How much its network interface may carry, each way.

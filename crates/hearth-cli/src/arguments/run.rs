@@ -69,7 +69,7 @@ pub(crate) struct Run {
     /// What its network interface may carry a second each way, as in 10mbit or 2m:8m (Firecracker)
     #[arg(long, value_name = "RATE[:BURST]", help_heading = "Resources")]
     pub(crate) net_rate: Option<Rate>,
-    /// What it reaches over the network [default: none]
+    /// What it reaches over the network [default: filtered, or none where this host cannot give it; 'inspect' tells]
     #[arg(long, value_enum, value_name = "MODE")]
     pub(crate) network: Option<Network>,
     /// What the metadata service at 169.254.169.254 tells the machine (MMDS, version 2): JSON, or a file of it (Firecracker)

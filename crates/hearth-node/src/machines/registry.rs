@@ -170,7 +170,7 @@ impl Machines {
     ///
     /// # Errors
     /// Returns [`CreateError`]; nothing is left behind then.
-    pub async fn create(&self, new: NewMachine) -> Result<Machine, CreateError> {
+    pub async fn create(&self, mut new: NewMachine) -> Result<Machine, CreateError> {
         let mut spec = spec::check(&new.spec, limits(&self.parts, self.host))?;
         for (name, value) in &new.secrets {
             check_environment(&format!("{name}={value}")).map_err(|_| CreateError::Secret(name.clone()))?;
@@ -184,6 +184,10 @@ impl Machines {
         );
         let selected = self.parts.drivers.select(spec.driver).await?;
         let capabilities = selected.driver.capabilities();
+        if new.spec.network.is_none() {
+            spec.network = self.default_network(spec.network, capabilities).await;
+            new.spec.network = Some(spec::network_mode(spec.network));
+        }
         check_devices(&spec, capabilities)?;
         spec.driver = drivers::kept(spec.driver, capabilities.driver);
         let id = self.unused_id()?;
@@ -248,6 +252,22 @@ impl Machines {
                 .events
                 .tell(&machine.view().record, EventAction::Create, [])
         })
+    }
+
+    /// Says what a machine gets that asks for no network: one that is filtered, where this driver's machines and this node can have
+    /// one, or `otherwise`. It is recorded, so that the machine keeps it.
+    async fn default_network(&self, otherwise: NetworkMode, capabilities: &vmm::Capabilities) -> NetworkMode {
+        let is_linux = self.parts.artefacts.bare_guest().is_none();
+        if !is_linux || capabilities.devices != vmm::DeviceSupport::Interface {
+            return otherwise;
+        }
+        match self.parts.networks.try_out().await {
+            Ok(()) => NetworkMode::Filtered,
+            Err(error) => {
+                tracing::info!(error = %life::chain(&error), "machines that ask for no network get none");
+                otherwise
+            }
+        }
     }
 
     /// Makes the machine's directory with a link to its root file system, which lives as long as the machine, whatever

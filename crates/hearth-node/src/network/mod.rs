@@ -139,6 +139,8 @@ struct Shared {
     /// The mutexes guard a list and a map; starts and ends of machines have them in common, and none owns them.
     ready: Mutex<Vec<(NetworkMode, MachineNetwork)>>,
     servers: Mutex<HashMap<MachineId, NameServer>>,
+    /// Set once a network that leads out was made here: then others can be.
+    can: tokio::sync::OnceCell<()>,
 }
 
 impl Networks {
@@ -154,6 +156,7 @@ impl Networks {
                 next: AtomicU32::new(0),
                 ready: Mutex::default(),
                 servers: Mutex::default(),
+                can: tokio::sync::OnceCell::new(),
             }),
         }
     }
@@ -177,6 +180,22 @@ impl Networks {
             }
             .into()),
         }
+    }
+
+    /// Finds out by making one whether this node can give networks that lead out. It is kept for the next machine of mode
+    /// `filtered`; what cannot be made now is tried again the next time.
+    ///
+    /// # Errors
+    /// [`NetworkError`]; nothing is left.
+    pub async fn try_out(&self) -> Result<(), NetworkError> {
+        let mode = NetworkMode::Filtered;
+        Self::check(mode)?;
+        let make = async || -> Result<(), NetworkError> {
+            let network = self.shared.prepare(mode).await?;
+            self.shared.ready().push((mode, network));
+            Ok(())
+        };
+        self.shared.can.get_or_try_init(make).await.copied()
     }
 
     /// Makes a machine's network, or takes one that is ready. [`Networks::release`] undoes it.

@@ -85,7 +85,8 @@ pub fn check(wire: &v1::MachineSpec, host: HostLimits) -> Result<Spec, InvalidSp
     Ok(spec.check(host)?)
 }
 
-/// What needs an interface brings one, unless there is to be none.
+/// What is said. A request that says nothing was given its network when its machine was created: an old record has none, or the
+/// interface that something else in it needs.
 fn network(wire: &v1::MachineSpec) -> NetworkMode {
     match wire.network {
         Some(v1::NetworkMode::None) => NetworkMode::None,
@@ -94,6 +95,16 @@ fn network(wire: &v1::MachineSpec) -> NetworkMode {
         Some(v1::NetworkMode::Open) => NetworkMode::Open,
         None if wire.net_rate.is_some() || wire.metadata.is_some() => NetworkMode::Isolated,
         None => NetworkMode::None,
+    }
+}
+
+/// Writes a mode as the wire has it.
+pub fn network_mode(mode: NetworkMode) -> v1::NetworkMode {
+    match mode {
+        NetworkMode::None => v1::NetworkMode::None,
+        NetworkMode::Isolated => v1::NetworkMode::Isolated,
+        NetworkMode::Filtered => v1::NetworkMode::Filtered,
+        NetworkMode::Open => v1::NetworkMode::Open,
     }
 }
 
