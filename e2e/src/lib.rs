@@ -38,6 +38,7 @@ pub use command::{DEADLINE, Invocation, Outcome, Running};
 pub use faulty::{Act, Faulty, Reply, Request, Seen};
 pub use image::{Layout, debian_python};
 pub use node::{Driver, TestNode, check};
+pub use permits::is_quiet;
 pub use podman::Podman;
 pub use registry::{PASSWORD, Registry, USER};
 pub use skip::{is_soak, missing_program, report_skipped};

@@ -1,7 +1,9 @@
 //! How many nodes with machines run at once: on two cores without hardware virtualization, more than two starve each other
 //! until deadlines pass that say nothing about the code.
 
+use std::fs;
 use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::Duration;
 
 /// A place among those that may run; given back when dropped.
 #[derive(Debug)]
@@ -13,6 +15,34 @@ static GIVEN_BACK: Condvar = Condvar::new();
 
 fn places() -> usize {
     std::thread::available_parallelism().map_or(2, |cores| cores.get().max(2))
+}
+
+/// For how long it is watched what a host does, and how much of its processors may be busy where it does nothing.
+const WATCH: Duration = Duration::from_millis(300);
+const QUIET_PERCENT: u64 = 20;
+
+/// Tells whether this host has nothing to do but the test that asks: no other one has a node, and processors stand idle while it waits.
+/// Only then do times say anything.
+pub fn is_quiet() -> bool {
+    let others = *TAKEN.lock().unwrap_or_else(PoisonError::into_inner) > 1;
+    let before = ticks();
+    std::thread::sleep(WATCH);
+    match (before, ticks()) {
+        (Some(before), Some(after)) if !others => {
+            let (idle, all) = (after.0 - before.0, after.1 - before.1);
+            (all - idle) * 100 <= all * QUIET_PERCENT
+        }
+        _ => false,
+    }
+}
+
+/// Returns how long the processors were idle, and how long they were there, in the kernel's ticks: proc_stat(5).
+fn ticks() -> Option<(u64, u64)> {
+    let text = fs::read_to_string("/proc/stat").ok()?;
+    let words = text.lines().next()?.split_whitespace().skip(1);
+    let times: Vec<u64> = words.map(str::parse).collect::<Result<_, _>>().ok()?;
+    // What guests had is in what users had.
+    Some((times.get(3)? + times.get(4)?, times.iter().take(8).sum()))
 }
 
 impl Permit {

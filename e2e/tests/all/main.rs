@@ -12,6 +12,7 @@ mod files;
 mod firecracker;
 mod firecracker_network;
 mod firecracker_template;
+mod gauntlet;
 mod health;
 mod hostile;
 mod image;
