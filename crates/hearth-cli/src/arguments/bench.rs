@@ -15,6 +15,7 @@ Examples:
   hearth bench run clone --runs 100
   hearth bench busy -n 20          100 execs, with and without twenty busy machines
   hearth bench channel copy --json
+  hearth bench net --size 64m
   hearth bench vmm --firecracker /usr/bin/firecracker --guest bare-guest")]
 pub(crate) struct Bench {
     /// What to measure; everything when none is named
@@ -62,6 +63,8 @@ pub(crate) enum Subject {
     Execute,
     /// Connections to published ports
     Ports,
+    /// Starts of machines with a network, and bytes through one; for root
+    Net,
     /// What workloads print
     Logs,
     /// Bytes through the guest channel

@@ -40,7 +40,7 @@ impl Bencher<'_> {
                 .await?;
             pauses.push(self.pause(&source, &prefix).await?);
         }
-        let against = "bare QEMU clone to the agent's first reply";
+        let against = "bare QEMU clone without a network to the agent's first reply";
         let verbs = ["fork, one", "snapshot create", "restore", "rollback"];
         for (name, times) in verbs.into_iter().zip(&times) {
             report.add_against(name, Unit::Milliseconds, times, against, &bare_times);

@@ -10,6 +10,7 @@
 //! execute  code that runs once, with a machine of its own and with a pool's, against `run`
 //! channel  bytes through `hearth exec`, both ways, against a pipe inside the guest
 //! ports    round trips, connections and bytes through published ports, against a plain TCP relay
+//! net      starts of machines with a network, against none; bytes through one, against a TAP with nothing behind it
 //! logs     bytes that a workload prints, to who is attached and into the log, against an exec's
 //! copy     `hearth cp` of a large file, both ways, against `cp` inside the guest
 //! memory   what the node holds for itself and for each machine
@@ -23,6 +24,7 @@ mod baseline;
 mod figures;
 mod forks;
 mod machines;
+mod net;
 mod output;
 mod pools;
 mod ports;
@@ -105,6 +107,9 @@ pub(crate) enum BenchError {
     /// A pool has no machine ready.
     #[error("the pool has no machine ready: {0}")]
     NotReady(String),
+    /// There are no networks to measure.
+    #[error("this node gives machines no network: 'hearth doctor' and the node's log say why")]
+    NoNetwork,
     /// The user asked to end.
     #[error("interrupted")]
     Interrupted,
@@ -113,6 +118,8 @@ pub(crate) enum BenchError {
 /// Measures, prints, cleans up.
 pub(super) async fn bench(node: &Node, arguments: &Bench) -> Result<ExitCode, CliError> {
     let machines = Machines::new(node)?;
+    // Verbs below name this node's socket, and so start none.
+    node.call(async |client| client.node_status().await).await?;
     let measured = tokio::select! {
         measured = measure(node, &machines, arguments) => measured,
         _ = tokio::signal::ctrl_c() => Err(BenchError::Interrupted.into()),
@@ -170,6 +177,14 @@ async fn measure(node: &Node, machines: &Machines<'_>, arguments: &Bench) -> Res
     }
     if wanted(Subject::Ports) {
         bencher.ports(&mut report).await?;
+    }
+    if wanted(Subject::Net) {
+        let has_network = bencher.has_network().await?;
+        if has_network {
+            bencher.net(&mut report).await?;
+        } else if arguments.subjects.contains(&Subject::Net) {
+            return Err(BenchError::NoNetwork.into());
+        }
     }
     if wanted(Subject::Logs) {
         bencher.logs(&mut report).await?;
