@@ -1,5 +1,6 @@
 //! A typed client: HTTP/1.1 over the node's Unix socket, one connection per request.
 
+use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -18,6 +19,7 @@ use crate::endpoint::path;
 use crate::stream;
 use crate::v1::{self, ErrorBody};
 
+mod policies;
 mod snapshots;
 
 /// The bytes of an upgraded connection; [`crate::stream`] reads and writes them.
@@ -264,15 +266,12 @@ impl Client {
     }
 
     /// Tells what happens to machines, as it happens.
-    pub async fn events(&self, options: &EventOptions) -> Result<Events, ClientError> {
+    pub async fn events(&self, options: &EventOptions) -> Result<Lines<v1::EventLine>, ClientError> {
         let mut query = Vec::new();
         query.extend(options.since.clone().map(|time| ("since", time)));
         query.extend(options.until.clone().map(|time| ("until", time)));
         query.extend(filter(&options.filters)?);
-        Ok(Events {
-            body: self.bytes(&uri(path::EVENTS, &[], &query)).await?,
-            rest: Vec::new(),
-        })
+        Ok(Lines::new(self.bytes(&uri(path::EVENTS, &[], &query)).await?))
     }
 
     /// Lists pools.
@@ -649,19 +648,28 @@ pub struct EventOptions {
     pub filters: Vec<String>,
 }
 
-/// Events on their way from the node.
+/// Lines of JSON on their way from the node.
 #[derive(Debug)]
-pub struct Events {
+pub struct Lines<T> {
     body: Incoming,
     rest: Vec<u8>,
+    line: PhantomData<T>,
 }
 
-impl Events {
+impl<T: DeserializeOwned> Lines<T> {
+    fn new(body: Incoming) -> Self {
+        Self {
+            body,
+            rest: Vec::new(),
+            line: PhantomData,
+        }
+    }
+
     /// Waits for the next line; `None` at the end.
     ///
     /// # Errors
-    /// Returns [`ClientError`] when the connection breaks, or what comes is no event.
-    pub async fn next(&mut self) -> Result<Option<v1::EventLine>, ClientError> {
+    /// Returns [`ClientError`] when the connection breaks, or what comes is something else.
+    pub async fn next(&mut self) -> Result<Option<T>, ClientError> {
         loop {
             if let Some(end) = self.rest.iter().position(|&byte| byte == b'\n') {
                 let line = serde_json::from_slice(&self.rest[..end])?;

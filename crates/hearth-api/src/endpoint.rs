@@ -65,6 +65,10 @@ pub mod path {
     pub const MACHINE_LOGS: &str = "/v1/machines/{machine}/logs";
     /// What machines use.
     pub const STATS: &str = "/v1/stats";
+    /// What it was refused on its network.
+    pub const MACHINE_DENIALS: &str = "/v1/machines/{machine}/denials";
+    /// Whom it talked to.
+    pub const MACHINE_CONTACTS: &str = "/v1/machines/{machine}/contacts";
     /// Its serial console.
     pub const MACHINE_CONSOLE: &str = "/v1/machines/{machine}/console";
     /// Files in it.
@@ -333,11 +337,28 @@ pub const ALL: &[Endpoint] = &[
         "patch",
         path::MACHINE,
         "machine_update",
-        "Changes labels, restart policy and time limits of a machine.",
+        "Changes labels, restart policy, time limits and network policy of a machine, at once where it runs.",
         Answer::Json,
     )
     .takes(schema::<v1::UpdateMachine>)
     .gives(schema::<v1::Machine>),
+    endpoint(
+        "get",
+        path::MACHINE_DENIALS,
+        "machine_denials",
+        "Tells what a machine was refused on its network. What is kept goes with the node.",
+        Answer::Lines,
+    )
+    .query(&[("follow", "true: goes on with what is refused next")])
+    .gives(schema::<v1::Denial>),
+    endpoint(
+        "get",
+        path::MACHINE_CONTACTS,
+        "machine_contacts",
+        "Lists whom a machine talked to over its network, or tried to.",
+        Answer::Json,
+    )
+    .gives(schema::<v1::ContactList>),
     endpoint(
         "post",
         path::MACHINES_PRUNE,

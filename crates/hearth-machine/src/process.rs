@@ -156,6 +156,7 @@ mod tests {
             container: crate::Container::default(),
             log: LOG_DEFAULT,
             network: crate::NetworkMode::None,
+            policy: crate::Policy::default(),
             net_rate: None,
             disk_rate: None,
             metadata: None,

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::health::{HealthError, HealthOptions};
 use crate::network::{METADATA_MAX, NetworkMode, RATE_MAX, RATE_MIN, Rate};
+use crate::policy::{Policy, PolicyError, Preset};
 use crate::{ByteSize, Container, ContainerError, CpuMilli, RestartPolicy, Shape, Signal};
 
 /// The least memory a machine can have: below, the kernel and the agent leave nothing for a workload.
@@ -114,6 +115,8 @@ pub struct Spec {
     pub health: HealthOptions,
     /// What network it sees.
     pub network: NetworkMode,
+    /// What it may reach there.
+    pub policy: Policy,
     /// How much its network interface may carry, each way.
     pub net_rate: Option<Rate>,
     /// How much its writable disk may.
@@ -201,6 +204,22 @@ pub enum SpecError {
     /// What travels over a network, without one.
     #[error("{0} needs a network interface, and --network none gives none")]
     NoInterface(&'static str),
+    /// Rules that make no policy.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    /// Rules of what is reached, where nothing is.
+    #[error(
+        "--network {0} reaches nothing, so --allow, --deny and --policy say nothing there: leave them out, or choose 'filtered'"
+    )]
+    PolicyWithoutNetwork(&'static str),
+    /// A network and a preset that contradict each other.
+    #[error("--network {network} and the preset '{preset}' contradict each other: leave out one of them")]
+    PresetOfNetwork {
+        /// The one.
+        network: &'static str,
+        /// The other.
+        preset: Preset,
+    },
     /// No time at all.
     #[error("a time limit of zero leaves nothing to run")]
     Timeout,
@@ -240,7 +259,7 @@ impl Spec {
         Ok(self)
     }
 
-    fn check_network(&self) -> Result<(), SpecError> {
+    fn check_network(&mut self) -> Result<(), SpecError> {
         let rates = [self.net_rate, self.disk_rate].into_iter().flatten();
         for rate in rates.map(|rate| rate.bytes_per_second) {
             if !(RATE_MIN..=RATE_MAX).contains(&rate) {
@@ -255,6 +274,7 @@ impl Spec {
         {
             return Err(SpecError::Metadata(length));
         }
+        self.policy = std::mem::take(&mut self.policy).check()?;
         match (self.network, self.net_rate, &self.metadata) {
             (NetworkMode::None, Some(_), _) => Err(SpecError::NoInterface("--net-rate")),
             (NetworkMode::None, None, Some(_)) => Err(SpecError::NoInterface("--metadata")),
@@ -377,6 +397,7 @@ mod tests {
             log: LOG_DEFAULT,
             health: HealthOptions::default(),
             network: NetworkMode::None,
+            policy: Policy::default(),
             net_rate: None,
             disk_rate: None,
             metadata: None,

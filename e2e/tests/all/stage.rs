@@ -15,9 +15,13 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 /// A web server of the internet, and one that IPv6 leads to.
 pub(crate) const WEB: &str = "203.0.113.10";
 const WEB_OCTETS: [u8; 4] = [203, 0, 113, 10];
+/// Another one, with the same ports.
+pub(crate) const OTHER: &str = "203.0.113.20";
+const OTHER_OCTETS: [u8; 4] = [203, 0, 113, 20];
 pub(crate) const WEB_V6: &str = "2001:db8:2::10";
 /// What is near the host, and not to be reached from a machine that is filtered.
 pub(crate) const PRIVATE: &str = "10.9.8.7";
+const PRIVATE_OCTETS: [u8; 4] = [10, 9, 8, 7];
 pub(crate) const PRIVATE_V6: &str = "fd99::7";
 /// The metadata services of clouds.
 pub(crate) const METADATA: &str = "169.254.169.254";
@@ -82,7 +86,7 @@ impl Stage {
         for line in &lines {
             ip(line)?;
         }
-        for address in [WEB, PRIVATE, METADATA] {
+        for address in [WEB, OTHER, PRIVATE, METADATA] {
             ip(&format!("-n {internet} address add {address}/32 dev lo"))?;
         }
         for address in [WEB_V6, PRIVATE_V6, METADATA_V6] {
@@ -122,6 +126,22 @@ impl Stage {
                 let _ = names.send_to(&answer(&question[..length]), client);
             }
         });
+        Ok(())
+    }
+
+    /// Starts servers at port 7 of addresses of the internet, which send back what comes (RFC 862).
+    pub(crate) fn echo(&self, addresses: &[&str]) -> Result<()> {
+        let bind = |address: &&str| TcpListener::bind((*address, 7));
+        let listeners = inside(&self.internet, || {
+            Ok(addresses.iter().map(bind).collect::<Result<Vec<_>, _>>()?)
+        })?;
+        for listener in listeners {
+            std::thread::spawn(move || {
+                for stream in listener.incoming().flatten() {
+                    std::thread::spawn(move || std::io::copy(&mut &stream, &mut &stream));
+                }
+            });
+        }
         Ok(())
     }
 
@@ -172,19 +192,32 @@ pub(crate) fn inside<T: Send>(namespace: &File, act: impl FnOnce() -> Result<T> 
     })
 }
 
-/// Answers every question for an IPv4 address with that of the web server, and every other one with nothing (RFC 1035, 4.1).
+/// Answers every question for an IPv4 address with that of the web server, and every other one with nothing (RFC 1035, 4.1). Names that
+/// begin with `other` lead to another server, those with `inner` to a private one, and `alias.example` stands for `denied.example`.
 fn answer(question: &[u8]) -> Vec<u8> {
     let end = question[12..]
         .iter()
         .position(|&byte| byte == 0)
         .map_or(question.len(), |at| 12 + at + 5);
     let asks_v4 = question.get(end - 4..end - 2) == Some(&[0, 1]);
+    let name = &question[13..end];
+    let alias: &[u8] = match name.starts_with(b"alias") {
+        true => b"\xc0\x0c\0\x05\0\x01\0\0\0\x3c\0\x10\x06denied\x07example\0",
+        false => b"",
+    };
+    let address = match name {
+        [b'o', b't', b'h', b'e', b'r', ..] => OTHER_OCTETS,
+        [b'i', b'n', b'n', b'e', b'r', ..] => PRIVATE_OCTETS,
+        _ => WEB_OCTETS,
+    };
+    let count = u8::from(asks_v4) + u8::from(!alias.is_empty());
     let mut answer = question[..end].to_vec();
     answer[2..4].copy_from_slice(&[0x81, 0x80]);
-    answer[6..12].copy_from_slice(&[0, u8::from(asks_v4), 0, 0, 0, 0]);
+    answer[6..12].copy_from_slice(&[0, count, 0, 0, 0, 0]);
+    answer.extend(alias);
     if asks_v4 {
         answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4]);
-        answer.extend(WEB_OCTETS);
+        answer.extend(address);
     }
     answer
 }

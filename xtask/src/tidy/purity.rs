@@ -8,7 +8,7 @@ const CRATE: &str = "hearth-machine";
 const MODULE: &str = "hearth_machine";
 
 /// All that it may depend on; tests may have more.
-const DEPENDENCIES: [&str; 1] = ["thiserror"];
+const DEPENDENCIES: [&str; 2] = ["ipnet", "thiserror"];
 
 /// The outside: operating system, clock, threads, randomness, formats.
 const OUTSIDE: [&str; 17] = [

@@ -3,8 +3,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::DriverChoice;
 use super::error::ErrorBody;
+use super::{DriverChoice, NetworkMode, NetworkPolicy};
 
 /// Asks for code to be run once. It runs in `/workspace`, finds what was given along in `/workspace/input`, and what it leaves in
 /// `/workspace/output` comes back. Bytes are base64.
@@ -44,6 +44,12 @@ pub struct ExecuteRequest {
     /// Which virtual machine monitor runs it; not with `pool`.
     #[serde(default)]
     pub driver: DriverChoice,
+    /// What network it sees; as that of any machine when absent; not with `pool`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkMode>,
+    /// What it may reach there; not with `pool`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<NetworkPolicy>,
     /// A tar archive of what is to lie in `/workspace/input`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub input_archive: Option<String>,

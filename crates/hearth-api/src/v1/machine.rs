@@ -8,6 +8,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::health::{Health, HealthCheck, HealthOptions};
+use super::policy::NetworkPolicy;
 
 /// Asks for a new machine. It is created, not started.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -123,6 +124,9 @@ pub struct MachineSpec {
     /// something else asks for an interface. A machine's spec says what it got.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<NetworkMode>,
+    /// What it may reach there; as the network's mode says when absent. Without a mode, the preset chooses one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<NetworkPolicy>,
     /// How much its network interface may carry, each way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub net_rate: Option<Rate>,
@@ -494,6 +498,9 @@ pub struct UpdateMachine {
     /// How long it may do nothing, in seconds; 0 for ever.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_timeout_seconds: Option<u64>,
+    /// What it may reach from now on, instead of what it might.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<NetworkPolicy>,
 }
 
 /// Removes machines that have ended, or were never started.

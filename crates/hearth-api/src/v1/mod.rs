@@ -11,6 +11,7 @@ pub mod health;
 pub mod image;
 pub mod machine;
 pub mod node;
+pub mod policy;
 pub mod pool;
 pub mod progress;
 pub mod setup;
@@ -34,6 +35,7 @@ pub use machine::{
     UpdateMachine, strict_spec,
 };
 pub use node::{NodeStatus, StopNode};
+pub use policy::{Contact, ContactList, Denial, NetworkPolicy, PolicyPreset, PolicyTarget};
 pub use pool::{
     AcquireMachine, AfterRelease, CreatePool, ExtendLease, Lease, Pool, PoolMember, PoolPhase, PoolSpec,
     ReleaseMachine, ResizePool,

@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::DriverChoice;
+use super::{DriverChoice, NetworkMode, NetworkPolicy};
 
 /// Asks for a new pool.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -46,6 +46,12 @@ pub struct PoolSpec {
     /// Which virtual machine monitor runs it.
     #[serde(default)]
     pub driver: DriverChoice,
+    /// What network it sees; as that of any machine when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkMode>,
+    /// What it may reach there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<NetworkPolicy>,
 }
 
 /// A pool as it is now.

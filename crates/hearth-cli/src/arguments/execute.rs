@@ -66,6 +66,8 @@ pub(crate) struct Execute {
     /// Virtual machine monitor
     #[arg(long, value_enum, default_value_t = super::Driver::Auto)]
     pub(crate) driver: super::Driver,
+    #[command(flatten)]
+    pub(crate) network: super::NetworkFlags,
     /// When to fetch the image
     #[arg(long, value_enum, default_value_t = Pull::Missing)]
     pub(crate) pull: Pull,

@@ -10,6 +10,7 @@ mod host;
 mod image;
 mod kept;
 mod machine;
+mod policy;
 mod pool;
 mod run;
 mod snapshot;
@@ -42,8 +43,12 @@ pub(crate) use machine::{
     Attach, Events, Inspect, Kill, List, Pause, Port, Prune, Remove, Rename, Restart, Start, Stats, Stop,
     Top, Unpause, Update, Wait,
 };
+pub(crate) use policy::{
+    Network, NetworkFlags, Policy, PolicyAdd, PolicyCheck, PolicyCommand, PolicyFlags, PolicyLearn,
+    PolicyLog, PolicySet, PolicyShow,
+};
 pub(crate) use pool::{Pool, PoolAcquire, PoolCommand, PoolCreate};
-pub(crate) use run::{Create, Driver, Exec, MemoryBackend, Network, Pull, Run};
+pub(crate) use run::{Create, Driver, Exec, MemoryBackend, Pull, Run};
 pub(crate) use snapshot::{
     Fork, Restore, RollBack, Snapshot, SnapshotCommand, SnapshotCreate, SnapshotExport, SnapshotImport,
     SnapshotInspect, SnapshotList, SnapshotPrune,
@@ -119,6 +124,7 @@ pub(crate) enum Command {
     Events(Events),
     Port(Port),
     Cp(Copy),
+    Policy(Policy),
     Pool(Pool),
     Image(Image),
     Snapshot(Snapshot),

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use hearth_machine::{ByteSize, CpuMilli};
 
-use super::{Driver, Pull};
+use super::{Driver, NetworkFlags, Pull};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -72,6 +72,8 @@ pub(crate) struct PoolCreate {
     /// Virtual machine monitor
     #[arg(long, value_enum, default_value_t = Driver::Auto)]
     pub(crate) driver: Driver,
+    #[command(flatten)]
+    pub(crate) network: NetworkFlags,
     /// When to fetch the image
     #[arg(long, value_enum, default_value_t = Pull::Missing)]
     pub(crate) pull: Pull,

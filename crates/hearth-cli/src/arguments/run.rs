@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use hearth_machine::{ByteSize, CpuMilli, Rate};
 
-use super::{ContainerFlags, HealthFlags, KeyFlags, StayFlags};
+use super::{ContainerFlags, HealthFlags, KeyFlags, NetworkFlags, StayFlags};
 
 const RUN_EXAMPLES: &str = "\
 Examples:
@@ -69,9 +69,8 @@ pub(crate) struct Run {
     /// What its network interface may carry a second each way, as in 10mbit or 2m:8m (Firecracker)
     #[arg(long, value_name = "RATE[:BURST]", help_heading = "Resources")]
     pub(crate) net_rate: Option<Rate>,
-    /// What it reaches over the network [default: filtered, or none where this host cannot give it; 'inspect' tells]
-    #[arg(long, value_enum, value_name = "MODE")]
-    pub(crate) network: Option<Network>,
+    #[command(flatten)]
+    pub(crate) network: NetworkFlags,
     /// What the metadata service at 169.254.169.254 tells the machine (MMDS, version 2): JSON, or a file of it (Firecracker)
     #[arg(long, value_name = "FILE|JSON")]
     pub(crate) metadata: Option<String>,
@@ -160,19 +159,6 @@ pub(crate) enum Driver {
     Qemu,
     /// Firecracker, on hosts whose KVM is native; 'hearth setup firecracker' installs it
     Firecracker,
-}
-
-/// What network a machine sees.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Network {
-    /// Its loopback
-    None,
-    /// An interface whose other end, in a network namespace of the machine's own, leads nowhere
-    Isolated,
-    /// The internet: names, web, ssh and git; no private networks, not this host, no other machine
-    Filtered,
-    /// Wherever this host gets, but not to the host itself or another machine
-    Open,
 }
 
 /// Where the memory of a restored machine comes from.

@@ -16,6 +16,7 @@ mod list;
 mod machine;
 mod node;
 mod output;
+mod policy;
 mod pool;
 mod program;
 mod run;
@@ -76,6 +77,7 @@ pub(crate) async fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
         Command::Console(arguments) => output::console(&node, &arguments).await,
         Command::Inspect(arguments) => machine::inspect(&node, &arguments).await,
         Command::Cp(arguments) => copy::copy(&node, &arguments).await,
+        Command::Policy(arguments) => policy::policy(&node, arguments.command).await,
         Command::Pool(arguments) => pool::pool(&node, arguments.command).await,
         Command::Image(arguments) => image::image(&node, arguments.command).await,
         Command::Snapshot(arguments) => snapshot::snapshot(&node, arguments.command).await,

@@ -59,6 +59,8 @@ pub(crate) fn execute(arguments: Execute, host: &impl Host) -> Result<ExecuteOrd
         memory_bytes: arguments.memory.map(|memory| memory.bytes()),
         cpu_milli: arguments.cpus.map(|cpus| cpus.milli()),
         driver: driver(arguments.driver),
+        network: arguments.network.network.map(super::policy::mode),
+        policy: super::policy(&arguments.network.policy, host)?,
         input_archive: None,
         output: arguments.workspace.is_some(),
         output_max_bytes: None,
@@ -117,7 +119,7 @@ mod tests {
     #[test]
     fn every_flag_reaches_the_request() {
         let order = resolved(
-            "--image busybox --workspace w --timeout 1500ms --wait 2s -e A=1 --cpus 2 -m 64m --interpreter python3{}-u --json a.py"
+            "--image busybox --policy locked --workspace w --timeout 1500ms --wait 2s -e A=1 --cpus 2 -m 64m --interpreter python3{}-u --json a.py"
                 .replace("{}", "\u{a0}")
                 .as_str(),
         )
@@ -131,6 +133,10 @@ mod tests {
             timeout_ms: Some(1500),
             memory_bytes: Some(64 << 20),
             cpu_milli: Some(2000),
+            policy: Some(v1::NetworkPolicy {
+                preset: Some(v1::PolicyPreset::Locked),
+                ..v1::NetworkPolicy::default()
+            }),
             output: true,
             wait_ms: Some(2000),
             ..v1::ExecuteRequest::default()

@@ -7,6 +7,7 @@ mod environment;
 mod execute;
 mod health;
 mod keys;
+mod policy;
 mod pool;
 mod ports;
 mod reference;
@@ -21,6 +22,9 @@ pub(crate) use duration::moment;
 pub(crate) use environment::secrets;
 pub(crate) use execute::{ExecuteOrder, execute};
 pub(crate) use keys::Keys;
+#[cfg(test)]
+pub(crate) use policy::PolicyFile;
+pub(crate) use policy::{Asked, destinations, is_policy, policy, policy_named, policy_of, policy_on_wire};
 pub(crate) use pool::{pool_acquire, pool_create, pool_extend};
 pub(crate) use ports::shown as shown_port;
 pub(crate) use reference::{absolute, image_reference, registry_and_repository};
@@ -62,6 +66,40 @@ pub(crate) enum ResolveError {
     /// Metadata that are no JSON.
     #[error("metadata are a JSON object, or a file of one")]
     Metadata(#[source] serde_json::Error),
+    /// Rules that make no policy.
+    #[error(transparent)]
+    Policy(#[from] hearth_machine::PolicyError),
+    /// A file of a policy that cannot be read.
+    #[error("{} is no preset (locked, balanced, open), and cannot be read as a file of a policy", path.display())]
+    PolicyFile {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file that is no policy.
+    #[error("{} is no policy, see 'hearth policy --help'", path.display())]
+    PolicyText {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: Box<toml::de::Error>,
+    },
+    /// policy set without a policy.
+    #[error("no policy is given: --policy, --allow or --deny says one")]
+    NoPolicy,
+    /// A policy of a machine that has no network.
+    #[error(
+        "{0} reaches nothing over a network, so there is no policy: 'hearth run --network filtered' gives a machine one"
+    )]
+    NoNetwork(String),
+    /// policy check of many hosts.
+    #[error(
+        "{0:?} is not one host: a name or an address is, with a port and /tcp or /udp behind it where they count"
+    )]
+    NotOneHost(String),
     /// An environment variable without a name.
     #[error("{0:?} is not an environment variable: NAME=VALUE or NAME is")]
     Variable(String),

@@ -21,6 +21,8 @@ pub(crate) fn pool_create(arguments: PoolCreate, host: &impl Host) -> Result<v1:
         memory_bytes: arguments.memory.map(|memory| memory.bytes()),
         cpu_milli: arguments.cpus.map(|cpus| cpus.milli()),
         driver: driver(arguments.driver),
+        network: arguments.network.network.map(super::policy::mode),
+        policy: super::policy(&arguments.network.policy, host)?,
     };
     Ok(v1::CreatePool {
         name: arguments.name,
@@ -64,7 +66,7 @@ mod tests {
     #[test]
     fn every_flag_reaches_the_request() {
         let line = "hearth pool create p --image busybox --min 2 --max 3 --ttl 1m --warm-cmd true -e A=1 --cpus 500m -m 64m \
-                    --driver qemu";
+                    --driver qemu --network filtered --deny 10.0.0.0/8";
         let Command::Pool(pool) = Cli::try_parse_from(line.split_whitespace()).unwrap().command else {
             panic!("another verb");
         };
@@ -81,6 +83,11 @@ mod tests {
             memory_bytes: Some(64 << 20),
             cpu_milli: Some(500),
             driver: v1::DriverChoice::Qemu,
+            network: Some(v1::NetworkMode::Filtered),
+            policy: Some(v1::NetworkPolicy {
+                deny: vec!["10.0.0.0/8".into()],
+                ..v1::NetworkPolicy::default()
+            }),
         };
         let request = pool_create(arguments, &FakeHost::default()).unwrap();
         assert_eq!((request.name.as_str(), request.spec), ("p", expected));

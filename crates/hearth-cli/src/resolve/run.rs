@@ -6,7 +6,7 @@ use hearth_api::v1;
 use hearth_machine::Rate;
 
 use super::{Host, Keys, ResolveError, container, duration, environment, health, image_reference, ports};
-use crate::arguments::{Driver, Exec, MemoryBackend, Network, Pull, Run, StayFlags};
+use crate::arguments::{Driver, Exec, MemoryBackend, Pull, Run, StayFlags};
 
 /// Everything that `run` asks for.
 #[derive(Debug)]
@@ -98,7 +98,8 @@ pub(crate) fn run(arguments: Run, host: &impl Host) -> Result<RunRequest, Resolv
         log_max_bytes: arguments.log_max_size.map(|size| size.bytes()),
         health: health::options(&arguments.health)?,
         no_template: arguments.no_template,
-        network: arguments.network.map(network),
+        network: arguments.network.network.map(super::policy::mode),
+        policy: super::policy(&arguments.network.policy, host)?,
         net_rate: arguments.net_rate.map(rate),
         disk_rate: arguments.disk_rate.map(rate),
         metadata: arguments
@@ -154,15 +155,6 @@ pub(crate) fn exec(
         signals: SignalsTo::Process,
     };
     Ok((machine, request, attachment))
-}
-
-fn network(network: Network) -> v1::NetworkMode {
-    match network {
-        Network::None => v1::NetworkMode::None,
-        Network::Isolated => v1::NetworkMode::Isolated,
-        Network::Filtered => v1::NetworkMode::Filtered,
-        Network::Open => v1::NetworkMode::Open,
-    }
 }
 
 fn memory_backend(backend: MemoryBackend) -> v1::MemoryBackend {
@@ -265,7 +257,7 @@ mod tests {
         let flags = "-it --detach-keys ctrl-a,d --sig-proxy=false --rm --name web --cpus 1.5 -m 512m --disk 2g -e A=1 -w /srv -u app:app --entrypoint /init \
                      -l team=x -l bare --timeout 5m --idle-timeout 90s --driver qemu --pull never --hostname h --stop-signal INT \
                      --init --read-only --tmpfs /run:size=1m --add-host db:::1 --ulimit nofile=64:128 --group-add wheel \
-                     --log-max-size 1m --health-tcp 80 --health-interval 2s --network isolated --net-rate 10mbit --disk-rate 20m:64m --memory-backend pager --metadata {\"a\":1} --secret TOKEN=s dir:rootfs -- serve --port 80";
+                     --log-max-size 1m --health-tcp 80 --health-interval 2s --network filtered --policy locked --allow a.com --deny b.com --net-rate 10mbit --disk-rate 20m:64m --memory-backend pager --metadata {\"a\":1} --secret TOKEN=s dir:rootfs -- serve --port 80";
         let request = resolved(flags).unwrap();
         let expected = v1::MachineSpec {
             image: "dir:/work/rootfs".into(),
@@ -307,7 +299,12 @@ mod tests {
             groups: vec!["wheel".into()],
             log_max_bytes: Some(1 << 20),
             no_template: false,
-            network: Some(v1::NetworkMode::Isolated),
+            network: Some(v1::NetworkMode::Filtered),
+            policy: Some(v1::NetworkPolicy {
+                preset: Some(v1::PolicyPreset::Locked),
+                allow: vec!["a.com".into()],
+                deny: vec!["b.com".into()],
+            }),
             net_rate: Some(v1::Rate {
                 bytes_per_second: 1_250_000,
                 burst_bytes: 0,

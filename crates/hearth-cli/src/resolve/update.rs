@@ -16,6 +16,7 @@ pub(crate) fn update(arguments: &Update) -> Result<v1::UpdateMachine, ResolveErr
         restart: arguments.restart.clone(),
         timeout_seconds: arguments.timeout.as_deref().map(limit).transpose()?,
         idle_timeout_seconds: arguments.idle_timeout.as_deref().map(limit).transpose()?,
+        policy: None,
     };
     if request == v1::UpdateMachine::default() {
         return Err(ResolveError::NoChange);

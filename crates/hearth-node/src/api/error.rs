@@ -275,6 +275,11 @@ impl From<MachineError> for ApiError {
                 Some("choose another name, or remove that machine"),
             ),
             MachineError::Change(_) => (ErrorCode::InvalidRequest, None),
+            MachineError::NoNetwork => (
+                ErrorCode::InvalidRequest,
+                Some("a machine has a network from its beginning: `hearth run --network filtered`"),
+            ),
+            MachineError::Network(_) => (ErrorCode::Internal, Some("see the node's log")),
             MachineError::Ambiguous(_) => (ErrorCode::InvalidRequest, Some("give more digits of the id")),
             MachineError::Refused(_) => (
                 ErrorCode::WrongState,

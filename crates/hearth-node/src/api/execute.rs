@@ -115,12 +115,19 @@ fn checked(request: v1::ExecuteRequest) -> Result<Asked, ApiError> {
             memory_bytes: request.memory_bytes,
             cpu_milli: request.cpu_milli,
             driver: request.driver,
+            network: request.network,
+            policy: request.policy,
             auto_remove: true,
             ..v1::MachineSpec::default()
         })),
-        (None, Some(_)) if request.memory_bytes.is_some() || request.cpu_milli.is_some() => {
+        (None, Some(_))
+            if request.memory_bytes.is_some()
+                || request.cpu_milli.is_some()
+                || request.network.is_some()
+                || request.policy.is_some() =>
+        {
             return Err(invalid(
-                "the machines of a pool are as they are: memory and processors are the pool's",
+                "the machines of a pool are as they are: memory, processors and network are the pool's",
             ));
         }
         (None, Some(pool)) => Place::Pool(pool),

@@ -80,6 +80,7 @@ pub(super) async fn update(
         restart: request.restart,
         timeout: request.timeout_seconds.map(Duration::from_secs),
         idle_timeout: request.idle_timeout_seconds.map(Duration::from_secs),
+        policy: request.policy,
     };
     machine.update(change).await?;
     Ok(Json(convert::machine(&machine.view())))

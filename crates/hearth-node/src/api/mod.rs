@@ -13,6 +13,7 @@ mod images;
 mod logs;
 mod machines;
 mod node;
+mod policies;
 mod pools;
 mod progress;
 mod snapshots;
@@ -127,6 +128,8 @@ fn routes() -> Vec<(&'static str, &'static str, MethodRouter<Service>)> {
         ("get", path::MACHINE_LOGS, get(logs::logs)),
         ("get", path::STATS, get(stats::stats)),
         ("get", path::MACHINE_CONSOLE, get(logs::console)),
+        ("get", path::MACHINE_DENIALS, get(policies::denials)),
+        ("get", path::MACHINE_CONTACTS, get(policies::contacts)),
         ("get", path::MACHINE_FILES, get(files::read)),
         ("put", path::MACHINE_FILES, put(files::write)),
         ("get", path::MACHINE_FILE_STAT, get(files::stat)),

@@ -25,6 +25,7 @@ use super::restore::Restoration;
 use super::session::WorkloadIo;
 use super::templates::Choice;
 use crate::host::{failpoint, files};
+use crate::network;
 use crate::records::{self, MachineRecord, RecordedState, Records, spec};
 use crate::snapshots::Extent;
 use crate::vmm::ControlError;
@@ -239,9 +240,16 @@ impl Actor {
     }
 
     async fn update(&mut self, work: &mut Work, change: Change) -> Result<(), MachineError> {
+        if change.policy.is_some() && !network::leads_out(self.spec.network) {
+            return Err(MachineError::NoNetwork);
+        }
         let mut wire = self.record.spec.clone();
         change.apply(&mut wire);
-        self.spec = spec::check(&wire, ANY_HOST)?;
+        let spec = spec::check(&wire, ANY_HOST)?;
+        if spec.policy != self.spec.policy {
+            self.parts.networks.change(self.id, &spec.policy)?;
+        }
+        self.spec = spec;
         self.record.spec = wire;
         work.limits_changed = true;
         self.enter(work, self.state.clone());
@@ -711,6 +719,7 @@ impl Actor {
 
 /// Removes what a machine owns on this host; also for what a crash left of one.
 pub(super) fn remove_all(parts: &Parts, id: MachineId) -> Result<(), MachineError> {
+    parts.networks.forget(id);
     life::release(parts, id);
     failpoint::pass("remove-released");
     let path: PathBuf = parts.layout.machine_data(id);

@@ -154,7 +154,7 @@ async fn devices(plan: &Plan) -> Result<Devices, StartError> {
     let network = match spec.network {
         NetworkMode::None => None,
         mode => {
-            let network = plan.parts.networks.acquire(plan.id, mode).await?;
+            let network = plan.parts.networks.acquire(plan.id, mode, &spec.policy).await?;
             Some(NetworkAttachment {
                 namespace: network.namespace,
                 tap: network.tap,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hearth_api::v1::MachineSpec;
+use hearth_api::v1::{MachineSpec, NetworkMode, NetworkPolicy, PolicyPreset};
 use hearth_machine::{Health, MachineName, State};
 use tokio::sync::oneshot;
 
@@ -54,6 +54,8 @@ pub struct Change {
     pub timeout: Option<Duration>,
     /// How long it may do nothing; zero for ever.
     pub idle_timeout: Option<Duration>,
+    /// What it may reach over its network, as the wire has it.
+    pub policy: Option<NetworkPolicy>,
 }
 
 impl Change {
@@ -61,6 +63,15 @@ impl Change {
         spec.labels.retain(|name, _| !self.remove_labels.contains(name));
         spec.labels.extend(self.labels);
         spec.restart = self.restart.or(spec.restart.take());
+        if let Some(policy) = self.policy {
+            // The mode follows the preset, which a machine that has a network may change.
+            spec.network = match policy.preset {
+                Some(PolicyPreset::Open) => Some(NetworkMode::Open),
+                Some(PolicyPreset::Locked | PolicyPreset::Balanced) => Some(NetworkMode::Filtered),
+                None => spec.network,
+            };
+            spec.policy = Some(policy);
+        }
         let changed = |new: Option<Duration>, old| match new {
             Some(limit) => Some(limit.as_secs()).filter(|&seconds| seconds > 0),
             None => old,

@@ -205,6 +205,12 @@ pub enum MachineError {
     /// A machine cannot be so.
     #[error(transparent)]
     Change(#[from] InvalidSpec),
+    /// A policy for a machine that reaches nothing.
+    #[error("the machine reaches nothing over a network, so no policy can be set")]
+    NoNetwork,
+    /// Its network is not changed.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     /// It does not run.
     #[error("machine {name} is {state}, not running")]
     NotRunning {

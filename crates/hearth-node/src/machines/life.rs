@@ -303,7 +303,10 @@ async fn live_on(
     };
     // The earlier node may have died before it did this.
     limits::impose(&mut plan, vmm);
-    let network = parts.networks.adopt(id, plan.spec.network, process_id(vmm).pid);
+    let monitor = process_id(vmm).pid;
+    let network = parts
+        .networks
+        .adopt(id, plan.spec.network, &plan.spec.policy, monitor);
     if let Err(error) = network.await {
         tracing::error!(machine = %id, error = %chain(&error), "its network is not served");
     }

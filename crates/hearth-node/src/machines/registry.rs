@@ -185,7 +185,10 @@ impl Machines {
         let selected = self.parts.drivers.select(spec.driver).await?;
         let capabilities = selected.driver.capabilities();
         if new.spec.network.is_none() {
-            spec.network = self.default_network(spec.network, capabilities).await;
+            // Where a policy is asked for, its preset has chosen.
+            if new.spec.policy.is_none() {
+                spec.network = self.default_network(spec.network, capabilities).await;
+            }
             new.spec.network = Some(spec::network_mode(spec.network));
         }
         check_devices(&spec, capabilities)?;

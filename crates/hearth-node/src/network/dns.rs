@@ -1,7 +1,8 @@
-//! The name server that a machine sees at its gateway: it passes questions on to those of the host, and answers back.
+//! The name server that a machine sees at its gateway: it passes questions on to those of the host, and answers back, as far as the
+//! machine's policy has it.
 //!
 //! Its sockets are in the machine's namespace, those to the host's servers in the node's own: so a guest reaches names, and not the
-//! network that the servers are in. What passes is not looked at beyond its length and number. Serves while the node lives.
+//! network that the servers are in. Serves while the node lives.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -15,7 +16,8 @@ use tokio::sync::Semaphore;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::address::has_v6;
-use crate::host::network_namespace::NetworkNamespace;
+use super::guard::{Answerable, Guard};
+use super::question::Question;
 
 /// The port of the domain name system.
 const PORT: u16 = 53;
@@ -40,6 +42,13 @@ const RESOLV_CONF: &str = "/etc/resolv.conf";
 #[derive(Debug)]
 pub(super) struct NameServer {
     _tasks: Vec<AbortOnDropHandle<()>>,
+}
+
+/// Who answers for names: these servers, as far as a machine's policy has it.
+#[derive(Debug, Clone)]
+pub(super) struct Authority {
+    pub(super) servers: Servers,
+    pub(super) guard: Arc<Guard>,
 }
 
 /// Whom to ask.
@@ -72,13 +81,15 @@ fn parse(text: &str) -> Vec<IpAddr> {
 }
 
 /// The sockets that a machine's questions come by.
-struct Sockets {
+#[derive(Debug)]
+pub(super) struct Sockets {
     udp: Vec<std::net::UdpSocket>,
     tcp: Vec<std::net::TcpListener>,
 }
 
 impl Sockets {
-    fn open() -> io::Result<Self> {
+    /// Opens them in the namespace that this thread is in.
+    pub(super) fn open() -> io::Result<Self> {
         let v6 = has_v6().then_some(IpAddr::from(GATEWAY_V6));
         let addresses = [IpAddr::from(GATEWAY_V4)].into_iter().chain(v6);
         let addresses: Vec<SocketAddr> = addresses.map(|address| (address, PORT).into()).collect();
@@ -103,29 +114,74 @@ impl NameServer {
     /// Starts one.
     ///
     /// # Errors
-    /// When the namespace cannot be entered, or has no gateway.
-    pub(super) fn start(namespace: &NetworkNamespace, servers: &Servers) -> io::Result<Self> {
-        let sockets = namespace.enter(Sockets::open)?;
+    /// When there are too many open files.
+    pub(super) fn start(sockets: Sockets, authority: &Authority) -> io::Result<Self> {
         let permits = Arc::new(Semaphore::new(AT_ONCE));
         let mut tasks = Vec::new();
         for socket in sockets.udp {
             let socket = Arc::new(UdpSocket::from_std(socket)?);
-            let task = serve_datagrams(socket, servers.clone(), Arc::clone(&permits));
+            let task = serve_datagrams(socket, authority.clone(), Arc::clone(&permits));
             tasks.push(AbortOnDropHandle::new(tokio::spawn(task)));
         }
         for listener in sockets.tcp {
-            let task = serve_streams(
-                TcpListener::from_std(listener)?,
-                servers.clone(),
-                Arc::clone(&permits),
-            );
+            let listener = TcpListener::from_std(listener)?;
+            let task = serve_streams(listener, authority.clone(), Arc::clone(&permits));
             tasks.push(AbortOnDropHandle::new(tokio::spawn(task)));
         }
         Ok(Self { _tasks: tasks })
     }
 }
 
-async fn serve_datagrams(socket: Arc<UdpSocket>, servers: Servers, permits: Arc<Semaphore>) {
+/// How a question came, and is passed on.
+#[derive(Debug, Clone, Copy)]
+enum Way {
+    Datagram,
+    Stream,
+}
+
+impl Authority {
+    /// Answers a question.
+    async fn reply(&self, bytes: &[u8], way: Way) -> Vec<u8> {
+        let Some(question) = Question::read(bytes) else {
+            return failure(bytes);
+        };
+        if self.guard.ask(question.name.as_ref()) == Answerable::No {
+            return question.refused();
+        }
+        if question.asks_for_hints() && self.guard.hides_hints() {
+            return question.empty();
+        }
+        let Some(answer) = self.ask_all(bytes, way).await else {
+            return failure(bytes);
+        };
+        let Some(told) = question.told(&answer) else {
+            return failure(bytes);
+        };
+        match self.guard.answer(question.name.as_ref(), &told) {
+            Answerable::Yes => answer,
+            Answerable::No => question.refused(),
+        }
+    }
+
+    async fn ask_all(&self, question: &[u8], way: Way) -> Option<Vec<u8>> {
+        for server in self.servers.addresses() {
+            let asked = async {
+                match way {
+                    Way::Datagram => ask(question, server).await,
+                    Way::Stream => ask_by_stream(question, server).await,
+                }
+            };
+            match tokio::time::timeout(PATIENCE, asked).await {
+                Ok(Ok(answer)) => return Some(answer),
+                Ok(Err(error)) => tracing::debug!(%server, %error, "a name server cannot be asked"),
+                Err(_) => tracing::debug!(%server, "a name server does not answer"),
+            }
+        }
+        None
+    }
+}
+
+async fn serve_datagrams(socket: Arc<UdpSocket>, authority: Authority, permits: Arc<Semaphore>) {
     let mut under_way = tokio::task::JoinSet::new();
     let mut question = vec![0; LONGEST];
     loop {
@@ -140,12 +196,10 @@ async fn serve_datagrams(socket: Arc<UdpSocket>, servers: Servers, permits: Arc<
         if !is_question(&question[..length]) {
             continue;
         }
-        let (question, socket, servers) = (question[..length].to_vec(), Arc::clone(&socket), servers.clone());
+        let question = question[..length].to_vec();
+        let (socket, authority) = (Arc::clone(&socket), authority.clone());
         under_way.spawn(async move {
-            let answer = match ask_all(&question, &servers).await {
-                Some(answer) => answer,
-                None => failure(&question),
-            };
+            let answer = authority.reply(&question, Way::Datagram).await;
             let _ = socket.send_to(&answer, client).await;
             drop(permit);
         });
@@ -163,17 +217,6 @@ fn failure(question: &[u8]) -> Vec<u8> {
     answer[2] |= 0x80;
     answer[3] = answer[3] & 0x70 | 0x80 | SERVER_FAILURE;
     answer
-}
-
-async fn ask_all(question: &[u8], servers: &Servers) -> Option<Vec<u8>> {
-    for server in servers.addresses() {
-        match tokio::time::timeout(PATIENCE, ask(question, server)).await {
-            Ok(Ok(answer)) => return Some(answer),
-            Ok(Err(error)) => tracing::debug!(%server, %error, "a name server cannot be asked"),
-            Err(_) => tracing::debug!(%server, "a name server does not answer"),
-        }
-    }
-    None
 }
 
 /// Asks one server from a port of its own, which the kernel chooses at random: so answers are hard to forge (RFC 5452).
@@ -195,7 +238,7 @@ async fn ask(question: &[u8], server: IpAddr) -> io::Result<Vec<u8>> {
     }
 }
 
-async fn serve_streams(listener: TcpListener, servers: Servers, permits: Arc<Semaphore>) {
+async fn serve_streams(listener: TcpListener, authority: Authority, permits: Arc<Semaphore>) {
     let mut under_way = tokio::task::JoinSet::new();
     loop {
         while under_way.try_join_next().is_some() {}
@@ -207,9 +250,9 @@ async fn serve_streams(listener: TcpListener, servers: Servers, permits: Arc<Sem
         let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else {
             continue;
         };
-        let servers = servers.clone();
+        let authority = authority.clone();
         under_way.spawn(async move {
-            if let Err(error) = converse(stream, &servers).await {
+            if let Err(error) = converse(stream, &authority).await {
                 tracing::debug!(%error, "a conversation with a name server broke off");
             }
             drop(permit);
@@ -217,30 +260,23 @@ async fn serve_streams(listener: TcpListener, servers: Servers, permits: Arc<Sem
     }
 }
 
-/// Passes questions on one after the other, each with its length in front (RFC 1035, 4.2.2).
-async fn converse(mut client: TcpStream, servers: &Servers) -> io::Result<()> {
+/// Answers questions one after the other, each with its length in front (RFC 1035, 4.2.2).
+async fn converse(mut client: TcpStream, authority: &Authority) -> io::Result<()> {
     while let Some(question) = message(&mut client).await? {
         if !is_question(&question) {
             return Ok(());
         }
-        let mut answer = None;
-        for server in servers.addresses() {
-            if let Ok(Ok(Some(said))) = tokio::time::timeout(PATIENCE, ask_by_stream(&question, server)).await
-            {
-                answer = Some(said);
-                break;
-            }
-        }
-        let answer = answer.unwrap_or_else(|| failure(&question));
+        let answer = authority.reply(&question, Way::Stream).await;
         send(&mut client, &answer).await?;
     }
     Ok(())
 }
 
-async fn ask_by_stream(question: &[u8], server: IpAddr) -> io::Result<Option<Vec<u8>>> {
+async fn ask_by_stream(question: &[u8], server: IpAddr) -> io::Result<Vec<u8>> {
     let mut stream = TcpStream::connect((server, PORT)).await?;
     send(&mut stream, question).await?;
-    message(&mut stream).await
+    let answer = message(&mut stream).await?;
+    answer.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
 }
 
 async fn send(stream: &mut TcpStream, message: &[u8]) -> io::Result<()> {

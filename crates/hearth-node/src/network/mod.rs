@@ -11,7 +11,12 @@
 
 mod address;
 mod dns;
+mod firewall;
+mod guard;
+mod journal;
 mod links;
+mod packets;
+mod question;
 mod rules;
 
 use std::collections::HashMap;
@@ -22,11 +27,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hearth_api::location::Configuration as Place;
-use hearth_machine::{MachineId, NetworkMode};
-use tokio_util::task::TaskTracker;
+use hearth_machine::{MachineId, NetworkMode, Policy};
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use self::address::{Network, NodeKey};
-use self::dns::{NameServer, Servers};
+use self::dns::{Authority, NameServer, Servers, Sockets};
+use self::firewall::Firewall;
+use self::guard::Guard;
+pub use self::journal::{Contact, Denial, Journal, Target};
 use self::links::Links;
 use crate::configuration::{self, ConfigurationError};
 use crate::host::command::{CommandError, HostCommand};
@@ -34,7 +42,7 @@ use crate::host::network_namespace::{NetworkNamespace, Tap};
 use crate::host::{facts, own};
 use crate::layout::Layout;
 
-/// How many namespaces of each mode are kept ready, once there was a machine of it.
+/// How many namespaces are kept ready, once there was a machine that needed one.
 const READY: usize = 2;
 
 /// The program that sets rules, and Debian's package of it.
@@ -134,13 +142,22 @@ struct Shared {
     bridge: tokio::sync::Mutex<Option<Bridge>>,
     /// Where the search for a free place begins: one that has just become free is taken last.
     next: AtomicU32,
-    /// Those that lead out and belong to no machine yet, with the rules of their mode: no start of a machine waits for a program.
+    /// Those that lead out and belong to no machine yet: no start of a machine waits for a program.
     ///
-    /// The mutexes guard a list and a map; starts and ends of machines have them in common, and none owns them.
-    ready: Mutex<Vec<(NetworkMode, MachineNetwork)>>,
-    servers: Mutex<HashMap<MachineId, NameServer>>,
+    /// The mutexes guard a list and maps; starts and ends of machines have them in common, and none owns them.
+    ready: Mutex<Vec<MachineNetwork>>,
+    posts: Mutex<HashMap<MachineId, Post>>,
+    journals: Mutex<HashMap<MachineId, Arc<Journal>>>,
     /// Set once a network that leads out was made here: then others can be.
     can: tokio::sync::OnceCell<()>,
+}
+
+/// What serves and watches one machine. Ends with this value.
+#[derive(Debug)]
+struct Post {
+    guard: Arc<Guard>,
+    _names: NameServer,
+    _packets: AbortOnDropHandle<()>,
 }
 
 impl Networks {
@@ -155,7 +172,8 @@ impl Networks {
                 bridge: tokio::sync::Mutex::default(),
                 next: AtomicU32::new(0),
                 ready: Mutex::default(),
-                servers: Mutex::default(),
+                posts: Mutex::default(),
+                journals: Mutex::default(),
                 can: tokio::sync::OnceCell::new(),
             }),
         }
@@ -182,17 +200,15 @@ impl Networks {
         }
     }
 
-    /// Finds out by making one whether this node can give networks that lead out. It is kept for the next machine of mode
-    /// `filtered`; what cannot be made now is tried again the next time.
+    /// Finds out by making one whether this node can give networks that lead out. It is kept for the next machine; what cannot be made now is tried again the next time.
     ///
     /// # Errors
     /// [`NetworkError`]; nothing is left.
     pub async fn try_out(&self) -> Result<(), NetworkError> {
-        let mode = NetworkMode::Filtered;
-        Self::check(mode)?;
+        Self::check(NetworkMode::Filtered)?;
         let make = async || -> Result<(), NetworkError> {
-            let network = self.shared.prepare(mode).await?;
-            self.shared.ready().push((mode, network));
+            let network = self.shared.prepare().await?;
+            self.shared.ready().push(network);
             Ok(())
         };
         self.shared.can.get_or_try_init(make).await.copied()
@@ -202,18 +218,23 @@ impl Networks {
     ///
     /// # Errors
     /// [`NetworkError`]; nothing is left.
-    pub async fn acquire(&self, id: MachineId, mode: NetworkMode) -> Result<MachineNetwork, NetworkError> {
+    pub async fn acquire(
+        &self,
+        id: MachineId,
+        mode: NetworkMode,
+        policy: &Policy,
+    ) -> Result<MachineNetwork, NetworkError> {
         Self::check(mode)?;
         if !leads_out(mode) {
             return isolated().await;
         }
-        let ready = self.shared.take_ready(mode);
+        let ready = self.shared.ready().pop();
         let network = match ready {
             Some(network) => network,
-            None => self.shared.prepare(mode).await?,
+            None => self.shared.prepare().await?,
         };
-        self.shared.serve_names(id, &network.namespace)?;
-        self.refill(mode);
+        self.shared.stand(id, &network.namespace, policy)?;
+        self.refill();
         Ok(network)
     }
 
@@ -221,7 +242,13 @@ impl Networks {
     ///
     /// # Errors
     /// [`NetworkError`]; the machine has no names then.
-    pub async fn adopt(&self, id: MachineId, mode: NetworkMode, monitor: i32) -> Result<(), NetworkError> {
+    pub async fn adopt(
+        &self,
+        id: MachineId,
+        mode: NetworkMode,
+        policy: &Policy,
+        monitor: i32,
+    ) -> Result<(), NetworkError> {
         if !leads_out(mode) {
             return Ok(());
         }
@@ -229,12 +256,37 @@ impl Networks {
         self.shared.bridge().await?;
         let namespace = NetworkNamespace::of_process(monitor)
             .map_err(namespace_error("look at the monitor's network namespace"))?;
-        self.shared.serve_names(id, &namespace)
+        self.shared.stand(id, &namespace, policy)
+    }
+
+    /// Carries out another policy, at once: connections that it allows go on, others end. Nothing happens to a machine that does not
+    /// run, or leads nowhere.
+    ///
+    /// # Errors
+    /// [`NetworkError`]; the firewall is as it was, or as it is to be.
+    pub fn change(&self, id: MachineId, policy: &Policy) -> Result<(), NetworkError> {
+        let guard = self.shared.posts().get(&id).map(|post| Arc::clone(&post.guard));
+        let Some(guard) = guard else {
+            return Ok(());
+        };
+        let changed = guard.change(policy.clone());
+        changed.map_err(namespace_error("change the rules of a machine's network"))
+    }
+
+    /// Returns what is known of a machine's connections.
+    pub fn journal(&self, id: MachineId) -> Arc<Journal> {
+        Arc::clone(self.shared.journals().entry(id).or_default())
     }
 
     /// Ends what serves a machine; its namespace goes with its monitor.
     pub fn release(&self, id: MachineId) {
-        self.shared.servers().remove(&id);
+        self.shared.posts().remove(&id);
+    }
+
+    /// Forgets a machine that is no more.
+    pub fn forget(&self, id: MachineId) {
+        self.release(id);
+        self.shared.journals().remove(&id);
     }
 
     /// Takes the node's bridge and rules away, when no machine needs them any more: also those that a node has left that died.
@@ -258,13 +310,13 @@ impl Networks {
         }
     }
 
-    /// Sees to it that namespaces are ready for the next machines of this mode.
-    fn refill(&self, mode: NetworkMode) {
+    /// Sees to it that namespaces are ready for the next machines.
+    fn refill(&self) {
         let shared = Arc::clone(&self.shared);
         self.shared.tasks.spawn(async move {
-            while shared.count_ready(mode) < READY {
-                match shared.prepare(mode).await {
-                    Ok(network) => shared.ready().push((mode, network)),
+            while shared.ready().len() < READY {
+                match shared.prepare().await {
+                    Ok(network) => shared.ready().push(network),
                     Err(error) => {
                         tracing::warn!(%error, "no network is ready for the next machine");
                         return;
@@ -314,22 +366,16 @@ fn forward_packets() -> io::Result<()> {
 }
 
 impl Shared {
-    fn ready(&self) -> MutexGuard<'_, Vec<(NetworkMode, MachineNetwork)>> {
+    fn ready(&self) -> MutexGuard<'_, Vec<MachineNetwork>> {
         self.ready.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take_ready(&self, mode: NetworkMode) -> Option<MachineNetwork> {
-        let mut ready = self.ready();
-        let place = ready.iter().position(|(of, _)| *of == mode)?;
-        Some(ready.swap_remove(place).1)
+    fn posts(&self) -> MutexGuard<'_, HashMap<MachineId, Post>> {
+        self.posts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn count_ready(&self, mode: NetworkMode) -> usize {
-        self.ready().iter().filter(|(of, _)| *of == mode).count()
-    }
-
-    fn servers(&self) -> MutexGuard<'_, HashMap<MachineId, NameServer>> {
-        self.servers.lock().unwrap_or_else(PoisonError::into_inner)
+    fn journals(&self) -> MutexGuard<'_, HashMap<MachineId, Arc<Journal>>> {
+        self.journals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes the node's bridge with its rules, or returns it.
@@ -345,7 +391,7 @@ impl Shared {
         Ok(*bridge.insert(Bridge { index, network }))
     }
 
-    async fn prepare(&self, mode: NetworkMode) -> Result<MachineNetwork, NetworkError> {
+    async fn prepare(&self) -> Result<MachineNetwork, NetworkError> {
         let bridge = self.bridge().await?;
         let network = isolated().await?;
         let namespace = &network.namespace;
@@ -356,7 +402,7 @@ impl Shared {
             .map_err(namespace_error("let a network namespace forward packets"))?;
         let within = Links::within(namespace).map_err(namespace_error("enter a network namespace"))?;
         within.furnish(bridge.network, place).await?;
-        self.set_rules(namespace, mode).await?;
+        self.nft(Some(namespace), &rules::machine()).await?;
         Ok(network)
     }
 
@@ -379,10 +425,6 @@ impl Shared {
         })
     }
 
-    async fn set_rules(&self, namespace: &NetworkNamespace, mode: NetworkMode) -> Result<(), NetworkError> {
-        self.nft(Some(namespace), &rules::machine(mode)).await
-    }
-
     /// Sets rules, in the node's namespace or in another one.
     async fn nft(&self, namespace: Option<&NetworkNamespace>, text: &str) -> Result<(), NetworkError> {
         let write = |path: PathBuf| move |source| NetworkError::Write { path, source };
@@ -400,21 +442,50 @@ impl Shared {
         Ok(())
     }
 
-    fn serve_names(&self, id: MachineId, namespace: &NetworkNamespace) -> Result<(), NetworkError> {
+    /// Begins to serve and watch a machine.
+    fn stand(
+        &self,
+        id: MachineId,
+        namespace: &NetworkNamespace,
+        policy: &Policy,
+    ) -> Result<(), NetworkError> {
         let set: Arc<[IpAddr]> = configuration::read(&self.configuration)?.name_servers.into();
         let servers = match set.is_empty() {
             true => Servers::Host,
             false => Servers::Set(set),
         };
-        let server = NameServer::start(namespace, &servers)
-            .map_err(namespace_error("serve names in a network namespace"))?;
-        self.servers().insert(id, server);
+        let journal = Arc::clone(self.journals().entry(id).or_default());
+        let stood = || -> io::Result<Post> {
+            let runtime = tokio::runtime::Handle::current();
+            let open = || {
+                let _entered = runtime.enter();
+                Ok((Sockets::open()?, Firewall::open()?, packets::open()?))
+            };
+            let (sockets, firewall, packets) = namespace.enter(open)?;
+            let guard = Arc::new(Guard::new(firewall, policy.clone(), journal)?);
+            let authority = Authority {
+                servers,
+                guard: Arc::clone(&guard),
+            };
+            let watch = packets::watch(packets, Arc::clone(&guard));
+            Ok(Post {
+                _names: NameServer::start(sockets, &authority)?,
+                _packets: AbortOnDropHandle::new(tokio::spawn(watch)),
+                guard,
+            })
+        };
+        let post = stood().map_err(namespace_error("guard a machine's network"))?;
+        self.posts().insert(id, post);
         Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use hearth_machine::policy::{Ports, Preset};
+
     use super::*;
 
     #[tokio::test]
@@ -428,13 +499,85 @@ mod tests {
         let namespace = isolated().await.unwrap().namespace;
         let network = shared.key.networks().next().unwrap();
         for _ in 0..2 {
-            for mode in [NetworkMode::Filtered, NetworkMode::Open] {
-                shared.set_rules(&namespace, mode).await.unwrap();
+            for rules in [rules::machine(), rules::host(shared.key, network)] {
+                shared.nft(Some(&namespace), &rules).await.unwrap();
             }
-            let host = rules::host(shared.key, network);
-            shared.nft(Some(&namespace), &host).await.unwrap();
         }
         let refused = shared.nft(Some(&namespace), "table inet {").await.unwrap_err();
         assert!(matches!(refused, NetworkError::Rules(_)), "{refused}");
+    }
+
+    #[tokio::test]
+    async fn the_firewall_holds_what_a_policy_says_and_no_more_after_the_next_one() {
+        if let Err(error) = Networks::check(NetworkMode::Filtered) {
+            return crate::host::skip::skipped(&error.to_string());
+        }
+        let home = tempfile::tempdir().unwrap();
+        let layout = Layout::new(home.path(), home.path(), home.path());
+        let Networks { shared } = Networks::open(&layout, TaskTracker::new());
+        let namespace = isolated().await.unwrap().namespace;
+        shared.nft(Some(&namespace), &rules::machine()).await.unwrap();
+        let read = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+        let policy = Policy {
+            preset: Preset::Open,
+            // Ranges that overlap each other, which the kernel would refuse.
+            allow: read(&[
+                "10.0.0.0/8",
+                "10.1.0.0/16",
+                "10.1.0.0/16:80",
+                "10.1.2.3:80",
+                "*:8080",
+                "a.com:443",
+            ]),
+            deny: read(&["192.0.2.0/24", "192.0.2.7:25", "*:25", "2001:db8::/32", "b.com"]),
+        };
+        let mut firewall = namespace.enter(Firewall::open).unwrap();
+        let address = "203.0.113.1".parse().unwrap();
+        for _ in 0..2 {
+            firewall.apply(&policy).unwrap();
+            firewall
+                .pin(address, &Ports::Only(vec![443, 444]), Duration::from_secs(60))
+                .unwrap();
+            firewall
+                .pin(address, &Ports::All, Duration::from_secs(5))
+                .unwrap();
+        }
+        let listed = list(&namespace);
+        for expected in [
+            "192.0.2.0/24 . 0-255",
+            "0.0.0.0/0 . 25",
+            "2001:db8::/32 . 0-255",
+            "10.1.0.0/16 . 80",
+            "tcp . 8080",
+            "203.0.113.1 . 443 timeout 1m",
+            "203.0.113.1 timeout 5s",
+            "elements = { 53 }",
+        ] {
+            assert!(listed.contains(expected), "{expected} is not in {listed}");
+        }
+        firewall.apply(&Policy::default()).unwrap();
+        firewall.unpin().unwrap();
+        let listed = list(&namespace);
+        assert!(
+            !listed.contains("192.0.2.0/24 .") && !listed.contains("203.0.113.1"),
+            "{listed}"
+        );
+        assert!(
+            listed.contains("tcp . 9418") && listed.contains("udp . 443"),
+            "{listed}"
+        );
+        firewall.cut(|_, _, _| false).unwrap();
+    }
+
+    fn list(namespace: &NetworkNamespace) -> String {
+        let mut entry = std::ffi::OsString::from("--net=");
+        entry.push(namespace.path());
+        let mut command = std::process::Command::new("nsenter");
+        let listed = command
+            .arg(entry)
+            .args(["nft", "list", "ruleset"])
+            .output()
+            .unwrap();
+        String::from_utf8(listed.stdout).unwrap()
     }
 }

@@ -1,24 +1,23 @@
 //! The rules of the firewall, as texts for nft(8): of the node's bridge, and of each machine's namespace.
+//!
+//! Those of a machine are the same for all: what tells one policy from another is in their sets, which [`super::firewall`] fills.
+
+use std::fmt::Display;
 
 use hearth_guest_protocol::network::{GATEWAY_V4, GATEWAY_V6, GUEST_V4, GUEST_V6};
-use hearth_machine::NetworkMode;
+use hearth_machine::policy::{METADATA, PRIVATE, RESOLVERS};
 
 use super::address::{Network, NodeKey, PREFIX_V4, PREFIX_V6};
 use super::links::UPLINK;
 use crate::host::network_namespace::TAP;
 
-/// What is not the internet: this host, private and shared networks, link-local (with the metadata services of clouds), multicast,
-/// and what is reserved (RFC 6890).
-const PRIVATE_V4: &str = "0.0.0.0/8, 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 169.254.0.0/16, 172.16.0.0/12, 192.0.0.0/24, \
-     192.168.0.0/16, 198.18.0.0/15, 224.0.0.0/3";
+/// The table of a machine's namespace.
+pub(super) const TABLE: &str = "hearth";
 
-/// Likewise, with the ranges by which an IPv4 address is written as one of IPv6: mapped, translated, 6to4.
-const PRIVATE_V6: &str =
-    "::/96, ::ffff:0:0/96, 64:ff9b::/96, 64:ff9b:1::/48, 100::/64, 2002::/16, fc00::/7, fe80::/10, ff00::/8";
-
-/// The metadata services of clouds: what they tell is the host's, whatever else a machine may reach.
-const METADATA_V4: &str = "169.254.0.0/16";
-const METADATA_V6: &str = "fd00:ec2::254, fe80::/10";
+/// The groups of nflog by which the node hears of connections: of those that are refused, and of those that are let out.
+pub(super) const LOG_REFUSED: u16 = 1;
+/// See [`LOG_REFUSED`].
+pub(super) const LOG_LET_OUT: u16 = 2;
 
 /// Writes the rules of the host: machines get out by its addresses; nothing gets in to them, nor from one to another, nor to the
 /// host itself.
@@ -58,36 +57,80 @@ pub(super) fn no_host(key: NodeKey) -> String {
     format!("table inet {table} {{}}\ndelete table inet {table}\n")
 }
 
-/// Writes the rules of a machine's namespace.
-pub(super) fn machine(mode: NetworkMode) -> String {
-    let (leaving, names) = match mode {
-        NetworkMode::Open => (
-            format!(
-                "ip daddr {{ {METADATA_V4} }} counter reject with icmpx type admin-prohibited
-        ip6 daddr {{ {METADATA_V6} }} counter reject with icmpx type admin-prohibited
-        accept"
-            ),
-            String::new(),
+fn list<T: Display>(ranges: &[T]) -> String {
+    let texts: Vec<String> = ranges.iter().map(ToString::to_string).collect();
+    texts.join(", ")
+}
+
+/// Writes the sets of a machine's namespace. They are empty: nothing gets out by them.
+fn sets() -> String {
+    let mut text = String::new();
+    for (family, kind) in [("4", "ipv4_addr"), ("6", "ipv6_addr")] {
+        for (set, of, flags) in [
+            ("deny", "inet_proto", "interval"),
+            ("allow", "inet_proto", "interval"),
+            ("deny_port", "inet_service", "interval"),
+            ("allow_port", "inet_service", "interval"),
+            ("named_port", "inet_service", "timeout"),
+        ] {
+            text += &format!("    set {set}{family} {{ type {kind} . {of}; flags {flags}; }}\n");
+        }
+        text += &format!("    set named{family} {{ type {kind}; flags timeout; }}\n");
+    }
+    text + "    set ports { type inet_proto . inet_service; }\n    set captured { type inet_service; }\n"
+}
+
+/// Writes what becomes of a packet that opens a connection. What has ports is asked for by protocol first: other headers have
+/// something else there.
+fn leaving() -> String {
+    let families = [
+        ("4", "ip", list(METADATA.v4), list(PRIVATE.v4), list(RESOLVERS.v4)),
+        (
+            "6",
+            "ip6",
+            list(METADATA.v6),
+            list(PRIVATE.v6),
+            list(RESOLVERS.v6),
         ),
-        NetworkMode::None | NetworkMode::Isolated | NetworkMode::Filtered => (
-            format!(
-                "ip daddr {{ {PRIVATE_V4} }} counter reject with icmpx type admin-prohibited
-        ip6 daddr {{ {PRIVATE_V6} }} counter reject with icmpx type admin-prohibited
-        tcp dport {{ 22, 80, 443, 9418 }} accept
-        udp dport 443 accept
-        counter reject with icmpx type admin-prohibited"
-            ),
-            // Whichever server a program asks: the gateway answers.
-            format!(
-                "iifname \"{TAP}\" meta l4proto {{ tcp, udp }} th dport 53 dnat ip to {GATEWAY_V4}
-        iifname \"{TAP}\" meta l4proto {{ tcp, udp }} th dport 53 dnat ip6 to {GATEWAY_V6}"
-            ),
-        ),
-    };
+    ];
+    let mut text = String::new();
+    let mut add = |line: String| text += &format!("        {line}\n");
+    for (_, ip, metadata, ..) in &families {
+        add(format!("{ip} daddr {{ {metadata} }} goto refused"));
+    }
+    for (kind, verdict) in [("deny", "refused"), ("allow", "let_out")] {
+        for (family, ip, ..) in &families {
+            add(format!(
+                "{ip} daddr . meta l4proto @{kind}{family} goto {verdict}"
+            ));
+            add(format!(
+                "meta l4proto {{ tcp, udp }} {ip} daddr . th dport @{kind}_port{family} goto {verdict}"
+            ));
+        }
+    }
+    for (family, ip, ..) in &families {
+        add(format!("{ip} daddr @named{family} goto let_out"));
+        add(format!(
+            "meta l4proto {{ tcp, udp }} {ip} daddr . th dport @named_port{family} goto let_out"
+        ));
+    }
+    for (_, ip, _, private, resolvers) in &families {
+        add(format!("{ip} daddr {{ {private}, {resolvers} }} goto refused"));
+    }
+    add("meta l4proto . th dport @ports goto let_out".to_owned());
+    add("goto refused".to_owned());
+    text
+}
+
+/// Writes the rules of a machine's namespace. TCP is refused by a reset: a guest may still be in the call that opens the connection
+/// when an error of ICMP arrives, and takes that for no more than a hint then.
+pub(super) fn machine() -> String {
+    let (sets, leaving) = (sets(), leaving());
     format!(
-        "table inet hearth {{}}
-delete table inet hearth
-table inet hearth {{
+        "table inet {TABLE} {{}}
+delete table inet {TABLE}
+table inet {TABLE} {{
+{sets}
     chain arriving {{
         type filter hook prerouting priority raw; policy accept;
         iifname != \"{TAP}\" accept
@@ -97,7 +140,8 @@ table inet hearth {{
     }}
     chain names {{
         type nat hook prerouting priority dstnat; policy accept;
-        {names}
+        iifname \"{TAP}\" meta l4proto {{ tcp, udp }} th dport @captured dnat ip to {GATEWAY_V4}
+        iifname \"{TAP}\" meta l4proto {{ tcp, udp }} th dport @captured dnat ip6 to {GATEWAY_V6}
     }}
     chain input {{
         type filter hook input priority filter; policy drop;
@@ -106,6 +150,7 @@ table inet hearth {{
         iifname \"{TAP}\" meta l4proto {{ tcp, udp }} th dport 53 accept
         iifname \"{TAP}\" icmp type echo-request accept
         icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert, echo-request }} accept
+        iifname \"{TAP}\" meta l4proto tcp counter reject with tcp reset
         iifname \"{TAP}\" counter reject with icmpx type admin-prohibited
     }}
     chain forward {{
@@ -113,9 +158,17 @@ table inet hearth {{
         ct state established,related accept
         iifname \"{TAP}\" oifname \"{UPLINK}\" jump leaving
     }}
-    chain leaving {{
-        {leaving}
+    chain refused {{
+        limit rate 20/second burst 50 packets log group {LOG_REFUSED} snaplen 128
+        meta l4proto tcp counter reject with tcp reset
+        counter reject with icmpx type admin-prohibited
     }}
+    chain let_out {{
+        limit rate 50/second burst 200 packets log group {LOG_LET_OUT} snaplen 128
+        accept
+    }}
+    chain leaving {{
+{leaving}    }}
     chain postrouting {{
         type nat hook postrouting priority srcnat; policy accept;
         oifname \"{UPLINK}\" masquerade

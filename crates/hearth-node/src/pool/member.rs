@@ -30,6 +30,8 @@ pub(super) fn machine_spec(spec: &PoolSpec) -> MachineSpec {
         memory_bytes: spec.memory_bytes,
         cpu_milli: spec.cpu_milli,
         driver: spec.driver,
+        network: spec.network,
+        policy: spec.policy.clone(),
         auto_remove: true,
         ..MachineSpec::default()
     }

@@ -6,7 +6,7 @@ use hearth_api::v1;
 use hearth_machine::spec::{DISK_DEFAULT, LOG_DEFAULT, MEMORY_DEFAULT};
 use hearth_machine::{
     ByteSize, Container, ContainerError, CpuMilli, DriverChoice, ExtraHost, HostLimits, Limit, MemoryBackend,
-    NetworkMode, PublishedPort, Rate, RestartPolicy, Spec, SpecError, Tmpfs,
+    NetworkMode, Policy, PolicyError, Preset, PublishedPort, Rate, RestartPolicy, Spec, SpecError, Tmpfs,
 };
 
 use super::health;
@@ -45,6 +45,7 @@ pub enum InvalidSpec {
 /// Returns [`InvalidSpec`] with the first thing that cannot be.
 pub fn check(wire: &v1::MachineSpec, host: HostLimits) -> Result<Spec, InvalidSpec> {
     let milli = wire.cpu_milli.unwrap_or(CPU_DEFAULT);
+    let (network, policy) = network_and_policy(wire)?;
     let spec = Spec {
         hold: wire.hold,
         command: wire.command.clone(),
@@ -73,7 +74,8 @@ pub fn check(wire: &v1::MachineSpec, host: HostLimits) -> Result<Spec, InvalidSp
         container: container(wire).map_err(SpecError::from)?,
         log: wire.log_max_bytes.map_or(LOG_DEFAULT, ByteSize::from_bytes),
         health: wire.health.as_ref().map(health::options).unwrap_or_default(),
-        network: network(wire),
+        network,
+        policy,
         net_rate: wire.net_rate.map(rate),
         disk_rate: wire.disk_rate.map(rate),
         metadata: wire.metadata.as_ref().map(metadata).transpose()?,
@@ -105,6 +107,65 @@ pub fn network_mode(mode: NetworkMode) -> v1::NetworkMode {
         NetworkMode::Isolated => v1::NetworkMode::Isolated,
         NetworkMode::Filtered => v1::NetworkMode::Filtered,
         NetworkMode::Open => v1::NetworkMode::Open,
+    }
+}
+
+/// Reads mode and policy: each says what the other one leaves open, and they must agree.
+fn network_and_policy(wire: &v1::MachineSpec) -> Result<(NetworkMode, Policy), SpecError> {
+    let Some(asked) = &wire.policy else {
+        let network = network(wire);
+        let preset = match network {
+            NetworkMode::Open => Preset::Open,
+            NetworkMode::None | NetworkMode::Isolated | NetworkMode::Filtered => Preset::Balanced,
+        };
+        let policy = Policy {
+            preset,
+            ..Policy::default()
+        };
+        return Ok((network, policy));
+    };
+    let preset = asked.preset.map(preset);
+    let (network, preset) = match (wire.network, preset) {
+        (Some(v1::NetworkMode::None), _) => return Err(SpecError::PolicyWithoutNetwork("none")),
+        (Some(v1::NetworkMode::Isolated), _) => return Err(SpecError::PolicyWithoutNetwork("isolated")),
+        (Some(v1::NetworkMode::Open), None | Some(Preset::Open)) | (None, Some(Preset::Open)) => {
+            (NetworkMode::Open, Preset::Open)
+        }
+        (Some(v1::NetworkMode::Open), Some(preset)) => {
+            return Err(SpecError::PresetOfNetwork {
+                network: "open",
+                preset,
+            });
+        }
+        (Some(v1::NetworkMode::Filtered), Some(preset @ Preset::Open)) => {
+            return Err(SpecError::PresetOfNetwork {
+                network: "filtered",
+                preset,
+            });
+        }
+        (Some(v1::NetworkMode::Filtered) | None, preset) => {
+            (NetworkMode::Filtered, preset.unwrap_or_default())
+        }
+    };
+    let read = |texts: &[String]| -> Result<Vec<_>, PolicyError> {
+        texts
+            .iter()
+            .map(|text| text.parse().map_err(PolicyError::from))
+            .collect()
+    };
+    let policy = Policy {
+        preset,
+        allow: read(&asked.allow)?,
+        deny: read(&asked.deny)?,
+    };
+    Ok((network, policy))
+}
+
+fn preset(wire: v1::PolicyPreset) -> Preset {
+    match wire {
+        v1::PolicyPreset::Locked => Preset::Locked,
+        v1::PolicyPreset::Balanced => Preset::Balanced,
+        v1::PolicyPreset::Open => Preset::Open,
     }
 }
 

@@ -1,0 +1,308 @@
+//! What machines may reach: rules of names and networks, what is told of denials, and changes while a machine runs.
+
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, ensure};
+use e2e::{DEADLINE, TestNode};
+use serde_json::Value;
+
+use crate::stage::{METADATA, OTHER, PRIVATE, WEB, WEB_V6, on_stage};
+
+/// Tells which of these places answer, as `HOST PORT`, asked for one after the other from within a machine.
+fn answering(node: &TestNode, machine: &str, places: &[&str]) -> Result<Vec<String>> {
+    let mut answered = Vec::new();
+    for place in places {
+        let script = format!("timeout 5 nc -w 4 {place} </dev/null 2>/dev/null | grep -q '^at' && echo yes");
+        if node
+            .exec([machine, "sh", "-c", &script])
+            .run()?
+            .text()?
+            .contains("yes")
+        {
+            answered.push((*place).to_owned());
+        }
+    }
+    Ok(answered)
+}
+
+fn sleeper<'a>(name: &'a str, flags: &[&'a str]) -> Vec<&'a str> {
+    let mut arguments = vec!["--name", name];
+    arguments.extend(flags);
+    arguments.extend(["busybox", "sleep", "3600"]);
+    arguments
+}
+
+fn denials(node: &TestNode, machine: &str) -> Result<Vec<Value>> {
+    let said = node.hearth(["policy", "log", "--json", machine]).ok()?;
+    said.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
+}
+
+fn text<'a>(denial: &'a Value, field: &str) -> &'a str {
+    denial[field].as_str().unwrap_or_default()
+}
+
+#[test]
+fn names_that_are_allowed_are_reached_and_nothing_else() -> Result<()> {
+    on_stage(|node, _| {
+        let flags = [
+            "--policy",
+            "locked",
+            "--allow",
+            "web.example:80",
+            "--allow",
+            "*.sub.example",
+            "--allow",
+            "inner.example",
+        ];
+        node.start(sleeper("m", &flags))?;
+        // Before its name was asked for, an address is nobody's.
+        let places = [
+            "203.0.113.10 80",
+            "web.example 80",
+            "web.example 443",
+            // By now the name has led there.
+            "203.0.113.10 80",
+            "other.sub.example 25",
+            "sub.example 80",
+            "other.example 80",
+            "inner.example 80",
+            "dns.google 443",
+        ];
+        assert_eq!(
+            answering(node, "m", &places)?,
+            ["web.example 80", "203.0.113.10 80", "other.sub.example 25"]
+        );
+        let denials = denials(node, "m")?;
+        let mut told: Vec<_> = denials
+            .iter()
+            .map(|denial| {
+                (
+                    text(denial, "name"),
+                    text(denial, "address"),
+                    denial["port"].as_u64(),
+                    text(denial, "remedy"),
+                )
+            })
+            .collect();
+        // A guest sends a packet again that it has no answer to in time.
+        told.dedup();
+        assert_eq!(
+            told,
+            [
+                ("", WEB, Some(80), "--allow 203.0.113.10:80"),
+                ("web.example", WEB, Some(443), "--allow web.example:443"),
+                ("sub.example", "", None, "--allow sub.example"),
+                ("other.example", "", None, "--allow other.example"),
+                ("inner.example", PRIVATE, None, "--allow 10.9.8.7"),
+                ("dns.google", "", None, "--allow dns.google"),
+            ]
+        );
+        ensure!(denials.iter().all(|denial| !text(denial, "reason").is_empty()));
+        // The table for people has the same, a line each.
+        let shown = node.hearth(["policy", "log", "m"]).ok()?;
+        assert_eq!(shown.lines().count(), denials.len());
+        ensure!(shown.contains("web.example (203.0.113.10) tcp 443: the preset 'locked' does not let it out [--allow web.example:443]"), "{shown}");
+        let learnt = node.hearth(["policy", "learn", "m"]).ok()?;
+        ensure!(
+            learnt.contains("preset = \"locked\"")
+                && learnt.contains("\"web.example:80\"")
+                && learnt.contains("\"other.sub.example:25\""),
+            "{learnt}"
+        );
+        ensure!(
+            learnt.contains("# refused: other.example") && !learnt.contains(":443\""),
+            "{learnt}"
+        );
+        Ok(())
+    })
+}
+
+#[test]
+fn networks_are_allowed_and_denied_beside_the_preset() -> Result<()> {
+    on_stage(|node, _| {
+        let flags = [
+            "--network",
+            "filtered",
+            "--allow",
+            "10.9.0.0/16:8080",
+            "--allow",
+            "*:25",
+            "--deny",
+            OTHER,
+            "--deny",
+            "denied.example",
+        ];
+        node.start(sleeper("m", &flags))?;
+        let private = format!("{PRIVATE} 8080");
+        let private_web = format!("{PRIVATE} 80");
+        let metadata = format!("{METADATA} 80");
+        let (v6, v6_mail) = (format!("{WEB_V6} 443"), format!("{WEB_V6} 25"));
+        let places = [
+            private.as_str(),
+            &private_web,
+            &metadata,
+            &v6,
+            &v6_mail,
+            "web.example 443",
+            "web.example 8080",
+            "other.example 443",
+            "denied.example 443",
+            "alias.example 443",
+        ];
+        assert_eq!(
+            answering(node, "m", &places)?,
+            [private.as_str(), &v6, &v6_mail, "web.example 443"]
+        );
+        let reasons: Vec<_> = denials(node, "m")?
+            .iter()
+            .map(|denial| text(denial, "reason").to_owned())
+            .collect();
+        assert_eq!(
+            reasons,
+            [
+                "a private address, and no --allow names it",
+                "metadata services and link-local addresses are never reached",
+                "the preset 'balanced' does not let it out",
+                "--deny 203.0.113.20",
+                "--deny denied.example",
+                "--deny denied.example",
+            ]
+        );
+        // What is asked of the policy is what the machine has seen.
+        let asked = node
+            .hearth([
+                "policy",
+                "check",
+                "--json",
+                "m",
+                "10.9.8.7:8080",
+                "10.9.8.7:80",
+                "169.254.169.254:80",
+                "web.example",
+                "denied.example",
+            ])
+            .run()?;
+        assert_eq!(asked.code, 1, "something is denied");
+        let verdicts: Vec<Value> = serde_json::from_str(&asked.text()?)?;
+        let allowed: Vec<_> = verdicts
+            .iter()
+            .map(|verdict| verdict["allowed"].as_bool().unwrap_or_default())
+            .collect();
+        assert_eq!(allowed, [true, false, false, true, false]);
+        Ok(())
+    })
+}
+
+/// A connection that is open, line by line: each line that goes in comes back.
+const ECHO: &str = "mkfifo /tmp/in; (nc -w 60 OTHER 7 </tmp/in >/tmp/out; echo over >>/tmp/over) & exec 3>/tmp/in; exec sleep 3600";
+
+#[test]
+fn a_policy_changes_at_once_and_what_it_allows_goes_on() -> Result<()> {
+    on_stage(|node, stage| {
+        stage.echo(&[OTHER, WEB])?;
+        let flags = ["--policy", "locked", "--allow", "203.0.113.0/24:7"];
+        for (name, peer) in [("stays", OTHER), ("goes", WEB)] {
+            let script = ECHO.replace("OTHER", peer);
+            let mut arguments = vec!["--name", name];
+            arguments.extend(flags);
+            arguments.extend(["busybox", "sh", "-c", &script]);
+            node.start(arguments)?;
+        }
+        let echoes = |machine: &str, word: &str| -> Result<bool> {
+            let script = format!(
+                "echo {word} >/tmp/in; for i in 1 2 3 4 5 6 7 8 9 10; do grep -q {word} /tmp/out && exit 0; sleep 0.2; done; exit 1"
+            );
+            Ok(node.exec([machine, "sh", "-c", &script]).run()?.code == 0)
+        };
+        for machine in ["stays", "goes"] {
+            ensure!(echoes(machine, "first")?, "{machine} does not talk");
+        }
+        for machine in ["stays", "goes"] {
+            let begun = Instant::now();
+            node.hearth([
+                "policy",
+                "set",
+                machine,
+                "--policy",
+                "locked",
+                "--allow",
+                "203.0.113.20:7",
+            ])
+            .ok()?;
+            println!("the policy of {machine} was changed in {:?}", begun.elapsed());
+        }
+        ensure!(echoes("stays", "second")?, "a connection that is allowed ended");
+        ensure!(!echoes("goes", "second")?, "a connection that is denied goes on");
+        // What the log tells leads to what lets it go on.
+        let denied = denials(node, "goes")?;
+        let denial = denied.first().context("nothing was told of")?;
+        assert_eq!((text(denial, "address"), denial["port"].as_u64()), (WEB, Some(7)));
+        let remedy = text(denial, "remedy")
+            .strip_prefix("--allow ")
+            .context("no remedy")?;
+        node.hearth(["policy", "allow", "goes", remedy]).ok()?;
+        assert_eq!(
+            answering(node, "goes", &["203.0.113.10 7"])?,
+            Vec::<String>::new(),
+            "the echo says nothing first"
+        );
+        let talks = node
+            .exec(["goes", "sh", "-c", "echo third | nc -w 3 203.0.113.10 7"])
+            .ok()?;
+        assert_eq!(talks.trim(), "third");
+        let shown = node.hearth(["policy", "show", "goes"]).ok()?;
+        ensure!(
+            shown.contains("\"203.0.113.10:7\"") && shown.contains("\"203.0.113.20:7\""),
+            "{shown}"
+        );
+        Ok(())
+    })
+}
+
+#[test]
+fn denials_are_followed_as_they_come() -> Result<()> {
+    on_stage(|node, _| {
+        node.start(sleeper("m", &["--policy", "locked"]))?;
+        let follower = node.hearth(["policy", "log", "-f", "--json", "m"]).spawn()?;
+        node.exec(["m", "sh", "-c", "nc -w 1 203.0.113.10 80 </dev/null; true"])
+            .ok()?;
+        follower.stdout.wait_for("\n", DEADLINE)?;
+        let line = String::from_utf8(follower.stdout.so_far())?;
+        let denial: Value = serde_json::from_str(line.trim_end())?;
+        assert_eq!(text(&denial, "address"), WEB);
+        // The machine's removal is the stream's end.
+        node.hearth(["rm", "-f", "m"]).ok()?;
+        follower.finish(DEADLINE)?.success()?;
+        Ok(())
+    })
+}
+
+#[test]
+fn a_policy_that_cannot_be_is_refused_and_leaves_nothing() -> Result<()> {
+    on_stage(|node, _| {
+        for (flags, expected) in [
+            (&["--allow", "a b"][..], "no destination"),
+            (&["--allow", "10.0.0.1/8"], "did you mean 10.0.0.0/8"),
+            (&["--allow", METADATA], "cannot be allowed"),
+            (&["--allow", "a.com", "--deny", "a.com"], "is allowed and denied"),
+            (&["--policy", "wide"], "no preset"),
+            (&["--network", "isolated", "--allow", "a.com"], "reaches nothing"),
+            (&["--network", "open", "--policy", "locked"], "contradict"),
+        ] {
+            let run = ["run", "--rm"].iter().chain(flags).chain(&["busybox", "true"]);
+            node.hearth(run).run()?.expect_code(125)?.complains(expected)?;
+        }
+        node.start(sleeper("none", &["--network", "none"]))?;
+        for verb in [
+            &["set", "none", "--policy", "locked"][..],
+            &["check", "none", "a.com"],
+            &["allow", "none", "a.com"],
+        ] {
+            let said = node.hearth(["policy"].iter().chain(verb)).run()?;
+            said.expect_code(1)?.complains("reaches nothing")?;
+        }
+        node.hearth(["rm", "-f", "none"]).ok()?;
+        assert_eq!(node.hearth(["ps", "-aq"]).ok()?, "");
+        Ok(())
+    })
+}
