@@ -259,6 +259,36 @@ fn a_policy_changes_at_once_and_what_it_allows_goes_on() -> Result<()> {
     })
 }
 
+/// What the machine sends or receives while the rate is measured, in bytes, and how long it may be off.
+const CARRIED: u64 = 4_000_000;
+const RATE: f64 = 1_250_000.0;
+
+#[test]
+fn a_rate_is_kept_each_way() -> Result<()> {
+    on_stage(|node, stage| {
+        let counted = stage.count_and_pour(CARRIED)?;
+        node.start(sleeper("m", &["--policy", "open", "--net-rate", "10mbit"]))?;
+        let script =
+            format!("head -c {CARRIED} /dev/zero | nc -w 30 {WEB} 9; nc -w 30 {WEB} 19 </dev/null | wc -c");
+        let received = node.exec(["m", "sh", "-c", &script]).ok()?;
+        assert_eq!(received.trim(), CARRIED.to_string());
+        for (way, spans) in [("out", counted.recv()?), ("in", counted.recv()?)] {
+            // The bucket is full at first: what is in it comes at once.
+            let rate = spans.bytes as f64 / spans.took.as_secs_f64();
+            println!(
+                "{way}: {:.0} bytes a second, {:.3} of the rate",
+                rate,
+                rate / RATE
+            );
+            ensure!(
+                (0.95..=1.05).contains(&(rate / RATE)),
+                "{way}: {rate:.0} bytes a second"
+            );
+        }
+        Ok(())
+    })
+}
+
 #[test]
 fn denials_are_followed_as_they_come() -> Result<()> {
     on_stage(|node, _| {

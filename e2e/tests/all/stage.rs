@@ -2,14 +2,17 @@
 //! for the internet with servers in it.
 
 use std::fs::File;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::os::fd::AsFd as _;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use e2e::{Driver, TestNode, check};
+use rustix::net::sockopt::set_socket_linger;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// A web server of the internet, and one that IPv6 leads to.
@@ -34,6 +37,13 @@ pub(crate) const HOST_V6: &str = "2001:db8:1::1";
 pub(crate) const PORTS: [u16; 6] = [22, 25, 80, 443, 8080, 9418];
 /// Those that a filtered machine may talk to.
 pub(crate) const ALLOWED: [u16; 4] = [22, 80, 443, 9418];
+
+/// What went over a connection.
+#[derive(Debug)]
+pub(crate) struct Carried {
+    pub(crate) bytes: u64,
+    pub(crate) took: Duration,
+}
 
 /// A host and an internet.
 pub(crate) struct Stage {
@@ -143,6 +153,32 @@ impl Stage {
             });
         }
         Ok(())
+    }
+
+    /// Starts two servers of the web's address: port 9 takes what comes (RFC 863), port 19 gives so many bytes. Each tells how many
+    /// were carried, and how long that took: from its first connection until all of it has arrived.
+    pub(crate) fn count_and_pour(&self, poured: u64) -> Result<Receiver<Carried>> {
+        let bind = |port| TcpListener::bind((WEB, port));
+        let (takes, gives) = inside(&self.internet, || Ok((bind(9)?, bind(19)?)))?;
+        let (told, carried) = channel();
+        std::thread::spawn(move || -> Result<()> {
+            let (mut stream, _) = takes.accept()?;
+            let begun = Instant::now();
+            let bytes = std::io::copy(&mut stream, &mut std::io::sink())?;
+            let took = begun.elapsed();
+            told.send(Carried { bytes, took })?;
+            drop(stream);
+            let (mut stream, _) = gives.accept()?;
+            let begun = Instant::now();
+            let bytes = std::io::copy(&mut std::io::repeat(0).take(poured), &mut stream)?;
+            // Closing it waits until the other side has it.
+            set_socket_linger(&stream, Some(Duration::from_secs(30)))?;
+            drop(stream);
+            let took = begun.elapsed();
+            told.send(Carried { bytes, took })?;
+            Ok(())
+        });
+        Ok(carried)
     }
 
     /// Runs a test on a node that lives on this host.

@@ -66,7 +66,7 @@ pub(crate) struct Run {
     /// What its writable disk may carry a second, and once at the beginning, as in 20m or 20m:64m (Firecracker)
     #[arg(long, value_name = "RATE[:BURST]", help_heading = "Resources")]
     pub(crate) disk_rate: Option<Rate>,
-    /// What its network interface may carry a second each way, as in 10mbit or 2m:8m (Firecracker)
+    /// What its network interface may carry a second each way, and once at the beginning, as in 10mbit or 2m:8m
     #[arg(long, value_name = "RATE[:BURST]", help_heading = "Resources")]
     pub(crate) net_rate: Option<Rate>,
     #[command(flatten)]

@@ -19,7 +19,7 @@ use super::handle::Machine;
 use super::life::{self, Parts};
 use crate::host::facts::{self, Place};
 use crate::host::{failpoint, files};
-use crate::network::Networks;
+use crate::network::{self, Networks};
 use crate::records::{
     self, ImageFact, MachineRecord, ProcessFact, RecordedState, Records, RestartFact, spec,
 };
@@ -79,7 +79,11 @@ fn check_devices(spec: &Spec, capabilities: &vmm::Capabilities) -> Result<(), Cr
     }
     let asked = [
         (spec.metadata.is_some(), "metadata service (--metadata)"),
-        (spec.net_rate.is_some(), "rate limit of a network (--net-rate)"),
+        // The host limits what leads out, whatever the driver.
+        (
+            spec.net_rate.is_some() && !network::leads_out(spec.network),
+            "rate limit of an interface that leads nowhere (--net-rate)",
+        ),
         (spec.disk_rate.is_some(), "rate limit of a disk (--disk-rate)"),
         (spec.network != NetworkMode::None, "network interface (--network)"),
     ];

@@ -3,13 +3,19 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use futures_util::TryStreamExt as _;
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use hearth_guest_protocol::network::{
     GATEWAY_V4, GATEWAY_V6, PREFIX_V4 as GUEST_PREFIX_V4, PREFIX_V6 as GUEST_PREFIX_V6,
 };
+use hearth_machine::Rate;
+use rtnetlink::packet_core::{
+    DefaultNla, NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+};
+use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags};
 use rtnetlink::packet_route::link::{InfoBridgePort, InfoData, InfoVeth, LinkAttribute};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute};
+use rtnetlink::packet_route::tc::{TcAttribute, TcHandle, TcMessage, TcOption};
 use rtnetlink::{
     Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
 };
@@ -180,6 +186,32 @@ impl Links {
         Ok(())
     }
 
+    /// Lets no more through a machine's namespace than this, each way: what goes to the guest waits at its TAP, what it sends at the
+    /// uplink.
+    pub(super) async fn limit(&self, rate: Rate) -> Result<(), NetworkError> {
+        for name in [TAP, UPLINK] {
+            let mut bucket =
+                TcMessage::with_index(i32::try_from(self.index(name).await?).unwrap_or(i32::MAX));
+            bucket.header.parent = TcHandle::ROOT;
+            bucket.attributes = vec![
+                TcAttribute::Kind("tbf".to_owned()),
+                TcAttribute::Options(token_bucket(rate)),
+            ];
+            let mut request = NetlinkMessage::from(RouteNetlinkMessage::NewQueueDiscipline(bucket));
+            request.header.flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
+            let mut handle = self.handle.clone();
+            let mut answers = handle.request(request).map_err(failed("limit", name))?;
+            while let Some(answer) = answers.next().await {
+                if let NetlinkPayload::Error(error) = answer.payload
+                    && error.code.is_some()
+                {
+                    return Err(failed("limit", name)(rtnetlink::Error::NetlinkError(error)));
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Adds an address, which counts at once: nobody else has it, so nobody is asked (RFC 4862, 5.4).
     async fn add_address(&self, index: u32, address: IpAddr, prefix: u8) -> Result<(), NetworkError> {
         if address.is_ipv6() && !has_v6() {
@@ -198,6 +230,42 @@ impl Links {
             .await
             .map_err(failed("add the address", &address.to_string()))
     }
+}
+
+/// `TCA_TBF_PARMS`, `TCA_TBF_RATE64` and `TCA_TBF_BURST` of include/uapi/linux/pkt_sched.h of Linux.
+const TBF_PARAMETERS: u16 = 1;
+const TBF_RATE_64: u16 = 4;
+const TBF_BURST: u16 = 6;
+/// `TC_LINKLAYER_ETHERNET`: the kernel works times out from the rate, without a table.
+const ETHERNET: u8 = 1;
+/// The least bucket: two frames of an Ethernet.
+const BUCKET_MIN: u64 = 2 * 1550;
+/// A bucket is not larger than this unless somebody asks for it: what is in it comes at once.
+const BUCKET_MAX: u64 = 1 << 20;
+/// The least queue: ten frames.
+const QUEUE_MIN: u64 = 10 * 1550;
+
+/// Makes the settings of a token bucket, see tc-tbf(8): what passes in 50 ms may come at once, what would wait for more than 200 ms is
+/// dropped.
+fn token_bucket(rate: Rate) -> Vec<TcOption> {
+    let per_second = rate.bytes_per_second;
+    let bucket = (per_second / 20)
+        .clamp(BUCKET_MIN, BUCKET_MAX)
+        .max(rate.burst_bytes);
+    let queue = bucket + (per_second / 5).max(QUEUE_MIN);
+    let narrow = |wide: u64| u32::try_from(wide).unwrap_or(u32::MAX);
+    // struct tc_tbf_qopt: two struct tc_ratespec, for the rate and for a peak, and limit, buffer and mtu.
+    let mut parameters = [0; 36];
+    parameters[1] = ETHERNET;
+    parameters[8..12].copy_from_slice(&narrow(per_second).to_ne_bytes());
+    parameters[24..28].copy_from_slice(&narrow(queue).to_ne_bytes());
+    [
+        (TBF_PARAMETERS, parameters.to_vec()),
+        (TBF_RATE_64, per_second.to_ne_bytes().to_vec()),
+        (TBF_BURST, narrow(bucket).to_ne_bytes().to_vec()),
+    ]
+    .map(|(kind, value)| TcOption::Other(DefaultNla::new(kind, value)))
+    .to_vec()
 }
 
 fn errno(error: &rtnetlink::Error) -> Option<i32> {

@@ -27,7 +27,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hearth_api::location::Configuration as Place;
-use hearth_machine::{MachineId, NetworkMode, Policy};
+use hearth_machine::{MachineId, NetworkMode, Policy, Rate};
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use self::address::{Network, NodeKey};
@@ -214,7 +214,7 @@ impl Networks {
         self.shared.can.get_or_try_init(make).await.copied()
     }
 
-    /// Makes a machine's network, or takes one that is ready. [`Networks::release`] undoes it.
+    /// Makes a machine's network, or takes one that is ready; `limit` holds each way. [`Networks::release`] undoes it.
     ///
     /// # Errors
     /// [`NetworkError`]; nothing is left.
@@ -223,6 +223,7 @@ impl Networks {
         id: MachineId,
         mode: NetworkMode,
         policy: &Policy,
+        limit: Option<Rate>,
     ) -> Result<MachineNetwork, NetworkError> {
         Self::check(mode)?;
         if !leads_out(mode) {
@@ -233,6 +234,11 @@ impl Networks {
             Some(network) => network,
             None => self.shared.prepare().await?,
         };
+        if let Some(limit) = limit {
+            let within =
+                Links::within(&network.namespace).map_err(namespace_error("enter a network namespace"))?;
+            within.limit(limit).await?;
+        }
         self.shared.stand(id, &network.namespace, policy)?;
         self.refill();
         Ok(network)

@@ -19,6 +19,9 @@ pub(super) const LOG_REFUSED: u16 = 1;
 /// See [`LOG_REFUSED`].
 pub(super) const LOG_LET_OUT: u16 = 2;
 
+/// How many connections a machine may have open at once: each takes memory of the host's.
+const CONNECTIONS_MAX: u32 = 8192;
+
 /// Writes the rules of the host: machines get out by its addresses; nothing gets in to them, nor from one to another, nor to the
 /// host itself.
 pub(super) fn host(key: NodeKey, network: Network) -> String {
@@ -164,6 +167,7 @@ table inet {TABLE} {{
         counter reject with icmpx type admin-prohibited
     }}
     chain let_out {{
+        ct count over {CONNECTIONS_MAX} goto refused
         limit rate 50/second burst 200 packets log group {LOG_LET_OUT} snaplen 128
         accept
     }}
