@@ -187,6 +187,8 @@ fn run(node: &TestNode, image: &str) -> Result<Duration> {
         "128m",
         "--network",
         "filtered",
+        "--net-rate",
+        "100mbit",
     ];
     let rest = ["--secret", &given, image, "sh", "-c", WORKLOAD];
     node.start(shape.into_iter().chain(rest))?;

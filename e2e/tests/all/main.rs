@@ -21,6 +21,7 @@ mod login;
 mod logs;
 mod many;
 mod network;
+mod network_figures;
 mod network_policy;
 mod network_red_team;
 mod node;

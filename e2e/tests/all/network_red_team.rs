@@ -13,7 +13,7 @@ use e2e::{DEADLINE, TestNode, debian_python, skip};
 use crate::network::{SERVE, expected, reached};
 use crate::stage::{ALLOWED, HOST, HOST_V6, PORTS, Stage, WEB, WEB_V6, inside, ip, obstacle, on_stage};
 
-/// What is sent. Python, since it takes raw sockets, and since every message is put together by hand.
+/// What is sent. Where the rules of its namespace are flushed, 18 of these messages arrive: they are well made. Python, since it takes raw sockets, and since every message is put together by hand.
 const ATTACK: &str = include_str!("red_team.py");
 
 /// The port that filtered machines may send datagrams to.
