@@ -157,6 +157,7 @@ mod tests {
             log: LOG_DEFAULT,
             network: crate::NetworkMode::None,
             policy: crate::Policy::default(),
+            name_servers: Vec::new(),
             net_rate: None,
             disk_rate: None,
             metadata: None,

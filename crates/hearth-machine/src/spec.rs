@@ -59,6 +59,9 @@ pub enum MemoryBackend {
     Pager,
 }
 
+/// The most name servers of a machine: they are asked one after the other.
+pub const NAME_SERVERS_MAX: usize = 3;
+
 /// A TCP port of the guest's loopback that is reachable on the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PublishedPort {
@@ -117,6 +120,8 @@ pub struct Spec {
     pub network: NetworkMode,
     /// What it may reach there.
     pub policy: Policy,
+    /// Who answers for names there; the node's servers when empty.
+    pub name_servers: Vec<IpAddr>,
     /// How much its network interface may carry, each way.
     pub net_rate: Option<Rate>,
     /// How much its writable disk may.
@@ -220,6 +225,12 @@ pub enum SpecError {
         /// The other.
         preset: Preset,
     },
+    /// Name servers that cannot be reached.
+    #[error("--dns needs a network that leads out, as 'filtered' and 'open' are")]
+    NamesWithoutNetwork,
+    /// Too many name servers.
+    #[error("{0} name servers are too many: {NAME_SERVERS_MAX} can be")]
+    NameServers(usize),
     /// No time at all.
     #[error("a time limit of zero leaves nothing to run")]
     Timeout,
@@ -275,6 +286,13 @@ impl Spec {
             return Err(SpecError::Metadata(length));
         }
         self.policy = std::mem::take(&mut self.policy).check()?;
+        if self.name_servers.len() > NAME_SERVERS_MAX {
+            return Err(SpecError::NameServers(self.name_servers.len()));
+        }
+        let leads_nowhere = matches!(self.network, NetworkMode::None | NetworkMode::Isolated);
+        if leads_nowhere && !self.name_servers.is_empty() {
+            return Err(SpecError::NamesWithoutNetwork);
+        }
         match (self.network, self.net_rate, &self.metadata) {
             (NetworkMode::None, Some(_), _) => Err(SpecError::NoInterface("--net-rate")),
             (NetworkMode::None, None, Some(_)) => Err(SpecError::NoInterface("--metadata")),
@@ -398,6 +416,7 @@ mod tests {
             health: HealthOptions::default(),
             network: NetworkMode::None,
             policy: Policy::default(),
+            name_servers: Vec::new(),
             net_rate: None,
             disk_rate: None,
             metadata: None,

@@ -88,6 +88,14 @@ fn names(node: &TestNode) -> Result<()> {
     }
     let answer = ask("open", "")?.success()?.text()?;
     ensure!(answer.contains(WEB), "{answer}");
+    // Nobody listens there.
+    node.start(["--name", "own", "--dns", HOST, "busybox", "sleep", "3600"])?;
+    ensure!(ask("own", "")?.code != 0, "the node's servers are asked");
+    assert_eq!(reached(node, "own", &[WEB])?, expected(&[WEB], &ALLOWED));
+    node.hearth(["run", "--network", "none", "--dns", HOST, "busybox", "true"])
+        .run()?
+        .expect_code(125)?
+        .complains("--dns needs a network")?;
     for machine in ["isolated", "none"] {
         ensure!(ask(machine, "")?.code != 0, "{machine} has names");
     }

@@ -71,6 +71,9 @@ pub(crate) struct Run {
     pub(crate) net_rate: Option<Rate>,
     #[command(flatten)]
     pub(crate) network: NetworkFlags,
+    /// Server that answers for the machine's names, by its address; the host's servers otherwise
+    #[arg(long, value_name = "ADDRESS", help_heading = "Network")]
+    pub(crate) dns: Vec<String>,
     /// What the metadata service at 169.254.169.254 tells the machine (MMDS, version 2): JSON, or a file of it (Firecracker)
     #[arg(long, value_name = "FILE|JSON")]
     pub(crate) metadata: Option<String>,

@@ -100,6 +100,7 @@ pub(crate) fn run(arguments: Run, host: &impl Host) -> Result<RunRequest, Resolv
         no_template: arguments.no_template,
         network: arguments.network.network.map(super::policy::mode),
         policy: super::policy(&arguments.network.policy, host)?,
+        name_servers: arguments.dns,
         net_rate: arguments.net_rate.map(rate),
         disk_rate: arguments.disk_rate.map(rate),
         metadata: arguments
@@ -257,7 +258,7 @@ mod tests {
         let flags = "-it --detach-keys ctrl-a,d --sig-proxy=false --rm --name web --cpus 1.5 -m 512m --disk 2g -e A=1 -w /srv -u app:app --entrypoint /init \
                      -l team=x -l bare --timeout 5m --idle-timeout 90s --driver qemu --pull never --hostname h --stop-signal INT \
                      --init --read-only --tmpfs /run:size=1m --add-host db:::1 --ulimit nofile=64:128 --group-add wheel \
-                     --log-max-size 1m --health-tcp 80 --health-interval 2s --network filtered --policy locked --allow a.com --deny b.com --net-rate 10mbit --disk-rate 20m:64m --memory-backend pager --metadata {\"a\":1} --secret TOKEN=s dir:rootfs -- serve --port 80";
+                     --log-max-size 1m --health-tcp 80 --health-interval 2s --network filtered --policy locked --allow a.com --deny b.com --dns 192.0.2.53 --net-rate 10mbit --disk-rate 20m:64m --memory-backend pager --metadata {\"a\":1} --secret TOKEN=s dir:rootfs -- serve --port 80";
         let request = resolved(flags).unwrap();
         let expected = v1::MachineSpec {
             image: "dir:/work/rootfs".into(),
@@ -305,6 +306,7 @@ mod tests {
                 allow: vec!["a.com".into()],
                 deny: vec!["b.com".into()],
             }),
+            name_servers: vec!["192.0.2.53".into()],
             net_rate: Some(v1::Rate {
                 bytes_per_second: 1_250_000,
                 burst_bytes: 0,

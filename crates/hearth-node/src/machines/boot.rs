@@ -21,7 +21,7 @@ use super::templates::{self, Beginning};
 use crate::guest::{Guest, RequestError, SessionEvent};
 use crate::host::{console, failpoint, files, own};
 use crate::images::ROOTFS_FILESYSTEM;
-use crate::network;
+use crate::network::{self, Wanted};
 use crate::records::BootFact;
 use crate::setup::{AgentState, Artefacts, BootSet};
 use crate::snapshots::{Moment, Turn};
@@ -155,14 +155,14 @@ async fn devices(plan: &Plan) -> Result<Devices, StartError> {
     let network = match spec.network {
         NetworkMode::None => None,
         mode => {
-            let in_host = spec.net_rate.filter(|_| network::leads_out(mode));
+            let in_host = network::leads_out(mode);
             let networks = &plan.parts.networks;
-            let network = networks.acquire(plan.id, mode, &spec.policy, in_host).await?;
+            let network = networks.acquire(plan.id, &Wanted::of(spec)).await?;
             Some(NetworkAttachment {
                 namespace: network.namespace,
                 tap: network.tap,
                 mac: MacAddress::of(plan.id),
-                rate: spec.net_rate.filter(|_| in_host.is_none()),
+                rate: spec.net_rate.filter(|_| !in_host),
             })
         }
     };

@@ -45,7 +45,7 @@ use crate::host::cgroup::Groups;
 use crate::host::{failpoint, files, own};
 use crate::images::Images;
 use crate::layout::Layout;
-use crate::network::Networks;
+use crate::network::{Networks, Wanted};
 use crate::records::{BootFact, MachineRecord, VmmFact};
 use crate::setup::Artefacts;
 use crate::snapshots::{Snapshots, Templates};
@@ -304,10 +304,8 @@ async fn live_on(
     // The earlier node may have died before it did this.
     limits::impose(&mut plan, vmm);
     let monitor = process_id(vmm).pid;
-    let network = parts
-        .networks
-        .adopt(id, plan.spec.network, &plan.spec.policy, monitor);
-    if let Err(error) = network.await {
+    let wanted = Wanted::of(&plan.spec);
+    if let Err(error) = parts.networks.adopt(id, &wanted, monitor).await {
         tracing::error!(machine = %id, error = %chain(&error), "its network is not served");
     }
     let listeners = Listeners::bind(&plan.spec.ports)

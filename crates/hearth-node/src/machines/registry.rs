@@ -189,8 +189,8 @@ impl Machines {
         let selected = self.parts.drivers.select(spec.driver).await?;
         let capabilities = selected.driver.capabilities();
         if new.spec.network.is_none() {
-            // Where a policy is asked for, its preset has chosen.
-            if new.spec.policy.is_none() {
+            // A policy's preset has chosen, and so have servers of names.
+            if new.spec.policy.is_none() && new.spec.name_servers.is_empty() {
                 spec.network = self.default_network(spec.network, capabilities).await;
             }
             new.spec.network = Some(spec::network_mode(spec.network));

@@ -12,6 +12,8 @@
 mod address;
 mod dns;
 mod firewall;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod guard;
 mod journal;
 mod links;
@@ -27,7 +29,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hearth_api::location::Configuration as Place;
-use hearth_machine::{MachineId, NetworkMode, Policy, Rate};
+use hearth_machine::{MachineId, NetworkMode, Policy, Rate, Spec};
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use self::address::{Network, NodeKey};
@@ -108,6 +110,31 @@ pub enum NetworkError {
 
 fn namespace_error(what: &'static str) -> impl FnOnce(io::Error) -> NetworkError {
     move |source| NetworkError::Namespace { what, source }
+}
+
+/// The network that a machine is to have.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted<'a> {
+    /// Where it leads.
+    pub mode: NetworkMode,
+    /// What the machine may reach there.
+    pub policy: &'a Policy,
+    /// How much it may carry, each way.
+    pub limit: Option<Rate>,
+    /// Who answers for names; the node's servers when empty.
+    pub name_servers: &'a [IpAddr],
+}
+
+impl<'a> Wanted<'a> {
+    /// Returns the one that a machine asks for.
+    pub fn of(spec: &'a Spec) -> Self {
+        Self {
+            mode: spec.network,
+            policy: &spec.policy,
+            limit: spec.net_rate,
+            name_servers: &spec.name_servers,
+        }
+    }
 }
 
 /// The network of one machine, for its monitor.
@@ -214,19 +241,13 @@ impl Networks {
         self.shared.can.get_or_try_init(make).await.copied()
     }
 
-    /// Makes a machine's network, or takes one that is ready; `limit` holds each way. [`Networks::release`] undoes it.
+    /// Makes a machine's network, or takes one that is ready. [`Networks::release`] undoes it.
     ///
     /// # Errors
     /// [`NetworkError`]; nothing is left.
-    pub async fn acquire(
-        &self,
-        id: MachineId,
-        mode: NetworkMode,
-        policy: &Policy,
-        limit: Option<Rate>,
-    ) -> Result<MachineNetwork, NetworkError> {
-        Self::check(mode)?;
-        if !leads_out(mode) {
+    pub async fn acquire(&self, id: MachineId, wanted: &Wanted<'_>) -> Result<MachineNetwork, NetworkError> {
+        Self::check(wanted.mode)?;
+        if !leads_out(wanted.mode) {
             return isolated().await;
         }
         let ready = self.shared.ready().pop();
@@ -234,12 +255,12 @@ impl Networks {
             Some(network) => network,
             None => self.shared.prepare().await?,
         };
-        if let Some(limit) = limit {
+        if let Some(limit) = wanted.limit {
             let within =
                 Links::within(&network.namespace).map_err(namespace_error("enter a network namespace"))?;
             within.limit(limit).await?;
         }
-        self.shared.stand(id, &network.namespace, policy)?;
+        self.shared.stand(id, &network.namespace, wanted)?;
         self.refill();
         Ok(network)
     }
@@ -248,21 +269,15 @@ impl Networks {
     ///
     /// # Errors
     /// [`NetworkError`]; the machine has no names then.
-    pub async fn adopt(
-        &self,
-        id: MachineId,
-        mode: NetworkMode,
-        policy: &Policy,
-        monitor: i32,
-    ) -> Result<(), NetworkError> {
-        if !leads_out(mode) {
+    pub async fn adopt(&self, id: MachineId, wanted: &Wanted<'_>, monitor: i32) -> Result<(), NetworkError> {
+        if !leads_out(wanted.mode) {
             return Ok(());
         }
         // Rules and forwarding may have gone with whoever flushed them.
         self.shared.bridge().await?;
         let namespace = NetworkNamespace::of_process(monitor)
             .map_err(namespace_error("look at the monitor's network namespace"))?;
-        self.shared.stand(id, &namespace, policy)
+        self.shared.stand(id, &namespace, wanted)
     }
 
     /// Carries out another policy, at once: connections that it allows go on, others end. Nothing happens to a machine that does not
@@ -453,9 +468,12 @@ impl Shared {
         &self,
         id: MachineId,
         namespace: &NetworkNamespace,
-        policy: &Policy,
+        wanted: &Wanted<'_>,
     ) -> Result<(), NetworkError> {
-        let set: Arc<[IpAddr]> = configuration::read(&self.configuration)?.name_servers.into();
+        let set: Arc<[IpAddr]> = match wanted.name_servers {
+            [] => configuration::read(&self.configuration)?.name_servers.into(),
+            own => own.into(),
+        };
         let servers = match set.is_empty() {
             true => Servers::Host,
             false => Servers::Set(set),
@@ -468,7 +486,7 @@ impl Shared {
                 Ok((Sockets::open()?, Firewall::open()?, packets::open()?))
             };
             let (sockets, firewall, packets) = namespace.enter(open)?;
-            let guard = Arc::new(Guard::new(firewall, policy.clone(), journal)?);
+            let guard = Arc::new(Guard::new(firewall, wanted.policy.clone(), journal)?);
             let authority = Authority {
                 servers,
                 guard: Arc::clone(&guard),

@@ -85,7 +85,7 @@ fn note(message: NetfilterMessage, guard: &Guard) {
 }
 
 /// Reads where a packet goes. A guest has made it.
-fn destination(packet: &[u8]) -> Option<(IpAddr, Protocol, Option<u16>)> {
+pub(super) fn destination(packet: &[u8]) -> Option<(IpAddr, Protocol, Option<u16>)> {
     let sliced = LaxSlicedPacket::from_ip(packet).ok()?;
     let (address, protocol) = match sliced.net? {
         LaxNetSlice::Ipv4(slice) => {

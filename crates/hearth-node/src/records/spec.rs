@@ -1,5 +1,6 @@
 //! From the wire's spec to the checked one; for new requests and for records alike.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use hearth_api::v1;
@@ -76,6 +77,7 @@ pub fn check(wire: &v1::MachineSpec, host: HostLimits) -> Result<Spec, InvalidSp
         health: wire.health.as_ref().map(health::options).unwrap_or_default(),
         network,
         policy,
+        name_servers: name_servers(wire)?,
         net_rate: wire.net_rate.map(rate),
         disk_rate: wire.disk_rate.map(rate),
         metadata: wire.metadata.as_ref().map(metadata).transpose()?,
@@ -95,6 +97,8 @@ fn network(wire: &v1::MachineSpec) -> NetworkMode {
         Some(v1::NetworkMode::Isolated) => NetworkMode::Isolated,
         Some(v1::NetworkMode::Filtered) => NetworkMode::Filtered,
         Some(v1::NetworkMode::Open) => NetworkMode::Open,
+        // Names need a way out.
+        None if !wire.name_servers.is_empty() => NetworkMode::Filtered,
         None if wire.net_rate.is_some() || wire.metadata.is_some() => NetworkMode::Isolated,
         None => NetworkMode::None,
     }
@@ -167,6 +171,11 @@ fn preset(wire: v1::PolicyPreset) -> Preset {
         v1::PolicyPreset::Balanced => Preset::Balanced,
         v1::PolicyPreset::Open => Preset::Open,
     }
+}
+
+fn name_servers(wire: &v1::MachineSpec) -> Result<Vec<IpAddr>, InvalidSpec> {
+    let read = |text: &String| text.parse().map_err(|_| InvalidSpec::Address(text.clone()));
+    wire.name_servers.iter().map(read).collect()
 }
 
 fn rate(wire: v1::Rate) -> Rate {
