@@ -28,16 +28,16 @@ tests() {
     local first=$log.first name
     local -a failed shown=()
     # Unit tests say what they skip in what they print.
-    [[ $1 != --workspace ]] || shown=(-- --show-output)
-    logged cargo test --quiet --locked --no-fail-fast "$@" "${shown[@]}" 2>&1 | tee "$first" && return
+    [[ $1 != --lib ]] || shown=(-- --show-output)
+    logged cargo test --workspace --quiet --locked --no-fail-fast "$@" "${shown[@]}" 2>&1 | tee "$first" && return
     mapfile -t failed < <(sed -n '/^failures:$/,/^test result:/s/^    \([a-z0-9_:]*\)$/\1/p' "$first" | sort -u)
     [[ ${#failed[@]} -gt 0 && ${#failed[@]} -le 3 ]] || return 1
     # A unit test that failed may have left its monitor, which takes a processor from all that follows.
     pkill -KILL -f 'qemu-system-x86_64 .*/tmp/\.tmp' || true
     for name in "${failed[@]}"; do
         step "Once more: $name"
-        logged cargo test --quiet --locked "$@" -- --exact "$name" ||
-            logged cargo test --quiet --locked "$@" -- --exact "$name" || return 1
+        logged cargo test --workspace --quiet --locked "$@" -- --exact "$name" ||
+            logged cargo test --workspace --quiet --locked "$@" -- --exact "$name" || return 1
         printf 'FLAKY %s: it failed and passed alone\n' "$name" | tee -a "$log"
     done
 }
@@ -59,7 +59,9 @@ test_kernel() {
 timed cargo fmt --all --check
 timed cargo xtask tidy
 timed cargo clippy --quiet --workspace --all-targets --locked -- -D warnings
-timed cargo xtask build
+timed cargo xtask guest
+# All of the workspace each time, so that one set of features is built, and once; the programs are built with their tests.
+timed cargo test --workspace --locked --quiet --no-run
 timed cargo xtask bare-guest --lint
 
 step "A kernel for the driver's tests"
@@ -72,8 +74,8 @@ else
     printf 'none: the test that boots it says that it is skipped\n'
 fi
 
-timed tests --workspace --exclude e2e
-timed tests --package e2e
+timed tests --lib --bins --test real --test pager
+timed tests --test all
 
 flaky=$(grep -cE '^FLAKY ' "$log" || true)
 skipped=$(grep -cE '^SKIPPED ' "$log" || true)
