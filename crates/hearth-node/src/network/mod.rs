@@ -175,6 +175,8 @@ struct Shared {
     ready: Mutex<Vec<MachineNetwork>>,
     posts: Mutex<HashMap<MachineId, Post>>,
     journals: Mutex<HashMap<MachineId, Arc<Journal>>>,
+    /// Held by who fills that up: many who took one at once would each make more.
+    refilling: tokio::sync::Mutex<()>,
     /// Set once a network that leads out was made here: then others can be.
     can: tokio::sync::OnceCell<()>,
 }
@@ -201,6 +203,7 @@ impl Networks {
                 ready: Mutex::default(),
                 posts: Mutex::default(),
                 journals: Mutex::default(),
+                refilling: tokio::sync::Mutex::default(),
                 can: tokio::sync::OnceCell::new(),
             }),
         }
@@ -335,6 +338,7 @@ impl Networks {
     fn refill(&self) {
         let shared = Arc::clone(&self.shared);
         self.shared.tasks.spawn(async move {
+            let _turn = shared.refilling.lock().await;
             while shared.ready().len() < READY {
                 match shared.prepare().await {
                     Ok(network) => shared.ready().push(network),
