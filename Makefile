@@ -60,7 +60,7 @@ test-metal: ## The driver suite, every pair of it: for a machine whose KVM is na
 soak: ## The long end-to-end tests: 100 boots in a row, 50 machines, 200 deaths of the node
 	@scripts/prerequisites.sh test
 	@cargo xtask build
-	@HEARTH_E2E_SOAK=1 cargo test --package e2e -- --nocapture boots_one_after_the_other fifty_machines_leave_nothing chaos::
+	@HEARTH_E2E_SOAK=1 cargo test --package e2e -- --nocapture boots_one_after_the_other fifty_machines_leave_nothing many_networks chaos::
 
 fuzz: ## Every fuzz target, SECONDS_EACH (600) seconds each
 	@for name in $$(cargo xtask fuzz); do cargo xtask fuzz "$$name" --seconds $(SECONDS_EACH); done

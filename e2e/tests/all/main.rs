@@ -22,6 +22,7 @@ mod logs;
 mod many;
 mod network;
 mod network_figures;
+mod network_many;
 mod network_policy;
 mod network_red_team;
 mod node;
