@@ -168,6 +168,11 @@ fn networks_are_allowed_and_denied_beside_the_preset() -> Result<()> {
                 "--deny denied.example",
             ]
         );
+        // No rule names what is no host's name, and so none could deny it.
+        let odd = node
+            .exec(["m", "sh", "-c", "timeout 10 nslookup 'a!b.denied.example'"])
+            .run()?;
+        ensure!(odd.code != 0, "{}", odd.text()?);
         // What is asked of the policy is what the machine has seen.
         let asked = node
             .hearth([

@@ -145,7 +145,7 @@ impl Authority {
         let Some(question) = Question::read(bytes) else {
             return failure(bytes);
         };
-        if self.guard.ask(question.name.as_ref()) == Answerable::No {
+        if self.guard.ask(&question.about) == Answerable::No {
             return question.refused();
         }
         if question.asks_for_hints() && self.guard.hides_hints() {
@@ -157,7 +157,7 @@ impl Authority {
         let Some(told) = question.told(&answer) else {
             return failure(bytes);
         };
-        match self.guard.answer(question.name.as_ref(), &told) {
+        match self.guard.answer(&question.about, &told) {
             Answerable::Yes => answer,
             Answerable::No => question.refused(),
         }

@@ -12,7 +12,7 @@ use hearth_machine::policy::{Connection, DomainName, Host, Policy, Preset, Proto
 
 use super::firewall::Firewall;
 use super::journal::{Journal, Target};
-use super::question::Told;
+use super::question::{Asking, Told};
 
 /// How many addresses are known with their names.
 const ADDRESSES_MAX: usize = 4096;
@@ -109,13 +109,14 @@ impl Guard {
             found,
             ..
         } = &mut *post;
-        let now = Instant::now();
-        found.retain(|_, found| found.until > now);
         for (&address, found) in found.iter() {
-            if let Some(ports) = policy.ports_of(&found.name) {
-                firewall.pin(address, &ports, found.until - now)?;
+            let left = found.until.saturating_duration_since(Instant::now());
+            match policy.ports_of(&found.name) {
+                Some(ports) if !left.is_zero() => firewall.pin(address, &ports, left)?,
+                _ => {}
             }
         }
+        // A connection may outlive the time of its address.
         firewall.cut(|address, protocol, port| {
             let name = found.get(&address).map(|found| &found.name);
             let connection = Connection {
@@ -130,15 +131,14 @@ impl Guard {
     }
 
     /// Says whether a question is passed on; notes it where it is not.
-    ///
-    /// A question without a name that rules could have is one of the internet as a whole: it is for those who reach that.
-    pub(super) fn ask(&self, name: Option<&DomainName>) -> Answerable {
+    pub(super) fn ask(&self, asked: &Asking) -> Answerable {
         let mut post = self.post();
-        let Some(name) = name else {
-            return match post.policy.preset {
-                Preset::Locked => Answerable::No,
-                Preset::Balanced | Preset::Open => Answerable::Yes,
-            };
+        let name = match asked {
+            Asking::Name(name) => name,
+            // No rule can deny what no rule can name.
+            Asking::Odd if post.policy.captures_names() => return Answerable::No,
+            Asking::Root if post.policy.preset == Preset::Locked => return Answerable::No,
+            Asking::Odd | Asking::Root => return Answerable::Yes,
         };
         let verdict = post.policy.judge_name(name);
         if !verdict.allowed {
@@ -161,8 +161,8 @@ impl Guard {
 
     /// Says whether an answer may be given: no name in it is denied, and no address is one that its name must not lead to. Lets
     /// the addresses be reached then.
-    pub(super) fn answer(&self, name: Option<&DomainName>, told: &Told) -> Answerable {
-        let Some(name) = name else {
+    pub(super) fn answer(&self, asked: &Asking, told: &Told) -> Answerable {
+        let Asking::Name(name) = asked else {
             return Answerable::Yes;
         };
         let mut post = self.post();

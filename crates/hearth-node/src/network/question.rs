@@ -15,12 +15,23 @@ const BLOCKED: u16 = 15;
 /// How much of an answer this server takes over UDP, as it says in its own.
 const PAYLOAD_MAX: u16 = 1232;
 
+/// Whom a question is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Asking {
+    /// A name.
+    Name(DomainName),
+    /// The root of all names.
+    Root,
+    /// A name that is none of a host's.
+    Odd,
+}
+
 /// A question that somebody asked.
 #[derive(Debug)]
 pub(super) struct Question {
     message: Message,
-    /// The name; absent when it is none that a rule could have, as the root's.
-    pub(super) name: Option<DomainName>,
+    /// Whom it is about.
+    pub(super) about: Asking,
 }
 
 /// What an answer tells.
@@ -46,8 +57,13 @@ impl Question {
         if !is_question {
             return None;
         }
-        let name = domain_name(message.queries[0].name());
-        Some(Self { message, name })
+        let name = message.queries[0].name();
+        let about = match domain_name(name) {
+            Some(name) => Asking::Name(name),
+            None if name.is_root() => Asking::Root,
+            None => Asking::Odd,
+        };
+        Some(Self { message, about })
     }
 
     /// Tells whether it asks how a service is reached: answers give addresses as hints, which nobody asked for (RFC 9460).
@@ -131,7 +147,7 @@ mod tests {
         let mut message = asked("Evil.example.", RecordType::A);
         message.set_edns(Edns::new());
         let question = Question::read(&message.to_vec().unwrap()).unwrap();
-        assert_eq!(question.name, Some("evil.example".parse().unwrap()));
+        assert_eq!(question.about, Asking::Name("evil.example".parse().unwrap()));
         let answer = Message::from_vec(&question.refused()).unwrap();
         assert_eq!(answer.metadata.id, message.metadata.id);
         assert_eq!(answer.metadata.response_code, ResponseCode::NXDomain);
@@ -170,8 +186,13 @@ mod tests {
         assert!(Question::read(&bytes).is_some_and(|question| question.asks_for_hints()));
         assert!(Question::read(&bytes[..11]).is_none() && Question::read(&[]).is_none());
         assert!(Question::read(&message.clone().into_response().to_vec().unwrap()).is_none());
-        let root = asked(".", RecordType::NS).to_vec().unwrap();
-        assert!(Question::read(&root).is_some_and(|question| question.name.is_none()));
+        let odd = Name::from_labels([&b"a!b"[..], b"example"]).unwrap();
+        for (name, about) in [(Name::root(), Asking::Root), (odd, Asking::Odd)] {
+            let mut question = Message::query();
+            question.add_query(Query::query(name, RecordType::A));
+            let question = Question::read(&question.to_vec().unwrap());
+            assert_eq!(question.map(|question| question.about), Some(about));
+        }
         let mut two = message;
         two.add_query(Query::query(
             Name::from_ascii("b.example.").unwrap(),

@@ -98,6 +98,8 @@ fn leaving() -> String {
     ];
     let mut text = String::new();
     let mut add = |line: String| text += &format!("        {line}\n");
+    // A header of routes leads elsewhere than its packet says (RFC 8200, 4.4).
+    add("exthdr rt exists goto refused".to_owned());
     for (_, ip, metadata, ..) in &families {
         add(format!("{ip} daddr {{ {metadata} }} goto refused"));
     }
