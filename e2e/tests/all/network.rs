@@ -197,6 +197,15 @@ fn a_network_outlives_its_node_and_names_come_back_with_the_next() -> Result<()>
         node.start(["--name", "n", "--network", "filtered", "busybox", "sleep", "3600"])?;
         assert_eq!(reached(node, "n", &[WEB])?, expected(&[WEB], &ALLOWED));
         assert_eq!(bridge_addresses(stage)?, before);
+        // A machine whose rules somebody has flushed, or an older node has made, gets those of the next node.
+        let monitor = node.inspect("n")?.state.pid.context("it has no monitor")?;
+        kill(node)?;
+        let namespace = format!("--net=/proc/{monitor}/ns/net");
+        let flushed = Command::new("nsenter")
+            .args([namespace.as_str(), "nft", "delete", "table", "inet", "hearth"])
+            .status()?;
+        ensure!(flushed.success());
+        assert_eq!(reached(node, "n", &[WEB, PRIVATE])?, expected(&[WEB], &ALLOWED));
         Ok(())
     })
 }

@@ -280,6 +280,11 @@ impl Networks {
         self.shared.bridge().await?;
         let namespace = NetworkNamespace::of_process(monitor)
             .map_err(namespace_error("look at the monitor's network namespace"))?;
+        if self.shared.stand(id, &namespace, wanted).is_ok() {
+            return Ok(());
+        }
+        // Rules of an older node's, or none any more.
+        self.shared.nft(Some(&namespace), &rules::machine()).await?;
         self.shared.stand(id, &namespace, wanted)
     }
 
@@ -516,15 +521,23 @@ mod tests {
 
     use super::*;
 
-    #[tokio::test]
-    async fn the_firewall_takes_the_rules_and_sets_them_anew() {
+    /// Makes the networks of a node and a namespace without rules; nothing, where the host has none.
+    async fn bench() -> Option<(tempfile::TempDir, Arc<Shared>, Arc<NetworkNamespace>)> {
         if let Err(error) = Networks::check(NetworkMode::Filtered) {
-            return crate::host::skip::skipped(&error.to_string());
+            crate::host::skip::skipped(&error.to_string());
+            return None;
         }
         let home = tempfile::tempdir().unwrap();
         let layout = Layout::new(home.path(), home.path(), home.path());
         let Networks { shared } = Networks::open(&layout, TaskTracker::new());
-        let namespace = isolated().await.unwrap().namespace;
+        Some((home, shared, isolated().await.unwrap().namespace))
+    }
+
+    #[tokio::test]
+    async fn the_firewall_takes_the_rules_and_sets_them_anew() {
+        let Some((_home, shared, namespace)) = bench().await else {
+            return;
+        };
         let network = shared.key.networks().next().unwrap();
         for _ in 0..2 {
             for rules in [rules::machine(), rules::host(shared.key, network)] {
@@ -537,13 +550,9 @@ mod tests {
 
     #[tokio::test]
     async fn the_firewall_holds_what_a_policy_says_and_no_more_after_the_next_one() {
-        if let Err(error) = Networks::check(NetworkMode::Filtered) {
-            return crate::host::skip::skipped(&error.to_string());
-        }
-        let home = tempfile::tempdir().unwrap();
-        let layout = Layout::new(home.path(), home.path(), home.path());
-        let Networks { shared } = Networks::open(&layout, TaskTracker::new());
-        let namespace = isolated().await.unwrap().namespace;
+        let Some((_home, shared, namespace)) = bench().await else {
+            return;
+        };
         shared.nft(Some(&namespace), &rules::machine()).await.unwrap();
         let read = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
         let policy = Policy {
