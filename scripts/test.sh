@@ -77,7 +77,7 @@ fi
 timed tests --lib --bins --test real --test pager
 timed tests --test all
 
-flaky=$(grep -cE '^FLAKY ' "$log" || true)
-skipped=$(grep -cE '^SKIPPED ' "$log" || true)
+flaky=$(grep -acE '^FLAKY ' "$log" || true)
+skipped=$(grep -acE '^SKIPPED ' "$log" || true)
 step "All tests passed in $(since "$started"); $skipped skipped, $flaky flaky"
-grep -E '^(SKIPPED|FLAKY) ' "$log" | sort | uniq || true
+grep -aE '^(SKIPPED|FLAKY) ' "$log" | sort | uniq || true

@@ -17,7 +17,8 @@ use tokio_util::task::TaskTracker;
 use crate::api::{self, Identity, Service};
 use crate::host::cgroup::Groups;
 use crate::host::failpoint::{self, BadFailpoint};
-use crate::host::{files, lock, own};
+use crate::host::lock::{self, Lock};
+use crate::host::{files, own};
 use crate::images::{ImageError, Images};
 use crate::layout::Layout;
 use crate::machines::{Drivers, EventLog, Machines, Pace, Pagers, Parts};
@@ -184,10 +185,10 @@ async fn serve(starter: &mut Starter) -> Result<(), NodeError> {
     served
 }
 
-fn take_lock(layout: &Layout, location: &Location) -> Result<File, NodeError> {
+fn take_lock(layout: &Layout, location: &Location) -> Result<Lock, NodeError> {
     let path = layout.run().join("node.lock");
     match lock::try_lock(&path) {
-        Ok(Some(file)) => Ok(file),
+        Ok(Some(lock)) => Ok(lock),
         Ok(None) => Err(NodeError::Taken(location.socket.clone())),
         Err(source) => Err(NodeError::Io { path, source }),
     }

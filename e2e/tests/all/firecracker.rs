@@ -21,7 +21,7 @@ use crate::firecracker_network as network;
 use crate::firecracker_template as template;
 use crate::lifecycle::nothing_of_machines;
 use crate::node::kill;
-use crate::support::logged;
+use crate::support::{logged, until};
 
 /// How a guest is spoken to. The image is busybox for both; the bare guest has commands of its own.
 pub(crate) struct Guest {
@@ -621,8 +621,11 @@ fn a_machine_is_jailed_and_its_jail_goes_with_it() -> Result<()> {
             .unwrap_or_default();
         ensure!(!user.contains("\t0"), "{user}");
         ensure!(fs::read_link(format!("/proc/{pid}/ns/net"))? != fs::read_link("/proc/self/ns/net")?);
-        let groups = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
-        ensure!(groups.contains(&format!("/hearth/{}", machine.id)), "{groups}");
+        // No start waits for it.
+        let own = format!("/hearth/{}", machine.id);
+        until("its monitor is in its cgroups", || {
+            Ok(fs::read_to_string(format!("/proc/{pid}/cgroup"))?.contains(&own))
+        })?;
         node.hearth(["stop", "-t", "60", "m"]).ok()?;
         ensure!(!jail.exists(), "the jail is still there");
         ensure!(!node.location().run.join("m").join(&machine.id).exists());

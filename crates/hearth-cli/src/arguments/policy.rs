@@ -4,10 +4,9 @@ use clap::{Args, Subcommand, ValueEnum};
 
 /// What a machine reaches.
 #[derive(Debug, Default, Args)]
-#[command(next_help_heading = "Network")]
 pub(crate) struct NetworkFlags {
     /// What it reaches over the network [default: filtered, or none where this host cannot give it; 'inspect' tells]
-    #[arg(long, value_enum, value_name = "MODE")]
+    #[arg(long, value_enum, value_name = "MODE", help_heading = "Network")]
     pub(crate) network: Option<Network>,
     #[command(flatten)]
     pub(crate) policy: PolicyFlags,
@@ -15,16 +14,15 @@ pub(crate) struct NetworkFlags {
 
 /// What a machine may reach over its network.
 #[derive(Debug, Default, Args)]
-#[command(next_help_heading = "Network")]
 pub(crate) struct PolicyFlags {
     /// What it may reach there: locked (nothing), balanced (the internet), open, or a file, see 'hearth policy --help'
-    #[arg(long, value_name = "PRESET|FILE")]
+    #[arg(long, value_name = "PRESET|FILE", help_heading = "Network")]
     pub(crate) policy: Option<String>,
     /// Let it reach this, too: HOST[:PORT], *.DOMAIN[:PORT], NETWORK/PREFIX[:PORT] or *:PORT
-    #[arg(long, value_name = "DESTINATION")]
+    #[arg(long, value_name = "DESTINATION", help_heading = "Network")]
     pub(crate) allow: Vec<String>,
     /// Do not let it reach this, whatever allows it; names without a port
-    #[arg(long, value_name = "DESTINATION")]
+    #[arg(long, value_name = "DESTINATION", help_heading = "Network")]
     pub(crate) deny: Vec<String>,
 }
 

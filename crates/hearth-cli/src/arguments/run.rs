@@ -75,7 +75,7 @@ pub(crate) struct Run {
     #[arg(long, value_name = "ADDRESS", help_heading = "Network")]
     pub(crate) dns: Vec<String>,
     /// What the metadata service at 169.254.169.254 tells the machine (MMDS, version 2): JSON, or a file of it (Firecracker)
-    #[arg(long, value_name = "FILE|JSON")]
+    #[arg(long, value_name = "FILE|JSON", help_heading = "Network")]
     pub(crate) metadata: Option<String>,
     /// Where the memory of a clone comes from: its template's file, or a pager, a process that serves page faults (Firecracker)
     /// [default: file]
@@ -120,7 +120,7 @@ pub(crate) struct Run {
     #[command(flatten)]
     pub(crate) container: ContainerFlags,
     /// TCP port of the machine that is reachable on this host; without a host's port one that is free ('hearth port' tells)
-    #[arg(short, long, value_name = "[[IP:]HOST:]GUEST")]
+    #[arg(short, long, value_name = "[[IP:]HOST:]GUEST", help_heading = "Network")]
     pub(crate) publish: Vec<String>,
     #[command(flatten)]
     pub(crate) health: HealthFlags,

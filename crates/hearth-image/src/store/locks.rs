@@ -34,7 +34,15 @@ impl KeyedLocks {
 
 /// A lock on a file of the store; released when dropped, and by the kernel when the process dies.
 pub(super) struct ProcessLock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for ProcessLock {
+    /// Closing the file is not enough: a child that another thread is just about to start has it until it executes its program
+    /// (flock(2)).
+    fn drop(&mut self) {
+        let _ = self.file.unlock();
+    }
 }
 
 impl ProcessLock {
@@ -47,14 +55,14 @@ impl ProcessLock {
             path,
             source,
         })?;
-        Ok(Self { _file: file })
+        Ok(Self { file })
     }
 
     /// Locks the store for deletion, unless somebody writes.
     pub(super) fn try_exclusive(blobs: &Blobs) -> Result<Option<Self>, StoreError> {
         let (path, file) = blobs.open_lock("lock")?;
         match file.try_lock() {
-            Ok(()) => Ok(Some(Self { _file: file })),
+            Ok(()) => Ok(Some(Self { file })),
             Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(source)) => Err(StoreError::Io {
                 action: "lock",
@@ -72,6 +80,6 @@ impl ProcessLock {
             path,
             source,
         })?;
-        Ok(Self { _file: file })
+        Ok(Self { file })
     }
 }

@@ -10,11 +10,23 @@ use std::path::Path;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
-/// Takes a lock that the kernel gives back when this process ends, however it ends; `None` when another has it.
+/// A lock. It is given back when this value goes, and by the kernel when this process ends, however it ends.
+#[derive(Debug)]
+pub struct Lock(File);
+
+impl Drop for Lock {
+    /// Closing the file is not enough: a child that another thread is just about to start has it until it executes its program
+    /// (flock(2)).
+    fn drop(&mut self) {
+        let _ = flock(&self.0, FlockOperation::Unlock);
+    }
+}
+
+/// Takes a lock; `None` when another has it.
 ///
 /// # Errors
 /// Returns the file system's error.
-pub fn try_lock(path: &Path) -> io::Result<Option<File>> {
+pub fn try_lock(path: &Path) -> io::Result<Option<Lock>> {
     let file = OpenOptions::new()
         .write(true)
         .create(true)
@@ -22,7 +34,7 @@ pub fn try_lock(path: &Path) -> io::Result<Option<File>> {
         .mode(0o600)
         .open(path)?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(Some(file)),
+        Ok(()) => Ok(Some(Lock(file))),
         Err(Errno::WOULDBLOCK) => Ok(None),
         Err(error) => Err(error.into()),
     }
@@ -62,8 +74,11 @@ mod tests {
         let held = try_lock(&path).unwrap();
         assert!(held.is_some());
         assert!(try_lock(&path).unwrap().is_none());
+        // As a child has it before it executes its program.
+        let inherited = held.as_ref().map(|lock| lock.0.try_clone().unwrap());
         drop(held);
         assert!(try_lock(&path).unwrap().is_some());
+        drop(inherited);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! One set-up from its request to the new index.
 
-use std::fs::{DirEntry, File, Permissions};
+use std::fs::{DirEntry, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use super::index::{Agent, FileStamp, Index, Stored, UNFINISHED, store};
 use super::initramfs;
 use super::kernel::{self, KernelError, KernelSet};
 use super::progress::{Listener, Progress, Step};
-use crate::host::lock;
+use crate::host::lock::{self, Lock};
 
 /// The file whose lock keeps two processes from setting up one directory at a time.
 const LOCK_NAME: &str = ".lock";
@@ -230,7 +230,7 @@ impl Artefacts {
 
     /// Makes the directory, waits for the others in this process, keeps other processes out, and sweeps what a killed
     /// set-up left behind.
-    pub(super) async fn hold(&self) -> Result<(OwnedMutexGuard<()>, File), SetupError> {
+    pub(super) async fn hold(&self) -> Result<(OwnedMutexGuard<()>, Lock), SetupError> {
         let turn = self.turn.clone().lock_owned().await;
         make_directory(&self.directory).map_err(self.cannot_write())?;
         let lock = lock::try_lock(&self.directory.join(LOCK_NAME)).map_err(self.cannot_write())?;
