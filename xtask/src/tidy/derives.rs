@@ -8,7 +8,7 @@ use super::source::Source;
 const TRAITS: [&str; 2] = ["Serialize", "Deserialize"];
 
 /// Where bytes cross a border, and which one.
-const HOMES: [(&str, &str); 21] = [
+const HOMES: [(&str, &str); 20] = [
     ("hearth_api", "HTTP"),
     ("hearth_guest_protocol::message", "the channel to the guest"),
     (
@@ -20,7 +20,6 @@ const HOMES: [(&str, &str); 21] = [
     ("hearth_image::manifest", "manifests and indexes"),
     ("hearth_image::registry", "answers of token servers"),
     ("hearth_image::source::archive", "archives of `docker save`"),
-    ("hearth_cli::resolve::policy", "files of policies"),
     (
         "hearth_cli::commands::bench::figures",
         "what `bench --json` prints",

@@ -72,8 +72,8 @@ Examples:
   hearth logs -f web
   hearth stop web && hearth rm web
 
-A machine has a network where it is asked for (run --network filtered); files go in and out with 'hearth cp'.
-'hearth VERB --help' explains a verb. What hearth does, anybody can do over the node's API.";
+A machine reaches the internet where this host can let it, or what 'run --policy' says. Files go in and out with
+'hearth cp'. 'hearth VERB --help' explains a verb. What hearth does, anybody can do over the node's API.";
 
 /// Runs code you do not trust, each in its own microVM.
 #[derive(Debug, Parser)]

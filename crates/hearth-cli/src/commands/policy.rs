@@ -233,7 +233,6 @@ fn rule(contact: &Contact) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::resolve::PolicyFile;
 
     fn contact(name: Option<&str>, address: &str, port: Option<u16>) -> Contact {
         Contact {
@@ -268,8 +267,8 @@ mod tests {
             allow: vec!["*.a.com:443".to_owned(), "[2001:db8::]/32:80".to_owned()],
             deny: Vec::new(),
         };
-        let read: PolicyFile = toml::from_str(&file(policy.clone())).unwrap();
-        assert_eq!(NetworkPolicy::from(read), policy);
+        let read: NetworkPolicy = toml::from_str(&file(policy.clone())).unwrap();
+        assert_eq!(read, policy);
     }
 
     #[test]

@@ -22,8 +22,6 @@ pub(crate) use duration::moment;
 pub(crate) use environment::secrets;
 pub(crate) use execute::{ExecuteOrder, execute};
 pub(crate) use keys::Keys;
-#[cfg(test)]
-pub(crate) use policy::PolicyFile;
 pub(crate) use policy::{Asked, destinations, is_policy, policy, policy_named, policy_of, policy_on_wire};
 pub(crate) use pool::{pool_acquire, pool_create, pool_extend};
 pub(crate) use ports::shown as shown_port;

@@ -7,38 +7,12 @@ use hearth_api::v1::{self, NetworkPolicy, PolicyPreset};
 use hearth_machine::policy::{
     Connection, Destination, DomainName, Host as RuleHost, Policy, PolicyError, Preset, Protocol,
 };
-use serde::{Deserialize, Serialize};
 
 use super::{Host, ResolveError};
 use crate::arguments::{Network, PolicyFlags};
 
 /// The port of a destination that names none.
 const PORT_DEFAULT: u16 = 443;
-
-/// A file of a policy.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct PolicyFile {
-    /// The preset's name.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) preset: Option<PolicyPreset>,
-    /// What is allowed.
-    #[serde(default)]
-    pub(crate) allow: Vec<String>,
-    /// What is denied.
-    #[serde(default)]
-    pub(crate) deny: Vec<String>,
-}
-
-impl From<PolicyFile> for NetworkPolicy {
-    fn from(file: PolicyFile) -> Self {
-        Self {
-            preset: file.preset,
-            allow: file.allow,
-            deny: file.deny,
-        }
-    }
-}
 
 /// Resolves `--network`.
 pub(super) fn mode(network: Network) -> v1::NetworkMode {
@@ -88,11 +62,11 @@ fn file(text: &str, host: &impl Host) -> Result<NetworkPolicy, ResolveError> {
         source,
     })?;
     let read = String::from_utf8(read).map_err(|_| ResolveError::FileNotText(path.clone()))?;
-    let file: PolicyFile = toml::from_str(&read).map_err(|source| ResolveError::PolicyText {
+    // A file says what the wire does.
+    toml::from_str(&read).map_err(|source| ResolveError::PolicyText {
         path,
         source: Box::new(source),
-    })?;
-    Ok(file.into())
+    })
 }
 
 /// Tells whether a word names a preset or a file, and no machine.
