@@ -99,7 +99,7 @@ impl Traces<'_> {
     }
 
     fn interfaces(&self) -> Vec<String> {
-        let names = ["hearth", "hv"].map(|kind| format!("{kind}{}", self.key()));
+        let names = ["hearth", "hv", "hn"].map(|kind| format!("{kind}{}", self.key()));
         let text = fs::read_to_string("/proc/thread-self/net/dev").unwrap_or_default();
         let lines = text.lines().map(str::trim_start);
         let hits = lines.filter(|line| names.iter().any(|name| line.starts_with(name.as_str())));

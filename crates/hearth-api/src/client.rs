@@ -19,6 +19,7 @@ use crate::endpoint::path;
 use crate::stream;
 use crate::v1::{self, ErrorBody};
 
+mod networks;
 mod policies;
 mod snapshots;
 

@@ -27,6 +27,52 @@ pub enum NetworkMode {
     Open,
 }
 
+/// The most networks that a machine is on beside its way out.
+pub const NETWORKS_MAX: usize = 8;
+/// Words that say what a machine reaches, or may come to say so: no network has one as its name.
+const RESERVED: [&str; 8] = [
+    "none", "isolated", "filtered", "open", "host", "bridge", "default", "rootless",
+];
+
+/// The name of a network of machines: `[a-z0-9][a-z0-9-]*`, 63 bytes at most, a label of the domain name system.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NetworkName(String);
+
+/// Says why a text is not the name of a network.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{0:?} cannot be the name of a network: 1 to 63 of [a-z0-9-], the first no hyphen, and none of none, isolated, filtered, open, \
+     host, bridge, default, rootless"
+)]
+pub struct InvalidNetworkName(String);
+
+impl NetworkName {
+    /// Returns the name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for NetworkName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for NetworkName {
+    type Err = InvalidNetworkName;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+        let is_label = (1..=63).contains(&text.len()) && text.bytes().all(allowed) && !text.starts_with('-');
+        if is_label && !RESERVED.contains(&text) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(InvalidNetworkName(text.to_owned()))
+        }
+    }
+}
+
 /// The address of a network interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MacAddress([u8; 6]);
@@ -106,6 +152,26 @@ fn bits(text: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_network_s_name_is_a_label_and_no_word_for_what_is_reached() {
+        for text in ["db", "0", "team-1"] {
+            assert_eq!(text.parse::<NetworkName>().unwrap().as_str(), text);
+        }
+        for text in [
+            "",
+            "-a",
+            "A",
+            "a.b",
+            "a_b",
+            "../x",
+            "none",
+            "bridge",
+            &"a".repeat(64),
+        ] {
+            assert!(text.parse::<NetworkName>().is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn rates_are_bytes_or_bits_with_a_burst_behind() {

@@ -156,6 +156,7 @@ mod tests {
             container: crate::Container::default(),
             log: LOG_DEFAULT,
             network: crate::NetworkMode::None,
+            networks: Vec::new(),
             policy: crate::Policy::default(),
             name_servers: Vec::new(),
             net_rate: None,

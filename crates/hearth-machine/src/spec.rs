@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::health::{HealthError, HealthOptions};
-use crate::network::{METADATA_MAX, NetworkMode, RATE_MAX, RATE_MIN, Rate};
+use crate::network::{METADATA_MAX, NETWORKS_MAX, NetworkMode, NetworkName, RATE_MAX, RATE_MIN, Rate};
 use crate::policy::{Policy, PolicyError, Preset};
 use crate::{ByteSize, Container, ContainerError, CpuMilli, RestartPolicy, Shape, Signal};
 
@@ -120,6 +120,8 @@ pub struct Spec {
     pub network: NetworkMode,
     /// What it may reach there.
     pub policy: Policy,
+    /// The networks of machines that it is on.
+    pub networks: Vec<NetworkName>,
     /// Who answers for names there; the node's servers when empty.
     pub name_servers: Vec<IpAddr>,
     /// How much its network interface may carry, each way.
@@ -225,6 +227,18 @@ pub enum SpecError {
         /// The other.
         preset: Preset,
     },
+    /// A machine of a network that has no way out of itself.
+    #[error(
+        "a machine on a network needs 'filtered' or 'open' beside it, not '{0}'; --policy locked lets it reach nothing but the machines of \
+         its networks"
+    )]
+    NetworksWithoutUplink(&'static str),
+    /// A network is named twice.
+    #[error("the network {0} is named twice")]
+    NetworkTwice(NetworkName),
+    /// Too many networks.
+    #[error("{0} networks are too many: a machine can be on {NETWORKS_MAX}")]
+    Networks(usize),
     /// Name servers that cannot be reached.
     #[error("--dns needs a network that leads out, as 'filtered' and 'open' are")]
     NamesWithoutNetwork,
@@ -293,10 +307,27 @@ impl Spec {
         if leads_nowhere && !self.name_servers.is_empty() {
             return Err(SpecError::NamesWithoutNetwork);
         }
+        self.check_networks()?;
         match (self.network, self.net_rate, &self.metadata) {
             (NetworkMode::None, Some(_), _) => Err(SpecError::NoInterface("--net-rate")),
             (NetworkMode::None, None, Some(_)) => Err(SpecError::NoInterface("--metadata")),
             _ => Ok(()),
+        }
+    }
+
+    fn check_networks(&self) -> Result<(), SpecError> {
+        if self.networks.len() > NETWORKS_MAX {
+            return Err(SpecError::Networks(self.networks.len()));
+        }
+        let mut named = BTreeSet::new();
+        if let Some(twice) = self.networks.iter().find(|name| !named.insert(*name)) {
+            return Err(SpecError::NetworkTwice(twice.clone()));
+        }
+        match self.network {
+            _ if self.networks.is_empty() => Ok(()),
+            NetworkMode::None => Err(SpecError::NetworksWithoutUplink("none")),
+            NetworkMode::Isolated => Err(SpecError::NetworksWithoutUplink("isolated")),
+            NetworkMode::Filtered | NetworkMode::Open => Ok(()),
         }
     }
 
@@ -386,6 +417,27 @@ fn is_hostname(name: &str) -> bool {
 mod tests {
     use super::*;
 
+    #[test]
+    fn networks_need_a_way_out_and_are_named_once() {
+        let on = |network, names: &[&str]| {
+            let networks = names.iter().map(|name| name.parse().unwrap()).collect();
+            let spec = Spec {
+                network,
+                networks,
+                ..spec()
+            };
+            spec.check(HOST).map(drop)
+        };
+        assert_eq!(on(NetworkMode::Filtered, &["a", "b"]), Ok(()));
+        assert_eq!(on(NetworkMode::None, &[]), Ok(()));
+        let refused = on(NetworkMode::None, &["a"]);
+        assert_eq!(refused, Err(SpecError::NetworksWithoutUplink("none")));
+        let refused = on(NetworkMode::Open, &["a", "a"]);
+        assert_eq!(refused, Err(SpecError::NetworkTwice("a".parse().unwrap())));
+        let many = ["a", "b", "c", "d", "e", "f", "g", "h", "i"];
+        assert_eq!(on(NetworkMode::Open, &many), Err(SpecError::Networks(9)));
+    }
+
     const HOST: HostLimits = HostLimits {
         memory: ByteSize::from_mib(4096),
         guest_memory: ByteSize::from_mib(2048),
@@ -416,6 +468,7 @@ mod tests {
             health: HealthOptions::default(),
             network: NetworkMode::None,
             policy: Policy::default(),
+            networks: Vec::new(),
             name_servers: Vec::new(),
             net_rate: None,
             disk_rate: None,

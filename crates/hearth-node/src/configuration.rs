@@ -15,6 +15,7 @@
 //!
 //! [network]
 //! name-servers = ["192.0.2.53"]    # whom machines' questions for names are passed on to; those of /etc/resolv.conf unless said
+//! mtu = 1420                       # the longest packet of machines on their way out; that of the host's default route unless said
 //! ```
 
 use std::collections::BTreeMap;
@@ -36,6 +37,8 @@ pub struct Configuration {
     pub memory_percent: u8,
     /// Whom machines' questions for names are passed on to; those of the host when empty.
     pub name_servers: Vec<IpAddr>,
+    /// The longest packet of machines on their way out, in bytes; that of the host's default route when absent.
+    pub mtu: Option<u32>,
 }
 
 /// What machines may take unless it is said.
@@ -47,6 +50,7 @@ impl Default for Configuration {
             registries: Registries::default(),
             memory_percent: MEMORY_PERCENT,
             name_servers: Vec::new(),
+            mtu: None,
         }
     }
 }
@@ -99,6 +103,22 @@ struct File {
 struct Network {
     #[serde(default)]
     name_servers: Vec<IpAddr>,
+    mtu: Option<Mtu>,
+}
+
+#[derive(Deserialize)]
+#[serde(try_from = "u32")]
+struct Mtu(u32);
+
+impl TryFrom<u32> for Mtu {
+    type Error = &'static str;
+
+    fn try_from(bytes: u32) -> Result<Self, &'static str> {
+        match bytes {
+            1280..=9000 => Ok(Self(bytes)),
+            _ => Err("the longest packet is from 1280 to 9000 bytes"),
+        }
+    }
 }
 
 #[derive(Deserialize, Default)]
@@ -226,6 +246,7 @@ fn parse(text: &str, directory: &Path) -> Result<Configuration, toml::de::Error>
             .pools
             .memory_percent
             .map_or(MEMORY_PERCENT, |Percent(percent)| percent),
+        mtu: file.network.mtu.map(|Mtu(bytes)| bytes),
         name_servers: file.network.name_servers,
     })
 }

@@ -99,6 +99,11 @@ impl Layout {
         self.data.join("pools")
     }
 
+    /// Returns the directory of records of networks of machines.
+    pub fn networks(&self) -> PathBuf {
+        self.data.join("networks")
+    }
+
     /// Returns the directory of all machines' directories.
     pub fn machines_data(&self) -> PathBuf {
         self.data.join("machines")

@@ -7,7 +7,8 @@
 //! pool                                               machines that are ready before somebody wants one
 //! machines                                           registry, one actor task per machine; where drivers meet
 //! doctor                                             judges this host, and what setup left on it
-//! vmm | images | storage | guest | records | setup | pager | snapshots   drivers and state; blind to each other
+//! vmm | images | storage | network | guest | records | setup | pager | snapshots   drivers and state; blind to each other
+//! ledger                                             records by name
 //! host                                               the only caller of the operating system
 //! layout | configuration                             every path; what a person has set
 //! ```
@@ -21,6 +22,7 @@ pub mod guest;
 pub mod host;
 pub mod images;
 pub mod layout;
+mod ledger;
 pub mod machines;
 pub mod network;
 pub mod node;

@@ -25,6 +25,7 @@ mod network_figures;
 mod network_many;
 mod network_policy;
 mod network_red_team;
+mod network_user;
 mod node;
 mod parity;
 mod pause;

@@ -197,7 +197,11 @@ impl Stage {
         })?;
         let left: Vec<&str> = links
             .lines()
-            .filter(|line| line.contains("hearth") || line.contains("hv"))
+            .filter(|line| {
+                ["hearth", "hv", "hn", "hu"]
+                    .iter()
+                    .any(|name| line.trim_start().starts_with(name))
+            })
             .collect();
         ensure!(left.is_empty(), "interfaces are left: {left:?}");
         let rules = inside(&self.host, || {

@@ -8,7 +8,7 @@ use super::source::Source;
 const TRAITS: [&str; 2] = ["Serialize", "Deserialize"];
 
 /// Where bytes cross a border, and which one.
-const HOMES: [(&str, &str); 20] = [
+const HOMES: [(&str, &str); 22] = [
     ("hearth_api", "HTTP"),
     ("hearth_guest_protocol::message", "the channel to the guest"),
     (
@@ -38,6 +38,8 @@ const HOMES: [(&str, &str); 20] = [
         "hearth_node::pager::handshake",
         "what Firecracker tells a page server",
     ),
+    ("hearth_node::ledger", "the format of a record on the disk"),
+    ("hearth_node::network::record", "records of networks on the disk"),
     ("hearth_node::records", "records on the disk"),
     ("hearth_node::snapshots::manifest", "manifests on the disk"),
     (

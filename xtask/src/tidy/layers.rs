@@ -7,7 +7,7 @@ use super::source::Source;
 const CRATE: &str = "hearth_node";
 
 /// The layers, the upper ones first. Modules that are yet to come have their place already.
-const LAYERS: [&[&str]; 9] = [
+const LAYERS: [&[&str]; 10] = [
     &["node"],
     &["api"],
     &["execute"],
@@ -26,6 +26,8 @@ const LAYERS: [&[&str]; 9] = [
         "setup",
         "pager",
     ],
+    // Of which networks and machines keep some.
+    &["ledger"],
     &["host"],
     // Names of paths, and what a person has set. `host` has no use for them, and everybody else has.
     &["layout", "configuration"],

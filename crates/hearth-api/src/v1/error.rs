@@ -32,6 +32,8 @@ pub enum ErrorCode {
     FileNotFound,
     /// No pool of that name (404).
     PoolNotFound,
+    /// No network of that name (404).
+    NetworkNotFound,
     /// No such lease now: it was released, or its time was over (404).
     LeaseNotFound,
     /// No such path in this API (404).
@@ -74,6 +76,7 @@ impl ErrorCode {
             | Self::FileNotFound
             | Self::NotFound
             | Self::PoolNotFound
+            | Self::NetworkNotFound
             | Self::LeaseNotFound => 404,
             Self::WrongState | Self::NameTaken | Self::InUse => 409,
             Self::CommandNotFound

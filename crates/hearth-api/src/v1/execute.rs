@@ -50,6 +50,9 @@ pub struct ExecuteRequest {
     /// What it may reach there; not with `pool`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<NetworkPolicy>,
+    /// Names of the networks of machines that it is on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub networks: Vec<String>,
     /// A tar archive of what is to lie in `/workspace/input`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub input_archive: Option<String>,

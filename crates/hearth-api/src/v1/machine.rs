@@ -127,6 +127,9 @@ pub struct MachineSpec {
     /// What it may reach there; as the network's mode says when absent. Without a mode, the preset chooses one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<NetworkPolicy>,
+    /// Names of the networks of machines that it is on: it reaches their machines, by name. Needs `filtered` or `open`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub networks: Vec<String>,
     /// IP addresses of servers that answer for names there, as the machine's gateway asks them; the node's when empty, 3 at most.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub name_servers: Vec<String>,

@@ -10,6 +10,7 @@ pub mod execute;
 pub mod health;
 pub mod image;
 pub mod machine;
+pub mod network;
 pub mod node;
 pub mod policy;
 pub mod pool;
@@ -34,6 +35,7 @@ pub use machine::{
     ProcessList, PruneMachines, Pruned, Rate, RenameMachine, Stage, StopMachine, TmpfsMount, Ulimit,
     UpdateMachine, strict_spec,
 };
+pub use network::{ConnectMachine, CreateNetwork, Network, NetworkMember};
 pub use node::{NodeStatus, StopNode};
 pub use policy::{Contact, ContactList, Denial, NetworkPolicy, PolicyPreset, PolicyTarget};
 pub use pool::{

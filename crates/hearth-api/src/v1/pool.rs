@@ -52,6 +52,9 @@ pub struct PoolSpec {
     /// What it may reach there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<NetworkPolicy>,
+    /// Names of the networks of machines that it is on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub networks: Vec<String>,
 }
 
 /// A pool as it is now.

@@ -10,6 +10,7 @@ mod host;
 mod image;
 mod kept;
 mod machine;
+mod network;
 mod policy;
 mod pool;
 mod run;
@@ -43,6 +44,7 @@ pub(crate) use machine::{
     Attach, Events, Inspect, Kill, List, Pause, Port, Prune, Remove, Rename, Restart, Start, Stats, Stop,
     Top, Unpause, Update, Wait,
 };
+pub(crate) use network::{NetworkCommand, NetworkCreate, NetworkPlug, Networks};
 pub(crate) use policy::{
     Network, NetworkFlags, Policy, PolicyAdd, PolicyCheck, PolicyCommand, PolicyFlags, PolicyLearn,
     PolicyLog, PolicySet, PolicyShow,
@@ -124,6 +126,8 @@ pub(crate) enum Command {
     Events(Events),
     Port(Port),
     Cp(Copy),
+    #[command(name = "network")]
+    Networks(Networks),
     Policy(Policy),
     Pool(Pool),
     Image(Image),

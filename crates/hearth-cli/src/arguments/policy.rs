@@ -1,13 +1,17 @@
 //! What a machine may reach: the flags of the verbs that make machines, and `policy` with what is below it.
 
-use clap::{Args, Subcommand, ValueEnum};
+use std::str::FromStr;
+
+use clap::{Args, Subcommand};
+use hearth_machine::{InvalidNetworkName, NetworkName};
 
 /// What a machine reaches.
 #[derive(Debug, Default, Args)]
 pub(crate) struct NetworkFlags {
-    /// What it reaches over the network [default: filtered, or none where this host cannot give it; 'inspect' tells]
-    #[arg(long, value_enum, value_name = "MODE", help_heading = "Network")]
-    pub(crate) network: Option<Network>,
+    /// What it reaches: none, isolated, filtered or open, and the names of networks of machines that it is on (repeatable)
+    /// [default: filtered, or none where this host cannot give it; 'inspect' tells]
+    #[arg(long, value_name = "MODE|NETWORK", help_heading = "Network")]
+    pub(crate) network: Vec<Network>,
     #[command(flatten)]
     pub(crate) policy: PolicyFlags,
 }
@@ -27,16 +31,32 @@ pub(crate) struct PolicyFlags {
 }
 
 /// What network a machine sees.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Network {
-    /// Its loopback
+    /// Its loopback.
     None,
-    /// An interface whose other end, in a network namespace of the machine's own, leads nowhere
+    /// An interface whose other end, in a network namespace of the machine's own, leads nowhere.
     Isolated,
-    /// The internet: names, web, ssh and git; no private networks, not this host, no other machine
+    /// The internet: names, web, ssh and git; no private networks, not this host, no other machine.
     Filtered,
-    /// Wherever this host gets, but not to the host itself or another machine
+    /// Wherever this host gets, but not to the host itself or another machine.
     Open,
+    /// A network of machines.
+    Named(NetworkName),
+}
+
+impl FromStr for Network {
+    type Err = InvalidNetworkName;
+
+    fn from_str(text: &str) -> Result<Self, InvalidNetworkName> {
+        Ok(match text {
+            "none" => Self::None,
+            "isolated" => Self::Isolated,
+            "filtered" => Self::Filtered,
+            "open" => Self::Open,
+            name => Self::Named(name.parse()?),
+        })
+    }
 }
 
 const POLICY_HELP: &str = "\
@@ -44,7 +64,8 @@ A policy is a preset with what is allowed beside it and what is denied. What is 
   locked     nothing is reached, and no name is known
   balanced   the internet: names, web, ssh and git; no private networks (the default, and --network filtered)
   open       wherever this host gets (and --network open)
-No policy lets a machine reach metadata services of clouds, this host, or another machine.
+No policy lets a machine reach metadata services of clouds, this host, or another machine; those on its networks it
+reaches whatever the preset, unless --deny says otherwise ('hearth network --help').
 
 A file of one, in TOML, is taken by 'run --policy FILE':
   preset = \"locked\"

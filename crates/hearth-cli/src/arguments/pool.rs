@@ -26,7 +26,7 @@ pub(crate) struct Pool {
 /// What can be done with pools.
 #[derive(Debug, Subcommand)]
 pub(crate) enum PoolCommand {
-    Create(PoolCreate),
+    Create(Box<PoolCreate>),
     Ls(PoolList),
     Inspect(PoolInspect),
     Resize(PoolResize),

@@ -14,6 +14,7 @@ mod kept;
 mod life;
 mod list;
 mod machine;
+mod network;
 mod node;
 mod output;
 mod policy;
@@ -77,6 +78,7 @@ pub(crate) async fn dispatch(cli: Cli) -> Result<ExitCode, CliError> {
         Command::Console(arguments) => output::console(&node, &arguments).await,
         Command::Inspect(arguments) => machine::inspect(&node, &arguments).await,
         Command::Cp(arguments) => copy::copy(&node, &arguments).await,
+        Command::Networks(arguments) => network::network(&node, arguments.command).await,
         Command::Policy(arguments) => policy::policy(&node, arguments.command).await,
         Command::Pool(arguments) => pool::pool(&node, arguments.command).await,
         Command::Image(arguments) => image::image(&node, arguments.command).await,

@@ -19,7 +19,7 @@ pub(super) async fn pool(node: &Node, command: PoolCommand) -> Result<ExitCode, 
     match command {
         PoolCommand::Create(arguments) => {
             let pull = arguments.pull;
-            create(node, &pool_create(arguments, &System)?, pull).await?;
+            create(node, &pool_create(*arguments, &System)?, pull).await?;
         }
         PoolCommand::Ls(arguments) => {
             let pools = node.call(async |client| client.pools().await).await?;

@@ -39,6 +39,7 @@ pub(crate) fn execute(arguments: Execute, host: &impl Host) -> Result<ExecuteOrd
         .and_then(Path::file_name)
         .map(|name| name.to_string_lossy().into_owned());
     let words = |text: String| text.split_whitespace().map(str::to_owned).collect();
+    let (network, networks) = super::networks(&arguments.network.network)?;
     let request = v1::ExecuteRequest {
         image: arguments
             .image
@@ -59,7 +60,8 @@ pub(crate) fn execute(arguments: Execute, host: &impl Host) -> Result<ExecuteOrd
         memory_bytes: arguments.memory.map(|memory| memory.bytes()),
         cpu_milli: arguments.cpus.map(|cpus| cpus.milli()),
         driver: driver(arguments.driver),
-        network: arguments.network.network.map(super::policy::mode),
+        network,
+        networks,
         policy: super::policy(&arguments.network.policy, host)?,
         input_archive: None,
         output: arguments.workspace.is_some(),
@@ -119,7 +121,7 @@ mod tests {
     #[test]
     fn every_flag_reaches_the_request() {
         let order = resolved(
-            "--image busybox --policy locked --workspace w --timeout 1500ms --wait 2s -e A=1 --cpus 2 -m 64m --interpreter python3{}-u --json a.py"
+            "--image busybox --network backend --policy locked --workspace w --timeout 1500ms --wait 2s -e A=1 --cpus 2 -m 64m --interpreter python3{}-u --json a.py"
                 .replace("{}", "\u{a0}")
                 .as_str(),
         )
@@ -133,6 +135,7 @@ mod tests {
             timeout_ms: Some(1500),
             memory_bytes: Some(64 << 20),
             cpu_milli: Some(2000),
+            networks: vec!["backend".into()],
             policy: Some(v1::NetworkPolicy {
                 preset: Some(v1::PolicyPreset::Locked),
                 ..v1::NetworkPolicy::default()

@@ -22,11 +22,13 @@ pub(crate) use duration::moment;
 pub(crate) use environment::secrets;
 pub(crate) use execute::{ExecuteOrder, execute};
 pub(crate) use keys::Keys;
-pub(crate) use policy::{Asked, destinations, is_policy, policy, policy_named, policy_of, policy_on_wire};
+pub(crate) use policy::{
+    Asked, destinations, is_policy, networks, policy, policy_named, policy_of, policy_on_wire,
+};
 pub(crate) use pool::{pool_acquire, pool_create, pool_extend};
 pub(crate) use ports::shown as shown_port;
 pub(crate) use reference::{absolute, image_reference, registry_and_repository};
-pub(crate) use run::{Attachment, RunRequest, SignalsTo, create, exec, run};
+pub(crate) use run::{Attachment, RunRequest, SignalsTo, create, exec, labels, run};
 pub(crate) use update::update;
 
 use run::driver;
@@ -88,6 +90,11 @@ pub(crate) enum ResolveError {
     /// policy set without a policy.
     #[error("no policy is given: --policy, --allow or --deny says one")]
     NoPolicy,
+    /// --network twice.
+    #[error(
+        "--network names one of none, isolated, filtered and open, and two were given; the others are networks of machines"
+    )]
+    Modes,
     /// A policy of a machine that has no network.
     #[error(
         "{0} reaches nothing over a network, so there is no policy: 'hearth run --network filtered' gives a machine one"

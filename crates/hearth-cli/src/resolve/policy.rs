@@ -14,14 +14,28 @@ use crate::arguments::{Network, PolicyFlags};
 /// The port of a destination that names none.
 const PORT_DEFAULT: u16 = 443;
 
-/// Resolves `--network`.
-pub(super) fn mode(network: Network) -> v1::NetworkMode {
-    match network {
-        Network::None => v1::NetworkMode::None,
-        Network::Isolated => v1::NetworkMode::Isolated,
-        Network::Filtered => v1::NetworkMode::Filtered,
-        Network::Open => v1::NetworkMode::Open,
+/// Resolves `--network`: what the machine reaches, and the networks of machines that it is on.
+///
+/// # Errors
+/// Returns [`ResolveError::Modes`] when two modes are named.
+pub(crate) fn networks(asked: &[Network]) -> Result<(Option<v1::NetworkMode>, Vec<String>), ResolveError> {
+    let (mut mode, mut names) = (None, Vec::new());
+    for network in asked {
+        let named = match network {
+            Network::None => v1::NetworkMode::None,
+            Network::Isolated => v1::NetworkMode::Isolated,
+            Network::Filtered => v1::NetworkMode::Filtered,
+            Network::Open => v1::NetworkMode::Open,
+            Network::Named(name) => {
+                names.push(name.to_string());
+                continue;
+            }
+        };
+        if mode.replace(named).is_some() {
+            return Err(ResolveError::Modes);
+        }
     }
+    Ok((mode, names))
 }
 
 /// Resolves `--policy`, `--allow` and `--deny`; nothing where none is there.

@@ -11,6 +11,7 @@ use crate::arguments::{PoolAcquire, PoolCreate};
 /// Returns [`ResolveError`] for the first argument that makes no sense.
 pub(crate) fn pool_create(arguments: PoolCreate, host: &impl Host) -> Result<v1::CreatePool, ResolveError> {
     let shell = |line: String| vec!["sh".to_owned(), "-c".to_owned(), line];
+    let (network, networks) = super::networks(&arguments.network.network)?;
     let spec = v1::PoolSpec {
         image: image_reference(&arguments.image, host)?,
         min: arguments.min,
@@ -21,7 +22,8 @@ pub(crate) fn pool_create(arguments: PoolCreate, host: &impl Host) -> Result<v1:
         memory_bytes: arguments.memory.map(|memory| memory.bytes()),
         cpu_milli: arguments.cpus.map(|cpus| cpus.milli()),
         driver: driver(arguments.driver),
-        network: arguments.network.network.map(super::policy::mode),
+        network,
+        networks,
         policy: super::policy(&arguments.network.policy, host)?,
     };
     Ok(v1::CreatePool {
@@ -66,7 +68,7 @@ mod tests {
     #[test]
     fn every_flag_reaches_the_request() {
         let line = "hearth pool create p --image busybox --min 2 --max 3 --ttl 1m --warm-cmd true -e A=1 --cpus 500m -m 64m \
-                    --driver qemu --network filtered --deny 10.0.0.0/8";
+                    --driver qemu --network filtered --network backend --deny 10.0.0.0/8";
         let Command::Pool(pool) = Cli::try_parse_from(line.split_whitespace()).unwrap().command else {
             panic!("another verb");
         };
@@ -84,12 +86,13 @@ mod tests {
             cpu_milli: Some(500),
             driver: v1::DriverChoice::Qemu,
             network: Some(v1::NetworkMode::Filtered),
+            networks: vec!["backend".into()],
             policy: Some(v1::NetworkPolicy {
                 deny: vec!["10.0.0.0/8".into()],
                 ..v1::NetworkPolicy::default()
             }),
         };
-        let request = pool_create(arguments, &FakeHost::default()).unwrap();
+        let request = pool_create(*arguments, &FakeHost::default()).unwrap();
         assert_eq!((request.name.as_str(), request.spec), ("p", expected));
     }
 }

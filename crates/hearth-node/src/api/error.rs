@@ -168,10 +168,7 @@ impl From<CreateError> for ApiError {
                 ErrorCode::InvalidRequest,
                 Some("take --driver firecracker, on a host where `hearth doctor` says that KVM is native"),
             ),
-            CreateError::Network(_) => (
-                ErrorCode::HostUnfit,
-                Some("`hearth doctor` says what is missing; --network none needs nothing"),
-            ),
+            CreateError::Network(error) => return error.into(),
             CreateError::NoCommand(_) => (ErrorCode::InvalidRequest, Some("give a command behind the image")),
             CreateError::Spec(InvalidSpec::Spec(SpecError::MemoryDoesNotFit { .. })) => (
                 ErrorCode::InvalidRequest,
@@ -279,7 +276,7 @@ impl From<MachineError> for ApiError {
                 ErrorCode::InvalidRequest,
                 Some("a machine has a network from its beginning: `hearth run --network filtered`"),
             ),
-            MachineError::Network(_) => (ErrorCode::Internal, Some("see the node's log")),
+            MachineError::Network(error) => return error.into(),
             MachineError::Ambiguous(_) => (ErrorCode::InvalidRequest, Some("give more digits of the id")),
             MachineError::Refused(_) => (
                 ErrorCode::WrongState,

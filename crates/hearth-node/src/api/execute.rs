@@ -117,6 +117,7 @@ fn checked(request: v1::ExecuteRequest) -> Result<Asked, ApiError> {
             driver: request.driver,
             network: request.network,
             policy: request.policy,
+            networks: request.networks,
             auto_remove: true,
             ..v1::MachineSpec::default()
         })),
@@ -124,7 +125,8 @@ fn checked(request: v1::ExecuteRequest) -> Result<Asked, ApiError> {
             if request.memory_bytes.is_some()
                 || request.cpu_milli.is_some()
                 || request.network.is_some()
-                || request.policy.is_some() =>
+                || request.policy.is_some()
+                || !request.networks.is_empty() =>
         {
             return Err(invalid(
                 "the machines of a pool are as they are: memory, processors and network are the pool's",

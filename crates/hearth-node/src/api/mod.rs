@@ -12,6 +12,7 @@ mod filter;
 mod images;
 mod logs;
 mod machines;
+mod networks;
 mod node;
 mod policies;
 mod pools;
@@ -106,6 +107,12 @@ fn routes() -> Vec<(&'static str, &'static str, MethodRouter<Service>)> {
         ("post", path::POOL_ACQUIRE, post(pools::acquire)),
         ("post", path::LEASE_EXTEND, post(pools::extend)),
         ("post", path::LEASE_RELEASE, post(pools::release)),
+        ("get", path::NETWORKS, get(networks::list)),
+        ("post", path::NETWORKS, post(networks::create)),
+        ("get", path::NETWORK, get(networks::inspect)),
+        ("delete", path::NETWORK, delete(networks::remove)),
+        ("post", path::NETWORK_CONNECT, post(networks::connect)),
+        ("post", path::NETWORK_DISCONNECT, post(networks::disconnect)),
         (
             "post",
             path::EXECUTE,

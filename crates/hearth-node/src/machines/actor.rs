@@ -1,31 +1,29 @@
 //! The task that owns one machine: its state, its record, and who waits for what.
 
+mod change;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use hearth_api::v1::EventAction;
-use hearth_machine::{
-    Ended, Event, Health, History, MachineId, MachineName, ProbeResult, Process, Signal, Spec, State,
-};
+use hearth_machine::{Ended, Event, Health, History, MachineId, ProbeResult, Process, Signal, Spec, State};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use super::capture::{self, Capture};
-use super::command::{Change, Command, Reply, Rollback, View};
+use super::command::{Command, Reply, Rollback, View};
 use super::error::{MachineError, StartError};
 use super::health::{self, Patient, Prober};
 use super::idle;
 use super::life::{self, Life, LifeEvent, Limits, Order, Origin, Parts, Plan, Running};
 use super::output::{Attached, Subscriber, subscription};
-use super::recovery::ANY_HOST;
 use super::registry::Table;
 use super::restore::Restoration;
 use super::session::WorkloadIo;
 use super::templates::Choice;
 use crate::host::{failpoint, files};
-use crate::network;
 use crate::records::{self, MachineRecord, RecordedState, Records, spec};
 use crate::snapshots::Extent;
 use crate::vmm::ControlError;
@@ -134,6 +132,7 @@ impl Actor {
             }
             Command::Rename { name, reply } => answer(reply, self.rename(work, &name)),
             Command::Update { change, reply } => answer(reply, self.update(work, change).await),
+            Command::Network { change, reply } => answer(reply, self.change_network(work, change).await),
             Command::Stop { grace, reply } => {
                 self.end_by_hand();
                 if self.rest(work) || !self.state.is_alive() {
@@ -229,57 +228,6 @@ impl Actor {
 
     fn end_by_hand(&mut self) {
         self.record.restart.stopped_by_hand = true;
-    }
-
-    fn rename(&mut self, work: &mut Work, name: &MachineName) -> Result<(), MachineError> {
-        self.table.rename(self.id, name)?;
-        let old = std::mem::replace(&mut self.record.name, name.to_string());
-        self.enter(work, self.state.clone());
-        self.tell(EventAction::Rename, [("old_name", old)]);
-        Ok(())
-    }
-
-    async fn update(&mut self, work: &mut Work, change: Change) -> Result<(), MachineError> {
-        if change.policy.is_some() && !network::leads_out(self.spec.network) {
-            return Err(MachineError::NoNetwork);
-        }
-        let mut wire = self.record.spec.clone();
-        change.apply(&mut wire);
-        let spec = spec::check(&wire, ANY_HOST)?;
-        if spec.policy != self.spec.policy {
-            self.parts.networks.change(self.id, &spec.policy)?;
-        }
-        self.spec = spec;
-        self.record.spec = wire;
-        work.limits_changed = true;
-        self.enter(work, self.state.clone());
-        self.tell(EventAction::Update, []);
-        self.pass_limits(work).await;
-        if self.state.is_active() && !self.state.is_alive() {
-            let state = self.planned(work, &self.state.clone(), Duration::ZERO);
-            self.enter(work, state);
-        }
-        Ok(())
-    }
-
-    /// Tells the life of new time limits, once it takes orders that are no end.
-    async fn pass_limits(&mut self, work: &mut Work) {
-        let takes = matches!(self.state, State::Running | State::Paused) && work.pauser.is_none();
-        if let (true, true, Some(life)) = (work.limits_changed, takes, &work.life) {
-            work.limits_changed = false;
-            let order = Order::Limits(self.limits());
-            // Fails only when the life is just over.
-            let _ = life.orders.send(order).await;
-        }
-    }
-
-    fn limits(&self) -> Limits {
-        let began = self.record.started_at.as_ref().and_then(|text| text.parse().ok());
-        let gone = began.map_or(Duration::ZERO, |began| since(began, jiff::Timestamp::now()));
-        Limits {
-            time: self.spec.timeout.map(|limit| limit.saturating_sub(gone)),
-            idle: self.spec.idle_timeout,
-        }
     }
 
     /// Asks the policy whether a machine that has ended is to be started again, and when. Returns the state that follows.

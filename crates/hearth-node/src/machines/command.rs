@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hearth_api::v1::{MachineSpec, NetworkMode, NetworkPolicy, PolicyPreset};
-use hearth_machine::{Health, MachineName, State};
+use hearth_machine::{Health, MachineName, NetworkName, State};
 use tokio::sync::oneshot;
 
 use super::capture::Capture;
@@ -56,6 +56,15 @@ pub struct Change {
     pub idle_timeout: Option<Duration>,
     /// What it may reach over its network, as the wire has it.
     pub policy: Option<NetworkPolicy>,
+}
+
+/// A network that a machine is to be on, or not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NetworkChange {
+    /// Put it on this one.
+    Connect(NetworkName),
+    /// Take it off this one.
+    Disconnect(String),
 }
 
 impl Change {
@@ -109,6 +118,10 @@ pub(super) enum Command {
     },
     Update {
         change: Change,
+        reply: Reply<()>,
+    },
+    Network {
+        change: NetworkChange,
         reply: Reply<()>,
     },
     Pause {

@@ -8,7 +8,7 @@ use hearth_guest_protocol::message::Processes;
 use hearth_machine::{Container, HostLimits, MachineId, MachineName, Process, State};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::command::{AttachedMachine, Change, Command, Reply, View};
+use super::command::{AttachedMachine, Change, Command, NetworkChange, Reply, View};
 use super::error::{MachineError, StartError};
 use super::exec::Exec;
 use super::life::{self, Parts};
@@ -87,6 +87,14 @@ impl Machine {
     /// Returns [`MachineError::Change`] when the machine cannot be so; then nothing is changed.
     pub async fn update(&self, change: Change) -> Result<(), MachineError> {
         self.ask(|reply| Command::Update { change, reply }).await
+    }
+
+    /// Puts it on a network of machines, or takes it off; at once when it runs.
+    ///
+    /// # Errors
+    /// Returns [`MachineError::Network`], or [`MachineError::Change`] for one that reaches nothing; then nothing is changed.
+    pub async fn change_network(&self, change: NetworkChange) -> Result<(), MachineError> {
+        self.ask(|reply| Command::Network { change, reply }).await
     }
 
     /// Stops its virtual processors; what it has stays as it is.

@@ -43,7 +43,7 @@ mod stats;
 mod templates;
 
 pub use capture::CaptureError;
-pub use command::{AttachedMachine, Change, View};
+pub use command::{AttachedMachine, Change, NetworkChange, View};
 pub use drivers::{Drivers, SelectError};
 pub use error::{CreateError, MachineError, StartError};
 pub use events::{EVENTS_MAX, EventLog, Reader, Told, time_of};

@@ -67,6 +67,7 @@ impl Machines {
         for error in &loaded.unreadable {
             tracing::error!(error = %life::chain(error), "a machine's record is left alone");
         }
+        self.settle_networks(&loaded.records);
         for id in loaded.orphans {
             self.sweep(id, None).await;
         }
@@ -89,6 +90,18 @@ impl Machines {
             );
         }
         Ok(())
+    }
+
+    /// Gives machines the places on networks that their records say, and nobody else.
+    fn settle_networks(&self, records: &[(MachineId, MachineRecord)]) {
+        let of = |(id, record): &(MachineId, MachineRecord)| {
+            let names = record.spec.networks.iter();
+            let networks = names.filter_map(|name| name.parse().ok()).collect();
+            (*id, record.name.clone(), networks)
+        };
+        let all: Vec<_> = records.iter().map(of).collect();
+        let exists = |id| self.parts.layout.machine_data(id).exists();
+        self.parts.networks.users().settle(&all, exists);
     }
 
     /// Ends what runs of a machine, and removes all that it has.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use hearth_api::v1::{Border, EventAction, MachineSpec, Owner};
 use hearth_machine::spec::check_environment;
 use hearth_machine::{HealthCheck, HostLimits, MachineId, MachineName, Process, Spec, State};
-use hearth_machine::{MemoryBackend, NetworkMode};
+use hearth_machine::{MemoryBackend, NetworkMode, NetworkName};
 use tokio::sync::{mpsc, watch};
 
 use super::actor::Actor;
@@ -19,7 +19,7 @@ use super::handle::Machine;
 use super::life::{self, Parts};
 use crate::host::facts::{self, Place};
 use crate::host::{failpoint, files};
-use crate::network::{self, Networks};
+use crate::network::{self, NetworkError, Networks};
 use crate::records::{
     self, ImageFact, MachineRecord, ProcessFact, RecordedState, Records, RestartFact, spec,
 };
@@ -189,8 +189,8 @@ impl Machines {
         let selected = self.parts.drivers.select(spec.driver).await?;
         let capabilities = selected.driver.capabilities();
         if new.spec.network.is_none() {
-            // A policy's preset has chosen, and so have servers of names.
-            if new.spec.policy.is_none() && new.spec.name_servers.is_empty() {
+            // A policy's preset has chosen, and so have servers of names, and networks.
+            if new.spec.policy.is_none() && new.spec.name_servers.is_empty() && new.spec.networks.is_empty() {
                 spec.network = self.default_network(spec.network, capabilities).await;
             }
             new.spec.network = Some(spec::network_mode(spec.network));
@@ -301,12 +301,23 @@ impl Machines {
                     .and_then(|()| failpoint::reach("create-linked"))
                     .map_err(at(&rootfs))
             })
+            .and_then(|()| self.join_networks(id, record))
             .and_then(|()| Ok(self.records.write(id, record)?));
         if written.is_err() {
+            self.parts.networks.forget(id);
             // The error that counts is the first one.
             let _ = files::remove_tree(&directory);
         }
         written
+    }
+
+    /// Gives a machine its places on networks, before its record is written: what has places and no record is forgotten by the next
+    /// node.
+    fn join_networks(&self, id: MachineId, record: &MachineRecord) -> Result<(), CreateError> {
+        let names = record.spec.networks.iter().map(|name| name.parse());
+        let names: Vec<NetworkName> = names.collect::<Result<_, _>>().map_err(spec::InvalidSpec::from)?;
+        let joined = self.parts.networks.users().join(id, &record.name, &names);
+        Ok(joined.map_err(NetworkError::from)?)
     }
 
     pub(super) fn unused_id(&self) -> Result<MachineId, CreateError> {

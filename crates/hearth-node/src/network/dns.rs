@@ -9,7 +9,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use hearth_guest_protocol::network::{GATEWAY_V4, GATEWAY_V6};
+use hearth_guest_protocol::network::{GATEWAY_V4, GATEWAY_V6, GUEST_V4, GUEST_V6};
+use hearth_machine::MachineId;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
@@ -17,7 +18,8 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::address::has_v6;
 use super::guard::{Answerable, Guard};
-use super::question::Question;
+use super::question::{Asking, Question};
+use super::user::{Found, UserNetworks};
 
 /// The port of the domain name system.
 const PORT: u16 = 53;
@@ -44,11 +46,14 @@ pub(super) struct NameServer {
     _tasks: Vec<AbortOnDropHandle<()>>,
 }
 
-/// Who answers for names: these servers, as far as a machine's policy has it.
+/// Who answers for names: the machines of a machine's networks, and these servers, as far as its policy has it.
 #[derive(Debug, Clone)]
 pub(super) struct Authority {
     pub(super) servers: Servers,
     pub(super) guard: Arc<Guard>,
+    /// Who asks.
+    pub(super) machine: MachineId,
+    pub(super) users: Arc<UserNetworks>,
 }
 
 /// Whom to ask.
@@ -145,6 +150,12 @@ impl Authority {
         let Some(question) = Question::read(bytes) else {
             return failure(bytes);
         };
+        if let Some(addresses) = self.machine_named(&question.about) {
+            return match self.guard.denies(&question.about) {
+                true => question.refused(),
+                false => question.answered(&addresses),
+            };
+        }
         if self.guard.ask(&question.about) == Answerable::No {
             return question.refused();
         }
@@ -161,6 +172,17 @@ impl Authority {
             Answerable::Yes => answer,
             Answerable::No => question.refused(),
         }
+    }
+
+    /// Returns the addresses of a machine on one of the asking machine's networks.
+    fn machine_named(&self, asked: &Asking) -> Option<Vec<IpAddr>> {
+        let Asking::Name(name) = asked else {
+            return None;
+        };
+        Some(match self.users.resolve(self.machine, name)? {
+            Found::Oneself => vec![GUEST_V4.into(), GUEST_V6.into()],
+            Found::Others(addresses) => addresses,
+        })
     }
 
     async fn ask_all(&self, question: &[u8], way: Way) -> Option<Vec<u8>> {

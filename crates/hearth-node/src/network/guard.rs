@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use hearth_guest_protocol::network::{GATEWAY_V4, GATEWAY_V6};
 use hearth_machine::policy::{Connection, DomainName, Host, Policy, Preset, Protocol, Reason, Verdict};
+use ipnet::IpNet;
 
 use super::firewall::Firewall;
 use super::journal::{Journal, Target};
@@ -38,6 +39,8 @@ struct Post {
     /// By which names addresses were found, and until when.
     found: HashMap<IpAddr, Found>,
     asked: Asked,
+    /// Ranges of addresses of the networks of machines that the machine is on.
+    networks: Vec<IpNet>,
 }
 
 #[derive(Debug)]
@@ -86,6 +89,7 @@ impl Guard {
             firewall,
             found: HashMap::new(),
             asked,
+            networks: Vec::new(),
         };
         Ok(Self {
             post: Mutex::new(post),
@@ -95,6 +99,27 @@ impl Guard {
 
     fn post(&self) -> MutexGuard<'_, Post> {
         self.post.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says which networks of machines the machine is on now.
+    pub(super) fn set_networks(&self, ranges: Vec<IpNet>) {
+        self.post().networks = ranges;
+    }
+
+    /// Tells whether a rule denies the name of another machine; notes it then.
+    pub(super) fn denies(&self, asked: &Asking) -> bool {
+        let Asking::Name(name) = asked else {
+            return false;
+        };
+        let post = self.post();
+        let verdict = post.policy.judge_name(name);
+        if !matches!(verdict.reason, Reason::Deny(_)) {
+            return false;
+        }
+        let (reason, remedy) = (verdict.to_string(), remedy(&verdict, &name.to_string()));
+        drop(post);
+        self.refuse_name(name, None, reason, remedy);
+        true
     }
 
     /// Carries another policy out: connections that it allows go on, others end.
@@ -107,6 +132,7 @@ impl Guard {
             policy,
             firewall,
             found,
+            networks,
             ..
         } = &mut *post;
         for (&address, found) in found.iter() {
@@ -126,7 +152,11 @@ impl Guard {
                 port,
             };
             let is_gateway = [IpAddr::from(GATEWAY_V4), GATEWAY_V6.into()].contains(&address);
-            is_gateway || policy.judge(&connection).allowed
+            let verdict = policy.judge(&connection);
+            // Other machines are reached unless a rule denies it.
+            let is_machine = networks.iter().any(|range| range.contains(&address));
+            let is_denied = matches!(verdict.reason, Reason::Deny(_));
+            is_gateway || verdict.allowed || is_machine && !is_denied
         })
     }
 

@@ -8,6 +8,7 @@ use hearth_guest_protocol::network::{
     GATEWAY_V4, GATEWAY_V6, PREFIX_V4 as GUEST_PREFIX_V4, PREFIX_V6 as GUEST_PREFIX_V6,
 };
 use hearth_machine::Rate;
+use ipnet::Ipv4Net;
 use rtnetlink::packet_core::{
     DefaultNla, NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
@@ -21,11 +22,28 @@ use rtnetlink::{
 };
 
 use super::NetworkError;
-use super::address::{Network, NodeKey, PREFIX_V4, PREFIX_V6, has_v6};
+use super::address::{Network, NodeKey, has_v6};
+use super::user::MTU_DEFAULT;
 use crate::host::network_namespace::{EXISTS, NO_DEVICE, NetworkNamespace, TAP};
 
 /// The name of a machine's end of its link, in its namespace.
 pub(super) const UPLINK: &str = "uplink";
+
+/// What the names of its interfaces on networks of machines begin with.
+pub(super) const USER: &str = "user";
+
+/// The two ends of a link between a bridge and a machine's namespace.
+#[derive(Debug)]
+pub(super) struct Ends<'a> {
+    /// The name of the bridge's.
+    pub(super) outer: &'a str,
+    /// The name of the one in the namespace.
+    pub(super) inner: &'a str,
+    /// The hardware address of that; one that the kernel makes up when absent.
+    pub(super) card: Option<[u8; 6]>,
+    /// The longest packet.
+    pub(super) mtu: u32,
+}
 
 /// A conversation with the kernel about one namespace. Ends with this value.
 #[derive(Debug)]
@@ -69,7 +87,13 @@ impl Links {
     }
 
     /// Makes the node's bridge, or finds it, and returns its number and network.
-    pub(super) async fn bridge(&self, key: NodeKey) -> Result<(u32, Network), NetworkError> {
+    ///
+    /// `taken` are ranges that no route of this host's leads to, and that machines have.
+    pub(super) async fn bridge(
+        &self,
+        key: NodeKey,
+        taken: Vec<Ipv4Net>,
+    ) -> Result<(u32, Network), NetworkError> {
         let name = key.bridge();
         if let Some(index) = self.find(&name).await? {
             if let Some(address) = self.address(index).await? {
@@ -78,14 +102,17 @@ impl Links {
             // Half made.
             self.remove(index, &name).await?;
         }
-        let network = self.free_network(key).await?;
+        let mut taken = taken;
+        taken.extend(self.routes().await?);
+        let is_free = |network: &Network| !taken.iter().any(|&range| network.overlaps(range));
+        let network = key.networks().find(is_free).ok_or(NetworkError::NoNetwork)?;
         let bridge = LinkBridge::new(&name).address(key.bridge_address().into());
         let made = self.handle.link().add(bridge.build());
         made.execute().await.map_err(failed("make the bridge", &name))?;
         let index = self.index(&name).await?;
-        self.add_address(index, network.bridge_v6().into(), PREFIX_V6)
+        self.add_address(index, network.bridge_v6().into(), network.v6.prefix_len())
             .await?;
-        self.add_address(index, network.bridge_v4().into(), PREFIX_V4)
+        self.add_address(index, network.bridge_v4().into(), network.v4.prefix_len())
             .await?;
         Ok((index, network))
     }
@@ -106,24 +133,119 @@ impl Links {
         Ok(None)
     }
 
-    /// Finds a network that no route of this host leads to.
-    async fn free_network(&self, key: NodeKey) -> Result<Network, NetworkError> {
+    /// Returns where the routes of this host lead to.
+    pub(super) async fn routes(&self) -> Result<Vec<Ipv4Net>, NetworkError> {
         let all = RouteMessageBuilder::<Ipv4Addr>::new().build();
         let mut routes = self.handle.route().get(all).execute();
         let mut taken = Vec::new();
         while let Some(route) = routes.try_next().await.map_err(failed("read", "the routes"))? {
             let prefix = route.header.destination_prefix_length;
             taken.extend(route.attributes.iter().filter_map(|attribute| match attribute {
-                RouteAttribute::Destination(RouteAddress::Inet(address)) => Some((*address, prefix)),
+                RouteAttribute::Destination(RouteAddress::Inet(address)) => {
+                    Ipv4Net::new(*address, prefix).ok()
+                }
                 _ => None,
             }));
         }
-        let is_free = |network: &Network| {
-            !taken
-                .iter()
-                .any(|&(address, prefix)| network.overlaps(address, prefix))
+        Ok(taken)
+    }
+
+    /// Returns the longest packet that this host sends by its default route; what Ethernet has where there is none.
+    pub(super) async fn outward_mtu(&self) -> Result<u32, NetworkError> {
+        let all = RouteMessageBuilder::<Ipv4Addr>::new().build();
+        let mut routes = self.handle.route().get(all).execute();
+        let mut outward = None;
+        while let Some(route) = routes.try_next().await.map_err(failed("read", "the routes"))? {
+            let is_default = route.header.destination_prefix_length == 0;
+            outward = outward.or(route.attributes.iter().find_map(|attribute| match attribute {
+                RouteAttribute::Oif(index) if is_default => Some(*index),
+                _ => None,
+            }));
+        }
+        let Some(outward) = outward else {
+            return Ok(MTU_DEFAULT);
         };
-        key.networks().find(is_free).ok_or(NetworkError::NoNetwork)
+        let mut found = self.handle.link().get().match_index(outward).execute();
+        let link = found
+            .try_next()
+            .await
+            .map_err(failed("look at", "the host's way out"))?;
+        let attributes = link.into_iter().flat_map(|link| link.attributes);
+        let mtu = attributes.into_iter().find_map(|attribute| match attribute {
+            LinkAttribute::Mtu(mtu) => Some(mtu),
+            _ => None,
+        });
+        Ok(mtu.unwrap_or(MTU_DEFAULT))
+    }
+
+    /// Makes the bridge of a network of machines, or finds it. It has no address: the host is not on that network.
+    pub(super) async fn user_bridge(&self, name: &str) -> Result<u32, NetworkError> {
+        if let Some(index) = self.find(name).await? {
+            return Ok(index);
+        }
+        let made = self
+            .handle
+            .link()
+            .add(LinkBridge::new(name).build())
+            .execute()
+            .await;
+        match made {
+            Err(error) if errno(&error) == Some(EXISTS) => {}
+            other => other.map_err(failed("make the bridge", name))?,
+        }
+        if has_v6() {
+            // It would give itself an address of the link's.
+            let path = format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6");
+            std::fs::write(path, "1").map_err(super::namespace_error("keep a bridge without addresses"))?;
+        }
+        let index = self.index(name).await?;
+        self.bring_up(LinkUnspec::new_with_index(index), name).await?;
+        Ok(index)
+    }
+
+    async fn bring_up(&self, link: LinkMessageBuilder<LinkUnspec>, name: &str) -> Result<(), NetworkError> {
+        let set = self.handle.link().set(link.up().build()).execute().await;
+        set.map_err(failed("bring up", name))
+    }
+
+    /// Connects a namespace with the bridge of a network of machines. What an earlier start of the machine has left of the link is
+    /// removed.
+    pub(super) async fn plug(
+        &self,
+        bridge: u32,
+        namespace: &NetworkNamespace,
+        ends: &Ends<'_>,
+    ) -> Result<(), NetworkError> {
+        let name = ends.outer;
+        if let Some(index) = self.find(name).await? {
+            self.remove(index, name).await?;
+        }
+        let made = self.link(bridge, namespace, ends).await;
+        made.map_err(failed("make the link", name))?;
+        let index = self.index(name).await?;
+        self.bring_up(LinkUnspec::new_with_index(index), name).await
+    }
+
+    /// Makes a link between a bridge and a namespace, which is not up.
+    async fn link(
+        &self,
+        bridge: u32,
+        namespace: &NetworkNamespace,
+        ends: &Ends<'_>,
+    ) -> Result<(), rtnetlink::Error> {
+        let mut inner = LinkMessageBuilder::<LinkUnspec>::new()
+            .name(ends.inner.to_owned())
+            .mtu(ends.mtu)
+            .append_extra_attribute(LinkAttribute::NetNsFd(namespace.descriptor()));
+        if let Some(card) = ends.card {
+            inner = inner.address(card.into());
+        }
+        let link = LinkVeth::new(ends.outer, ends.inner)
+            .set_info_data(InfoData::Veth(InfoVeth::Peer(inner.build())))
+            .controller(bridge)
+            .mtu(ends.mtu)
+            .build();
+        self.handle.link().add(link).execute().await
     }
 
     /// Connects a namespace with the bridge; returns false when this place is taken.
@@ -132,16 +254,15 @@ impl Links {
         name: &str,
         bridge: u32,
         namespace: &NetworkNamespace,
+        mtu: u32,
     ) -> Result<bool, NetworkError> {
-        let peer = LinkMessageBuilder::<LinkUnspec>::new()
-            .name(UPLINK.to_owned())
-            .append_extra_attribute(LinkAttribute::NetNsFd(namespace.descriptor()))
-            .build();
-        let link = LinkVeth::new(name, UPLINK)
-            .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
-            .controller(bridge)
-            .build();
-        match self.handle.link().add(link).execute().await {
+        let ends = Ends {
+            outer: name,
+            inner: UPLINK,
+            card: None,
+            mtu,
+        };
+        match self.link(bridge, namespace, &ends).await {
             Ok(()) => {}
             Err(error) if errno(&error) == Some(EXISTS) => return Ok(false),
             Err(error) => return Err(failed("make the link", name)(error)),
@@ -151,9 +272,7 @@ impl Links {
         let port = LinkBridgePort::new(index).append_info_data(InfoBridgePort::Isolated(true));
         let isolated = self.handle.link().set_port(port.build()).execute().await;
         isolated.map_err(failed("isolate", name))?;
-        let up = LinkUnspec::new_with_index(index).up().build();
-        let set = self.handle.link().set(up).execute().await;
-        set.map_err(failed("bring up", name))?;
+        self.bring_up(LinkUnspec::new_with_index(index), name).await?;
         Ok(true)
     }
 
@@ -165,17 +284,12 @@ impl Links {
     /// Gives the two interfaces of a machine's namespace their addresses, and the namespace its way out.
     pub(super) async fn furnish(&self, network: Network, place: u32) -> Result<(), NetworkError> {
         for name in ["lo", TAP, UPLINK] {
-            let up = LinkUnspec::new_with_name(name).up().build();
-            let set = self.handle.link().set(up).execute().await;
-            set.map_err(failed("bring up", name))?;
+            self.bring_up(LinkUnspec::new_with_name(name), name).await?;
         }
         let (tap, uplink) = (self.index(TAP).await?, self.index(UPLINK).await?);
         self.add_address(tap, GATEWAY_V4.into(), GUEST_PREFIX_V4).await?;
         self.add_address(tap, GATEWAY_V6.into(), GUEST_PREFIX_V6).await?;
-        self.add_address(uplink, network.machine_v4(place).into(), PREFIX_V4)
-            .await?;
-        self.add_address(uplink, network.machine_v6(place).into(), PREFIX_V6)
-            .await?;
+        self.add_addresses(uplink, network, place).await?;
         let v4 = RouteMessageBuilder::<Ipv4Addr>::new().gateway(network.bridge_v4());
         let v6 = RouteMessageBuilder::<Ipv6Addr>::new().gateway(network.bridge_v6());
         let v6 = has_v6().then(|| v6.build());
@@ -186,10 +300,30 @@ impl Links {
         Ok(())
     }
 
-    /// Lets no more through a machine's namespace than this, each way: what goes to the guest waits at its TAP, what it sends at the
-    /// uplink.
-    pub(super) async fn limit(&self, rate: Rate) -> Result<(), NetworkError> {
-        for name in [TAP, UPLINK] {
+    /// Gives an interface of a machine's namespace its addresses on a network of machines.
+    pub(super) async fn join(
+        &self,
+        interface: &str,
+        network: Network,
+        place: u32,
+    ) -> Result<(), NetworkError> {
+        let index = self.index(interface).await?;
+        self.bring_up(LinkUnspec::new_with_index(index), interface)
+            .await?;
+        self.add_addresses(index, network, place).await
+    }
+
+    async fn add_addresses(&self, index: u32, network: Network, place: u32) -> Result<(), NetworkError> {
+        let (v4, v6) = network.machine(place);
+        self.add_address(index, v4.into(), network.v4.prefix_len())
+            .await?;
+        self.add_address(index, v6.into(), network.v6.prefix_len()).await
+    }
+
+    /// Lets no more through interfaces of a machine's namespace than this: what goes to the guest waits at its TAP, what it sends at
+    /// the uplink, and where it is plugged into networks.
+    pub(super) async fn limit(&self, interfaces: &[&str], rate: Rate) -> Result<(), NetworkError> {
+        for &name in interfaces {
             let mut bucket =
                 TcMessage::with_index(i32::try_from(self.index(name).await?).unwrap_or(i32::MAX));
             bucket.header.parent = TcHandle::ROOT;

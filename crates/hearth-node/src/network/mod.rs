@@ -18,8 +18,11 @@ mod guard;
 mod journal;
 mod links;
 mod packets;
+mod plug;
 mod question;
+mod record;
 mod rules;
+mod user;
 
 use std::collections::HashMap;
 use std::io;
@@ -37,10 +40,11 @@ use self::dns::{Authority, NameServer, Servers, Sockets};
 use self::firewall::Firewall;
 use self::guard::Guard;
 pub use self::journal::{Contact, Denial, Journal, Target};
-use self::links::Links;
+use self::links::{Links, UPLINK};
+pub use self::user::{NewNetwork, UserNetwork, UserNetworkError, UserNetworks};
 use crate::configuration::{self, ConfigurationError};
 use crate::host::command::{CommandError, HostCommand};
-use crate::host::network_namespace::{NetworkNamespace, Tap};
+use crate::host::network_namespace::{NetworkNamespace, TAP, Tap};
 use crate::host::{facts, own};
 use crate::layout::Layout;
 
@@ -103,6 +107,9 @@ pub enum NetworkError {
         /// How many there are.
         count: u32,
     },
+    /// A network of machines.
+    #[error(transparent)]
+    User(#[from] UserNetworkError),
     /// The settings.
     #[error(transparent)]
     Configuration(#[from] ConfigurationError),
@@ -151,6 +158,8 @@ pub struct MachineNetwork {
 struct Bridge {
     index: u32,
     network: Network,
+    /// The longest packet that its machines send.
+    mtu: u32,
 }
 
 /// The networks of all machines of a node.
@@ -165,6 +174,7 @@ struct Shared {
     run: PathBuf,
     configuration: Place,
     tasks: TaskTracker,
+    users: Arc<UserNetworks>,
     /// The bridge, once it is there; a second machine waits for the first to make it.
     bridge: tokio::sync::Mutex<Option<Bridge>>,
     /// Where the search for a free place begins: one that has just become free is taken last.
@@ -185,6 +195,8 @@ struct Shared {
 #[derive(Debug)]
 struct Post {
     guard: Arc<Guard>,
+    namespace: Arc<NetworkNamespace>,
+    limit: Option<Rate>,
     _names: NameServer,
     _packets: AbortOnDropHandle<()>,
 }
@@ -192,9 +204,11 @@ struct Post {
 impl Networks {
     /// Makes them; nothing of the host changes until a machine asks for a network.
     pub fn open(layout: &Layout, tasks: TaskTracker) -> Self {
+        let key = NodeKey::of(layout.data());
         Self {
             shared: Arc::new(Shared {
-                key: NodeKey::of(layout.data()),
+                key,
+                users: Arc::new(UserNetworks::open(key, layout.networks())),
                 run: layout.run().to_owned(),
                 configuration: layout.configuration().clone(),
                 tasks,
@@ -207,6 +221,11 @@ impl Networks {
                 can: tokio::sync::OnceCell::new(),
             }),
         }
+    }
+
+    /// Returns the networks of machines.
+    pub fn users(&self) -> &UserNetworks {
+        &self.shared.users
     }
 
     /// Tells whether this node can give a machine such a network.
@@ -261,9 +280,14 @@ impl Networks {
         if let Some(limit) = wanted.limit {
             let within =
                 Links::within(&network.namespace).map_err(namespace_error("enter a network namespace"))?;
-            within.limit(limit).await?;
+            within.limit(&[TAP, UPLINK], limit).await?;
         }
         self.shared.stand(id, &network.namespace, wanted)?;
+        let plugged = self
+            .shared
+            .plug_in(id, &network.namespace, wanted.limit, true)
+            .await;
+        plugged.inspect_err(|_| self.release(id))?;
         self.refill();
         Ok(network)
     }
@@ -280,12 +304,13 @@ impl Networks {
         self.shared.bridge().await?;
         let namespace = NetworkNamespace::of_process(monitor)
             .map_err(namespace_error("look at the monitor's network namespace"))?;
-        if self.shared.stand(id, &namespace, wanted).is_ok() {
-            return Ok(());
+        let namespace = Arc::new(namespace);
+        if self.shared.stand(id, &namespace, wanted).is_err() {
+            // Rules of an older node's, or none any more.
+            self.shared.nft(Some(&namespace), &rules::machine()).await?;
+            self.shared.stand(id, &namespace, wanted)?;
         }
-        // Rules of an older node's, or none any more.
-        self.shared.nft(Some(&namespace), &rules::machine()).await?;
-        self.shared.stand(id, &namespace, wanted)
+        self.shared.plug_in(id, &namespace, wanted.limit, false).await
     }
 
     /// Carries out another policy, at once: connections that it allows go on, others end. Nothing happens to a machine that does not
@@ -309,12 +334,14 @@ impl Networks {
 
     /// Ends what serves a machine; its namespace goes with its monitor.
     pub fn release(&self, id: MachineId) {
+        self.shared.users.set_present(id, false);
         self.shared.posts().remove(&id);
     }
 
     /// Forgets a machine that is no more.
     pub fn forget(&self, id: MachineId) {
         self.release(id);
+        self.shared.users.forget(id);
         self.shared.journals().remove(&id);
     }
 
@@ -327,6 +354,7 @@ impl Networks {
         }
         let name = self.shared.key.bridge();
         let removed = async {
+            self.shared.remove_user_bridges().await?;
             let links = Links::of_node().map_err(namespace_error("talk to the kernel about interfaces"))?;
             let Some(index) = links.find(&name).await? else {
                 return Ok(());
@@ -415,10 +443,14 @@ impl Shared {
             return Ok(bridge);
         }
         let links = Links::of_node().map_err(namespace_error("talk to the kernel about interfaces"))?;
-        let (index, network) = links.bridge(self.key).await?;
+        let (index, network) = links.bridge(self.key, self.users.ranges()).await?;
         self.nft(None, &rules::host(self.key, network)).await?;
         forward_packets().map_err(namespace_error("let this host forward packets"))?;
-        Ok(*bridge.insert(Bridge { index, network }))
+        let mtu = match configuration::read(&self.configuration)?.mtu {
+            Some(mtu) => mtu,
+            None => links.outward_mtu().await?.clamp(user::MTU_MIN, user::MTU_DEFAULT),
+        };
+        Ok(*bridge.insert(Bridge { index, network, mtu }))
     }
 
     async fn prepare(&self) -> Result<MachineNetwork, NetworkError> {
@@ -443,16 +475,15 @@ impl Shared {
         bridge: Bridge,
         namespace: &NetworkNamespace,
     ) -> Result<u32, NetworkError> {
-        for _ in 0..Network::PLACES {
-            let place = self.next.fetch_add(1, Ordering::Relaxed) % Network::PLACES;
+        let count = bridge.network.places();
+        for _ in 0..count {
+            let place = self.next.fetch_add(1, Ordering::Relaxed) % count;
             let name = self.key.link(place);
-            if links.connect(&name, bridge.index, namespace).await? {
+            if links.connect(&name, bridge.index, namespace, bridge.mtu).await? {
                 return Ok(place);
             }
         }
-        Err(NetworkError::NoAddress {
-            count: Network::PLACES,
-        })
+        Err(NetworkError::NoAddress { count })
     }
 
     /// Sets rules, in the node's namespace or in another one.
@@ -472,11 +503,31 @@ impl Shared {
         Ok(())
     }
 
+    /// Returns where a machine that runs is, and what its links may carry.
+    fn of_post(&self, id: MachineId) -> Option<(Arc<NetworkNamespace>, Option<Rate>)> {
+        let posts = self.posts();
+        let post = posts.get(&id)?;
+        Some((Arc::clone(&post.namespace), post.limit))
+    }
+
+    /// Tells a machine's guard which networks the machine is on.
+    fn tell_guard(&self, id: MachineId) {
+        let ranges = self
+            .users
+            .memberships(id)
+            .iter()
+            .flat_map(user::Membership::ranges)
+            .collect();
+        if let Some(post) = self.posts().get(&id) {
+            post.guard.set_networks(ranges);
+        }
+    }
+
     /// Begins to serve and watch a machine.
     fn stand(
         &self,
         id: MachineId,
-        namespace: &NetworkNamespace,
+        namespace: &Arc<NetworkNamespace>,
         wanted: &Wanted<'_>,
     ) -> Result<(), NetworkError> {
         let set: Arc<[IpAddr]> = match wanted.name_servers {
@@ -499,11 +550,15 @@ impl Shared {
             let authority = Authority {
                 servers,
                 guard: Arc::clone(&guard),
+                machine: id,
+                users: Arc::clone(&self.users),
             };
             let watch = packets::watch(packets, Arc::clone(&guard));
             Ok(Post {
                 _names: NameServer::start(sockets, &authority)?,
                 _packets: AbortOnDropHandle::new(tokio::spawn(watch)),
+                namespace: Arc::clone(namespace),
+                limit: wanted.limit,
                 guard,
             })
         };

@@ -6,7 +6,7 @@ use std::time::Duration;
 use hearth_machine::policy::DomainName;
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, ResponseCode};
 use hickory_proto::rr::rdata::opt::EdnsOption;
-use hickory_proto::rr::{Name, RData, RecordType};
+use hickory_proto::rr::{Name, RData, Record, RecordType};
 
 /// The option that says more about an error (RFC 8914, 5.2).
 const EXTENDED_ERROR: u16 = 15;
@@ -14,6 +14,9 @@ const EXTENDED_ERROR: u16 = 15;
 const BLOCKED: u16 = 15;
 /// How much of an answer this server takes over UDP, as it says in its own.
 const PAYLOAD_MAX: u16 = 1232;
+
+/// How long an answer counts that names a machine, in seconds: another one may have its name then.
+const MACHINE_TTL: u32 = 5;
 
 /// Whom a question is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,7 +87,29 @@ impl Question {
         self.without_answer(ResponseCode::NoError)
     }
 
+    /// Answers with those of the addresses that it asks for.
+    pub(super) fn answered(&self, addresses: &[IpAddr]) -> Vec<u8> {
+        let mut answer = self.response(ResponseCode::NoError);
+        answer.metadata.authoritative = true;
+        let query = &self.message.queries[0];
+        let records = addresses.iter().filter_map(|address| {
+            let data = match (address, query.query_type()) {
+                (IpAddr::V4(address), RecordType::A | RecordType::ANY) => RData::A((*address).into()),
+                (IpAddr::V6(address), RecordType::AAAA | RecordType::ANY) => RData::AAAA((*address).into()),
+                _ => return None,
+            };
+            Some(Record::from_rdata(query.name().clone(), MACHINE_TTL, data))
+        });
+        answer.answers.extend(records);
+        answer.to_vec().unwrap_or_default()
+    }
+
     fn without_answer(&self, code: ResponseCode) -> Vec<u8> {
+        // What was read can be written.
+        self.response(code).to_vec().unwrap_or_default()
+    }
+
+    fn response(&self, code: ResponseCode) -> Message {
         let asked = &self.message;
         let mut answer = Message::response(asked.metadata.id, OpCode::Query);
         answer.metadata.response_code = code;
@@ -100,8 +125,7 @@ impl Question {
             }
             answer.set_edns(edns);
         }
-        // What was read can be written.
-        answer.to_vec().unwrap_or_default()
+        answer
     }
 
     /// Reads what an answer to it tells; nothing when it is none.

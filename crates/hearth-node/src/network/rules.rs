@@ -7,8 +7,8 @@ use std::fmt::Display;
 use hearth_guest_protocol::network::{GATEWAY_V4, GATEWAY_V6, GUEST_V4, GUEST_V6};
 use hearth_machine::policy::{METADATA, PRIVATE, RESOLVERS};
 
-use super::address::{Network, NodeKey, PREFIX_V4, PREFIX_V6};
-use super::links::UPLINK;
+use super::address::{Network, NodeKey};
+use super::links::{UPLINK, USER};
 use crate::host::network_namespace::TAP;
 
 /// The table of a machine's namespace.
@@ -23,16 +23,17 @@ pub(super) const LOG_LET_OUT: u16 = 2;
 const CONNECTIONS_MAX: u32 = 8192;
 
 /// Writes the rules of the host: machines get out by its addresses; nothing gets in to them, nor from one to another, nor to the
-/// host itself.
+/// host itself. Networks of machines stay what they are on the link: the host is on none, and passes nothing in or out.
 pub(super) fn host(key: NodeKey, network: Network) -> String {
     let table = key.bridge();
-    let (v4, v6) = (network.base_v4(), network.base_v6());
+    let (v4, v6, users) = (network.v4, network.v6, key.user_bridges());
     format!(
         "table inet {table} {{}}
 delete table inet {table}
 table inet {table} {{
     chain input {{
         type filter hook input priority filter; policy accept;
+        iifname \"{users}*\" drop
         iifname != \"{table}\" accept
         ct state established,related accept
         icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
@@ -40,14 +41,17 @@ table inet {table} {{
     }}
     chain forward {{
         type filter hook forward priority filter; policy accept;
+        iifname \"{users}*\" oifname \"{users}*\" accept
+        iifname \"{users}*\" drop
+        oifname \"{users}*\" drop
         iifname \"{table}\" oifname \"{table}\" drop
         oifname \"{table}\" ct state established,related accept
         oifname \"{table}\" drop
     }}
     chain postrouting {{
         type nat hook postrouting priority srcnat; policy accept;
-        oifname != \"{table}\" ip saddr {v4}/{PREFIX_V4} masquerade
-        oifname != \"{table}\" ip6 saddr {v6}/{PREFIX_V6} masquerade
+        oifname != \"{table}\" ip saddr {v4} masquerade
+        oifname != \"{table}\" ip6 saddr {v6} masquerade
     }}
 }}
 "
@@ -83,9 +87,23 @@ fn sets() -> String {
     text + "    set ports { type inet_proto . inet_service; }\n    set captured { type inet_service; }\n"
 }
 
-/// Writes what becomes of a packet that opens a connection. What has ports is asked for by protocol first: other headers have
+/// Says what becomes of a packet that opens a connection because of its address alone.
+fn by_address(kind: &str, verdict: &str) -> Vec<String> {
+    let of_family = |(family, ip)| {
+        [
+            format!("{ip} daddr . meta l4proto @{kind}{family} goto {verdict}"),
+            format!("meta l4proto {{ tcp, udp }} {ip} daddr . th dport @{kind}_port{family} goto {verdict}"),
+        ]
+    };
+    [("4", "ip"), ("6", "ip6")]
+        .into_iter()
+        .flat_map(of_family)
+        .collect()
+}
+
+/// Says what becomes of a packet that opens a connection. What has ports is asked for by protocol first: other headers have
 /// something else there.
-fn leaving() -> String {
+fn leaving() -> Vec<String> {
     let families = [
         ("4", "ip", list(METADATA.v4), list(PRIVATE.v4), list(RESOLVERS.v4)),
         (
@@ -96,41 +114,36 @@ fn leaving() -> String {
             list(RESOLVERS.v6),
         ),
     ];
-    let mut text = String::new();
-    let mut add = |line: String| text += &format!("        {line}\n");
     // A header of routes leads elsewhere than its packet says (RFC 8200, 4.4).
-    add("exthdr rt exists goto refused".to_owned());
+    let mut rules = vec!["exthdr rt exists goto refused".to_owned()];
     for (_, ip, metadata, ..) in &families {
-        add(format!("{ip} daddr {{ {metadata} }} goto refused"));
+        rules.push(format!("{ip} daddr {{ {metadata} }} goto refused"));
     }
-    for (kind, verdict) in [("deny", "refused"), ("allow", "let_out")] {
-        for (family, ip, ..) in &families {
-            add(format!(
-                "{ip} daddr . meta l4proto @{kind}{family} goto {verdict}"
-            ));
-            add(format!(
-                "meta l4proto {{ tcp, udp }} {ip} daddr . th dport @{kind}_port{family} goto {verdict}"
-            ));
-        }
-    }
+    rules.extend(by_address("deny", "refused"));
+    rules.extend(by_address("allow", "let_out"));
     for (family, ip, ..) in &families {
-        add(format!("{ip} daddr @named{family} goto let_out"));
-        add(format!(
+        rules.push(format!("{ip} daddr @named{family} goto let_out"));
+        rules.push(format!(
             "meta l4proto {{ tcp, udp }} {ip} daddr . th dport @named_port{family} goto let_out"
         ));
     }
     for (_, ip, _, private, resolvers) in &families {
-        add(format!("{ip} daddr {{ {private}, {resolvers} }} goto refused"));
+        rules.push(format!("{ip} daddr {{ {private}, {resolvers} }} goto refused"));
     }
-    add("meta l4proto . th dport @ports goto let_out".to_owned());
-    add("goto refused".to_owned());
-    text
+    rules.push("meta l4proto . th dport @ports goto let_out".to_owned());
+    rules.push("goto refused".to_owned());
+    rules
+}
+
+/// Writes rules of a chain, a line each.
+fn lines(rules: &[String]) -> String {
+    rules.iter().map(|rule| format!("        {rule}\n")).collect()
 }
 
 /// Writes the rules of a machine's namespace. TCP is refused by a reset: a guest may still be in the call that opens the connection
 /// when an error of ICMP arrives, and takes that for no more than a hint then.
 pub(super) fn machine() -> String {
-    let (sets, leaving) = (sets(), leaving());
+    let (sets, leaving, denied) = (sets(), lines(&leaving()), lines(&by_address("deny", "refused")));
     format!(
         "table inet {TABLE} {{}}
 delete table inet {TABLE}
@@ -143,8 +156,10 @@ table inet {TABLE} {{
         ip6 saddr {{ {GUEST_V6}, fe80::/10, :: }} accept
         counter drop
     }}
-    chain names {{
+    chain prerouting {{
         type nat hook prerouting priority dstnat; policy accept;
+        iifname \"{USER}*\" meta pkttype host dnat ip to {GUEST_V4}
+        iifname \"{USER}*\" meta pkttype host dnat ip6 to {GUEST_V6}
         iifname \"{TAP}\" meta l4proto {{ tcp, udp }} th dport @captured dnat ip to {GATEWAY_V4}
         iifname \"{TAP}\" meta l4proto {{ tcp, udp }} th dport @captured dnat ip6 to {GATEWAY_V6}
     }}
@@ -160,8 +175,11 @@ table inet {TABLE} {{
     }}
     chain forward {{
         type filter hook forward priority filter; policy drop;
+        tcp flags syn tcp option maxseg size set rt mtu
         ct state established,related accept
         iifname \"{TAP}\" oifname \"{UPLINK}\" jump leaving
+        iifname \"{TAP}\" oifname \"{USER}*\" jump to_machines
+        iifname \"{USER}*\" oifname \"{TAP}\" ct status dnat jump from_machines
     }}
     chain refused {{
         limit rate 20/second burst 50 packets log group {LOG_REFUSED} snaplen 128
@@ -173,11 +191,19 @@ table inet {TABLE} {{
         limit rate 50/second burst 200 packets log group {LOG_LET_OUT} snaplen 128
         accept
     }}
+    chain to_machines {{
+{denied}        ct count over {CONNECTIONS_MAX} goto refused
+        accept
+    }}
+    chain from_machines {{
+        ct count over {CONNECTIONS_MAX} drop
+        accept
+    }}
     chain leaving {{
 {leaving}    }}
     chain postrouting {{
         type nat hook postrouting priority srcnat; policy accept;
-        oifname \"{UPLINK}\" masquerade
+        oifname {{ \"{UPLINK}\", \"{USER}*\" }} masquerade
     }}
 }}
 "

@@ -16,7 +16,7 @@ use super::error::PoolError;
 use super::kept::{Kept, Reply, Waiting, bounds};
 use crate::host::failpoint;
 use crate::machines::{Machine, Machines, Reader};
-use crate::records::{PoolRecord, PoolRecords};
+use crate::records::{NamedRecords, PoolRecord};
 
 /// Leases whose end is remembered, so that a late release is told why.
 const ENDED_MAX: usize = 1024;
@@ -104,7 +104,7 @@ pub(super) enum What {
 /// The owner of all pools.
 pub(super) struct Keeper {
     pub(super) machines: Machines,
-    pub(super) records: PoolRecords,
+    pub(super) records: NamedRecords<PoolRecord>,
     pub(super) pools: BTreeMap<String, Kept>,
     pub(super) serials: u64,
     pub(super) admissions: Queue<Admission>,
@@ -137,7 +137,7 @@ impl Keeper {
     pub(super) fn new(machines: Machines, tasks: TaskTracker, shutdown: CancellationToken) -> Self {
         let (done, dones) = mpsc::channel(DONE);
         Self {
-            records: PoolRecords::new(machines.parts().layout.clone()),
+            records: NamedRecords::new(machines.parts().layout.pools()),
             events: machines.parts().events.reader(None),
             machines,
             pools: BTreeMap::new(),

@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 
 use super::error::PoolError;
 use crate::machines::{Machine, chain};
-use crate::records::{LeaseFact, MemberFact, PoolRecord, PoolRecords};
+use crate::records::{LeaseFact, MemberFact, NamedRecords, PoolRecord};
 
 /// Machines that are kept ready unless it is said.
 const MIN_DEFAULT: u32 = 1;
@@ -71,7 +71,7 @@ impl Kept {
     }
 
     /// Writes down what must not be forgotten.
-    pub(super) fn write(&mut self, records: &PoolRecords) -> Result<(), PoolError> {
+    pub(super) fn write(&mut self, records: &NamedRecords<PoolRecord>) -> Result<(), PoolError> {
         let stays = |key: &Key| self.pool.phase(*key) != Some(Phase::Leaving);
         let members = self.machines.iter().filter(|(key, _)| stays(key));
         self.record.members = members
@@ -87,7 +87,7 @@ impl Kept {
     }
 
     /// Writes down a change that has taken place, and that the next write tells, too, where this one fails.
-    pub(super) fn note(&mut self, records: &PoolRecords) {
+    pub(super) fn note(&mut self, records: &NamedRecords<PoolRecord>) {
         if let Err(error) = self.write(records) {
             tracing::error!(pool = self.record.name, error = %chain(&error), "record not written");
         }

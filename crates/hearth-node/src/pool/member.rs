@@ -32,6 +32,7 @@ pub(super) fn machine_spec(spec: &PoolSpec) -> MachineSpec {
         driver: spec.driver,
         network: spec.network,
         policy: spec.policy.clone(),
+        networks: spec.networks.clone(),
         auto_remove: true,
         ..MachineSpec::default()
     }

@@ -1,7 +1,7 @@
 //! One machine's record, and the directory of them.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use hearth_api::v1::{
     Border, Health, HealthCheck, MachineSpec, Origin, Owner, PortMapping, Stage, strict_spec,
@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::host::files;
 use crate::layout::Layout;
+use crate::ledger::RecordError;
 
 const FILE: &str = "record.json";
 
@@ -233,37 +234,6 @@ pub struct VmmFact {
     pub start_time: u64,
 }
 
-/// Says why a record cannot be read or written.
-#[derive(Debug, thiserror::Error)]
-pub enum RecordError {
-    /// The file system refused.
-    #[error("cannot access the record {}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// It is no record of this version.
-    #[error("{} is not a record of this version", path.display())]
-    Malformed {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: serde_json::Error,
-    },
-    /// It was written by another version.
-    #[error("{} has format {found}; this version reads {FORMAT}", path.display())]
-    Format {
-        /// The file.
-        path: PathBuf,
-        /// What it says.
-        found: u32,
-    },
-}
-
 /// All records of a node.
 #[derive(Debug, Clone)]
 pub struct Records {
@@ -357,6 +327,7 @@ fn read(path: &Path) -> Result<MachineRecord, RecordError> {
     let Format { format: found } = serde_json::from_slice(&bytes).map_err(malformed)?;
     if found != FORMAT {
         return Err(RecordError::Format {
+            wanted: FORMAT,
             path: path.to_owned(),
             found,
         });

@@ -1,14 +1,9 @@
-//! One pool's record, and the directory of them.
-
-use std::io;
-use std::path::PathBuf;
+//! One pool's record.
 
 use hearth_api::v1::PoolSpec;
 use serde::{Deserialize, Serialize};
 
-use super::RecordError;
-use crate::host::files;
-use crate::layout::Layout;
+use crate::ledger::NamedRecord;
 
 /// The format that this code writes; it reads no other.
 const FORMAT: u32 = 1;
@@ -57,12 +52,6 @@ pub struct LeaseFact {
     pub ends_with_node: bool,
 }
 
-/// All records of pools.
-#[derive(Debug, Clone)]
-pub struct PoolRecords {
-    layout: Layout,
-}
-
 impl PoolRecord {
     /// Makes the record of a new pool.
     pub fn new(name: String, spec: PoolSpec, created_at: String) -> Self {
@@ -78,100 +67,23 @@ impl PoolRecord {
     }
 }
 
-impl PoolRecords {
-    /// Keeps records below the data directory.
-    pub fn new(layout: Layout) -> Self {
-        Self { layout }
-    }
+impl NamedRecord for PoolRecord {
+    const FORMAT: u32 = FORMAT;
 
-    /// Writes a record.
-    ///
-    /// # Errors
-    /// Returns [`RecordError`]; the old record is untouched then.
-    pub fn write(&self, record: &PoolRecord) -> Result<(), RecordError> {
-        let path = self.path(&record.name);
-        let bytes = serde_json::to_vec_pretty(record).map_err(|source| RecordError::Malformed {
-            path: path.clone(),
-            source,
-        })?;
-        files::make_directory(&self.layout.pools(), 0o700)
-            .and_then(|()| files::write_atomic(&path, &bytes, files::PRIVATE))
-            .map_err(|source| RecordError::Io { path, source })
+    fn name(&self) -> &str {
+        &self.name
     }
-
-    /// Removes a record.
-    ///
-    /// # Errors
-    /// Returns [`RecordError`].
-    pub fn remove(&self, name: &str) -> Result<(), RecordError> {
-        let path = self.path(name);
-        files::remove_file(&path).map_err(|source| RecordError::Io { path, source })
-    }
-
-    /// Reads every record. One that cannot be used is left alone, and returned as an error beside the others.
-    ///
-    /// # Errors
-    /// Returns [`RecordError`] when the directory cannot be read.
-    pub fn load(&self) -> Result<(Vec<PoolRecord>, Vec<RecordError>), RecordError> {
-        let root = self.layout.pools();
-        let at = |source| RecordError::Io {
-            path: root.clone(),
-            source,
-        };
-        let (mut records, mut unreadable) = (Vec::new(), Vec::new());
-        let entries = match std::fs::read_dir(&root) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((records, unreadable)),
-            Err(error) => return Err(at(error)),
-        };
-        for entry in entries {
-            let path = entry.map_err(at)?.path();
-            if path.extension().is_none_or(|extension| extension != "json") {
-                continue;
-            }
-            match read(path) {
-                Ok(record) => records.push(record),
-                Err(error) => unreadable.push(error),
-            }
-        }
-        Ok((records, unreadable))
-    }
-
-    /// Names are checked as those of machines are: they are file names.
-    fn path(&self, name: &str) -> PathBuf {
-        self.layout.pools().join(format!("{name}.json"))
-    }
-}
-
-fn read(path: PathBuf) -> Result<PoolRecord, RecordError> {
-    #[derive(Deserialize)]
-    struct Format {
-        format: u32,
-    }
-    let bytes = std::fs::read(&path).map_err(|source| RecordError::Io {
-        path: path.clone(),
-        source,
-    })?;
-    let malformed = |source| RecordError::Malformed {
-        path: path.clone(),
-        source,
-    };
-    let Format { format: found } = serde_json::from_slice(&bytes).map_err(malformed)?;
-    if found != FORMAT {
-        return Err(RecordError::Format { path, found });
-    }
-    serde_json::from_slice(&bytes).map_err(malformed)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::records::{NamedRecords, RecordError};
 
     #[test]
     fn records_of_pools_survive_and_foreign_ones_are_left_alone() {
         let root = tempfile::tempdir().unwrap();
-        let layout = Layout::new(root.path(), root.path().join("run"), root.path().join("memory"));
-        let records = PoolRecords::new(layout.clone());
+        let records = NamedRecords::new(root.path().join("pools"));
         assert!(records.load().unwrap().0.is_empty());
         let mut record = PoolRecord::new(
             "a.b".to_owned(),
@@ -188,7 +100,7 @@ mod tests {
             }),
         });
         records.write(&record).unwrap();
-        std::fs::write(layout.pools().join("later.json"), r#"{"format": 99}"#).unwrap();
+        std::fs::write(root.path().join("pools/later.json"), r#"{"format": 99}"#).unwrap();
         let (loaded, unreadable) = records.load().unwrap();
         assert_eq!(loaded, [record]);
         assert!(matches!(unreadable[..], [RecordError::Format { found: 99, .. }]));

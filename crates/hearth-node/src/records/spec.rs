@@ -7,7 +7,8 @@ use hearth_api::v1;
 use hearth_machine::spec::{DISK_DEFAULT, LOG_DEFAULT, MEMORY_DEFAULT};
 use hearth_machine::{
     ByteSize, Container, ContainerError, CpuMilli, DriverChoice, ExtraHost, HostLimits, Limit, MemoryBackend,
-    NetworkMode, Policy, PolicyError, Preset, PublishedPort, Rate, RestartPolicy, Spec, SpecError, Tmpfs,
+    NetworkMode, NetworkName, Policy, PolicyError, Preset, PublishedPort, Rate, RestartPolicy, Spec,
+    SpecError, Tmpfs,
 };
 
 use super::health;
@@ -35,6 +36,9 @@ pub enum InvalidSpec {
     /// The metadata are no object.
     #[error("metadata are a JSON object, as in {{\"role\": \"web\"}}")]
     Metadata,
+    /// A network's name is none.
+    #[error(transparent)]
+    Network(#[from] hearth_machine::InvalidNetworkName),
     /// The stop signal is no signal.
     #[error(transparent)]
     Signal(#[from] hearth_machine::signal::InvalidSignal),
@@ -77,6 +81,7 @@ pub fn check(wire: &v1::MachineSpec, host: HostLimits) -> Result<Spec, InvalidSp
         health: wire.health.as_ref().map(health::options).unwrap_or_default(),
         network,
         policy,
+        networks: networks(wire)?,
         name_servers: name_servers(wire)?,
         net_rate: wire.net_rate.map(rate),
         disk_rate: wire.disk_rate.map(rate),
@@ -97,8 +102,8 @@ fn network(wire: &v1::MachineSpec) -> NetworkMode {
         Some(v1::NetworkMode::Isolated) => NetworkMode::Isolated,
         Some(v1::NetworkMode::Filtered) => NetworkMode::Filtered,
         Some(v1::NetworkMode::Open) => NetworkMode::Open,
-        // Names need a way out.
-        None if !wire.name_servers.is_empty() => NetworkMode::Filtered,
+        // Names need a way out, and networks of machines one beside them.
+        None if !wire.name_servers.is_empty() || !wire.networks.is_empty() => NetworkMode::Filtered,
         None if wire.net_rate.is_some() || wire.metadata.is_some() => NetworkMode::Isolated,
         None => NetworkMode::None,
     }
@@ -171,6 +176,11 @@ fn preset(wire: v1::PolicyPreset) -> Preset {
         v1::PolicyPreset::Balanced => Preset::Balanced,
         v1::PolicyPreset::Open => Preset::Open,
     }
+}
+
+fn networks(wire: &v1::MachineSpec) -> Result<Vec<NetworkName>, InvalidSpec> {
+    let read = |text: &String| Ok(text.parse()?);
+    wire.networks.iter().map(read).collect()
 }
 
 fn name_servers(wire: &v1::MachineSpec) -> Result<Vec<IpAddr>, InvalidSpec> {

@@ -1,0 +1,161 @@
+//! How machines get onto networks of machines, and off: a link from the machine's namespace to the network's bridge for each.
+//!
+//! ```text
+//!      guest      the machine's namespace                     the node's namespace          another machine's namespace
+//!  eth0 .254 ---- tap0 .253 [rules] user0001 10.x ---- hu... bridge hn...0001 hu... ---- user0001 10.y [rules] tap0 ---- eth0
+//! ```
+//! The guest sees nothing of it: what it sends to the others leaves by the machine's own address there, and what comes for that goes
+//! to the guest. So a clone needs nothing new, and joins while it runs.
+
+use hearth_machine::{MachineId, NetworkMode, NetworkName, Rate};
+
+use super::links::{Ends, Links, USER};
+use super::user::{Membership, NewNetwork, UserNetworkError};
+use super::{NetworkError, Networks, Shared, namespace_error};
+use crate::host::network_namespace::NetworkNamespace;
+
+fn interface(number: u16) -> String {
+    format!("{USER}{number:04x}")
+}
+
+fn of_node() -> Result<Links, NetworkError> {
+    Links::of_node().map_err(namespace_error("talk to the kernel about interfaces"))
+}
+
+impl Networks {
+    /// Makes a network of machines.
+    ///
+    /// # Errors
+    /// [`NetworkError`]; there is none then.
+    pub async fn create_network(&self, new: NewNetwork) -> Result<(), NetworkError> {
+        Self::check(NetworkMode::Filtered)?;
+        // The node's own range is a route of the host's from here on.
+        self.shared.bridge().await?;
+        let routes = of_node()?.routes().await?;
+        Ok(self.users().create(new, &routes)?)
+    }
+
+    /// Removes a network that no machine is on.
+    ///
+    /// # Errors
+    /// [`NetworkError`].
+    pub async fn remove_network(&self, name: &str) -> Result<(), NetworkError> {
+        let number = self.users().remove(name)?;
+        self.shared.remove_user_bridge(number).await
+    }
+
+    /// Puts a machine on a network; at once when it runs.
+    ///
+    /// # Errors
+    /// [`NetworkError`]; it is not on it then.
+    pub async fn connect(
+        &self,
+        id: MachineId,
+        name: &str,
+        network: &NetworkName,
+    ) -> Result<(), NetworkError> {
+        let users = self.users();
+        if users
+            .find(network.as_str())?
+            .record
+            .members
+            .contains_key(&id.to_string())
+        {
+            return Err(UserNetworkError::OnIt(network.clone()).into());
+        }
+        users.join(id, name, std::slice::from_ref(network))?;
+        let Some((namespace, limit)) = self.shared.of_post(id) else {
+            return Ok(());
+        };
+        let plugged = self.shared.plug_in(id, &namespace, limit, false).await;
+        if plugged.is_err() {
+            // What went wrong first is what counts.
+            let _ = self.disconnect(id, network.as_str()).await;
+        }
+        plugged
+    }
+
+    /// Takes a machine off a network; at once when it runs.
+    ///
+    /// # Errors
+    /// [`NetworkError`].
+    pub async fn disconnect(&self, id: MachineId, network: &str) -> Result<(), NetworkError> {
+        let number = self.users().leave(id, network)?;
+        self.shared.tell_guard(id);
+        let (links, name) = (of_node()?, self.shared.key.user_link(id, number));
+        match links.find(&name).await? {
+            Some(index) => links.remove(index, &name).await,
+            None => Ok(()),
+        }
+    }
+}
+
+impl Shared {
+    /// Connects a machine's namespace with all networks that it is on; `anew` where it may have links of an earlier namespace.
+    pub(super) async fn plug_in(
+        &self,
+        id: MachineId,
+        namespace: &NetworkNamespace,
+        limit: Option<Rate>,
+        anew: bool,
+    ) -> Result<(), NetworkError> {
+        let memberships = self.users.memberships(id);
+        if memberships.is_empty() {
+            return Ok(());
+        }
+        let links = of_node()?;
+        for membership in &memberships {
+            let link = self.key.user_link(id, membership.number);
+            if anew || links.find(&link).await?.is_none() {
+                self.plug(&links, id, namespace, membership, limit).await?;
+            }
+        }
+        self.users.set_present(id, true);
+        self.tell_guard(id);
+        Ok(())
+    }
+
+    async fn plug(
+        &self,
+        links: &Links,
+        id: MachineId,
+        namespace: &NetworkNamespace,
+        membership: &Membership,
+        limit: Option<Rate>,
+    ) -> Result<(), NetworkError> {
+        let number = membership.number;
+        let bridge = links.user_bridge(&self.key.user_bridge(number)).await?;
+        let interface = interface(number);
+        let ends = Ends {
+            outer: &self.key.user_link(id, number),
+            inner: &interface,
+            card: Some(self.key.user_card(id, number)),
+            mtu: membership.mtu,
+        };
+        links.plug(bridge, namespace, &ends).await?;
+        let within = Links::within(namespace).map_err(namespace_error("enter a network namespace"))?;
+        within
+            .join(&interface, membership.network, membership.place)
+            .await?;
+        match limit {
+            Some(limit) => within.limit(&[&interface], limit).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn remove_user_bridge(&self, number: u16) -> Result<(), NetworkError> {
+        let (links, name) = (of_node()?, self.key.user_bridge(number));
+        match links.find(&name).await? {
+            Some(index) => links.remove(index, &name).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Removes the bridges of all networks: no machine runs any more.
+    pub(super) async fn remove_user_bridges(&self) -> Result<(), NetworkError> {
+        for number in self.users.numbers() {
+            self.remove_user_bridge(number).await?;
+        }
+        Ok(())
+    }
+}
