@@ -20,6 +20,7 @@ pub mod size;
 pub mod spec;
 pub mod state;
 pub mod subnet;
+pub mod uplink;
 
 pub use container::{Container, ContainerError, ExtraHost, Limit, Tmpfs};
 pub use filter::{Filters, InvalidFilter};
@@ -34,3 +35,4 @@ pub use size::{ByteSize, CpuMilli, Shape};
 pub use spec::{DriverChoice, HostLimits, MemoryBackend, PublishedPort, Spec, SpecError};
 pub use state::{Ended, Event, Refused, State};
 pub use subnet::{InvalidSubnet, Subnets};
+pub use uplink::{InvalidUplink, Uplink};

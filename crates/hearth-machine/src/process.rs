@@ -157,6 +157,7 @@ mod tests {
             log: LOG_DEFAULT,
             network: crate::NetworkMode::None,
             networks: Vec::new(),
+            uplink: None,
             policy: crate::Policy::default(),
             name_servers: Vec::new(),
             net_rate: None,

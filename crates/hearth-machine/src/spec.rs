@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::health::{HealthError, HealthOptions};
 use crate::network::{METADATA_MAX, NETWORKS_MAX, NetworkMode, NetworkName, RATE_MAX, RATE_MIN, Rate};
 use crate::policy::{Policy, PolicyError, Preset};
-use crate::{ByteSize, Container, ContainerError, CpuMilli, RestartPolicy, Shape, Signal};
+use crate::{ByteSize, Container, ContainerError, CpuMilli, RestartPolicy, Shape, Signal, Uplink};
 
 /// The least memory a machine can have: below, the kernel and the agent leave nothing for a workload.
 pub const MEMORY_MIN: ByteSize = ByteSize::from_mib(64);
@@ -122,6 +122,8 @@ pub struct Spec {
     pub policy: Policy,
     /// The networks of machines that it is on.
     pub networks: Vec<NetworkName>,
+    /// Where it leads out; by the node's bridge when absent.
+    pub uplink: Option<Uplink>,
     /// Who answers for names there; the node's servers when empty.
     pub name_servers: Vec<IpAddr>,
     /// How much its network interface may carry, each way.
@@ -233,6 +235,11 @@ pub enum SpecError {
          its networks"
     )]
     NetworksWithoutUplink(&'static str),
+    /// A place on a bridge, and no way there.
+    #[error(
+        "a place on a bridge (--network bridge=) is for a machine that leads out: 'filtered' and 'open' do, '{0}' does not"
+    )]
+    UplinkWithoutNetwork(&'static str),
     /// A network is named twice.
     #[error("the network {0} is named twice")]
     NetworkTwice(NetworkName),
@@ -323,11 +330,15 @@ impl Spec {
         if let Some(twice) = self.networks.iter().find(|name| !named.insert(*name)) {
             return Err(SpecError::NetworkTwice(twice.clone()));
         }
-        match self.network {
-            _ if self.networks.is_empty() => Ok(()),
-            NetworkMode::None => Err(SpecError::NetworksWithoutUplink("none")),
-            NetworkMode::Isolated => Err(SpecError::NetworksWithoutUplink("isolated")),
-            NetworkMode::Filtered | NetworkMode::Open => Ok(()),
+        let mode = match self.network {
+            NetworkMode::None => "none",
+            NetworkMode::Isolated => "isolated",
+            NetworkMode::Filtered | NetworkMode::Open => return Ok(()),
+        };
+        match (self.networks.is_empty(), &self.uplink) {
+            (false, _) => Err(SpecError::NetworksWithoutUplink(mode)),
+            (true, Some(_)) => Err(SpecError::UplinkWithoutNetwork(mode)),
+            (true, None) => Ok(()),
         }
     }
 
@@ -469,6 +480,7 @@ mod tests {
             network: NetworkMode::None,
             policy: Policy::default(),
             networks: Vec::new(),
+            uplink: None,
             name_servers: Vec::new(),
             net_rate: None,
             disk_rate: None,

@@ -130,6 +130,9 @@ pub struct MachineSpec {
     /// Names of the networks of machines that it is on: it reaches their machines, by name. Needs `filtered` or `open`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub networks: Vec<String>,
+    /// Where it leads out; by the node's own bridge when absent. Needs `filtered` or `open`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uplink: Option<Uplink>,
     /// IP addresses of servers that answer for names there, as the machine's gateway asks them; the node's when empty, 3 at most.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub name_servers: Vec<String>,
@@ -146,6 +149,19 @@ pub struct MachineSpec {
     /// Where its memory comes from when it is restored, as a clone of a template is; the file when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_backend: Option<MemoryBackend>,
+}
+
+/// A place on a bridge of the host's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Uplink {
+    /// The bridge's name.
+    pub bridge: String,
+    /// The machine's addresses there with the prefixes of their networks, one of IPv4 and one of IPv6 at most.
+    pub addresses: Vec<String>,
+    /// Who passes on what is for others, one a family at most; nobody when empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gateways: Vec<String>,
 }
 
 /// Where the memory of a restored machine comes from.

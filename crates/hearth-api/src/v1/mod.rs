@@ -33,7 +33,7 @@ pub use machine::{
     Border, CreateMachine, DriverChoice, ExecRequest, ExitStatus, ExtraHost, FileKind, FileStat, Machine,
     MachineSpec, MachineState, MachineStatus, MemoryBackend, NetworkMode, Owner, PortMapping, ProcessInfo,
     ProcessList, PruneMachines, Pruned, Rate, RenameMachine, Stage, StopMachine, TmpfsMount, Ulimit,
-    UpdateMachine, strict_spec,
+    UpdateMachine, Uplink, strict_spec,
 };
 pub use network::{ConnectMachine, CreateNetwork, Network, NetworkMember};
 pub use node::{NodeStatus, StopNode};

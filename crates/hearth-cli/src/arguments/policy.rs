@@ -3,12 +3,13 @@
 use std::str::FromStr;
 
 use clap::{Args, Subcommand};
-use hearth_machine::{InvalidNetworkName, NetworkName};
+use hearth_machine::{NetworkName, Uplink};
 
 /// What a machine reaches.
 #[derive(Debug, Default, Args)]
 pub(crate) struct NetworkFlags {
-    /// What it reaches: none, isolated, filtered or open, and the names of networks of machines that it is on (repeatable)
+    /// What it reaches: none, isolated, filtered or open; names of networks of machines that it is on; where it leads out, as in
+    /// bridge=br0,ip=192.168.1.50/24,gateway=192.168.1.1 (repeatable)
     /// [default: filtered, or none where this host cannot give it; 'inspect' tells]
     #[arg(long, value_name = "MODE|NETWORK", help_heading = "Network")]
     pub(crate) network: Vec<Network>,
@@ -41,19 +42,22 @@ pub(crate) enum Network {
     Filtered,
     /// Wherever this host gets, but not to the host itself or another machine.
     Open,
+    /// A bridge of the host's, and a place on it.
+    Bridge(Uplink),
     /// A network of machines.
     Named(NetworkName),
 }
 
 impl FromStr for Network {
-    type Err = InvalidNetworkName;
+    type Err = Box<dyn std::error::Error + Send + Sync>;
 
-    fn from_str(text: &str) -> Result<Self, InvalidNetworkName> {
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
         Ok(match text {
             "none" => Self::None,
             "isolated" => Self::Isolated,
             "filtered" => Self::Filtered,
             "open" => Self::Open,
+            place if place.starts_with("bridge=") => Self::Bridge(place.parse()?),
             name => Self::Named(name.parse()?),
         })
     }

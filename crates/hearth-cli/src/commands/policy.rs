@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::process::ExitCode;
 
-use hearth_api::v1::{Contact, Denial, NetworkPolicy, PolicyPreset, PolicyTarget, UpdateMachine};
-use hearth_machine::policy::{Destination, PRIVATE, Policy};
+use hearth_api::v1::{Contact, Denial, Network, NetworkPolicy, PolicyPreset, PolicyTarget, UpdateMachine};
+use hearth_machine::policy::{Destination, PRIVATE, Policy, Reason};
 use serde_json::json;
 
 use crate::arguments::{
@@ -78,44 +78,91 @@ async fn check(node: &Node, arguments: &PolicyCheck) -> Result<ExitCode, CliErro
         .iter()
         .map(|text| Asked::read(text))
         .collect::<Result<_, _>>()?;
-    let policy = if resolve::is_policy(&arguments.policy) {
-        resolve::policy_named(&arguments.policy, &System)?
+    let (policy, networks) = if resolve::is_policy(&arguments.policy) {
+        (resolve::policy_named(&arguments.policy, &System)?, Vec::new())
     } else {
-        policy_of(node, &arguments.policy).await?
+        let policy = policy_of(node, &arguments.policy).await?;
+        (policy, networks_of(node, &arguments.policy).await?)
     };
-    let verdicts: Vec<_> = asked
+    let answers: Vec<Answer> = arguments
+        .destinations
         .iter()
-        .map(|asked| policy.judge(&asked.connection()))
+        .zip(&asked)
+        .map(|(destination, asked)| answer(destination, asked, &policy, &networks))
         .collect();
-    let told = arguments.destinations.iter().zip(&verdicts);
     if arguments.json {
-        let list: Vec<_> = told
-            .map(|(destination, verdict)| {
+        let list: Vec<_> = answers
+            .iter()
+            .map(|answer| {
                 json!({
-                    "destination": destination,
-                    "allowed": verdict.allowed,
-                    "reason": verdict.to_string(),
+                    "destination": answer.destination,
+                    "allowed": answer.allowed,
+                    "reason": answer.reason,
                 })
             })
             .collect();
         print::json(&list)?;
     } else {
         let mut table = Table::new(&[("DESTINATION", None), ("VERDICT", None), ("DECIDED BY", None)]);
-        for (destination, verdict) in told {
-            let word = if verdict.allowed { "allowed" } else { "denied" };
+        for answer in &answers {
+            let word = if answer.allowed { "allowed" } else { "denied" };
             table.push([
-                Cell::from(destination),
+                Cell::from(answer.destination),
                 Cell::from(word),
-                Cell::from(verdict.to_string()),
+                Cell::from(answer.reason.clone()),
             ]);
         }
         print::out(&table.render(print::Screen::stdout()))?;
     }
-    Ok(if verdicts.iter().all(|verdict| verdict.allowed) {
+    Ok(if answers.iter().all(|answer| answer.allowed) {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// What becomes of a connection.
+struct Answer<'a> {
+    destination: &'a String,
+    allowed: bool,
+    reason: String,
+}
+
+/// Machines of its networks are reached whatever the preset, unless a rule denies it.
+fn answer<'a>(destination: &'a String, asked: &Asked, policy: &Policy, networks: &[Network]) -> Answer<'a> {
+    let verdict = policy.judge(&asked.connection());
+    let neighbour = networks
+        .iter()
+        .find_map(|network| Some((asked.member(network)?, network)));
+    match neighbour {
+        Some((member, network)) if !matches!(verdict.reason, Reason::Deny(_)) => Answer {
+            destination,
+            allowed: true,
+            reason: format!(
+                "the network {}, which the machine {member} is on, too",
+                network.name
+            ),
+        },
+        _ => Answer {
+            destination,
+            allowed: verdict.allowed,
+            reason: verdict.to_string(),
+        },
+    }
+}
+
+/// Returns the networks that a machine is on.
+async fn networks_of(node: &Node, machine: &str) -> Result<Vec<Network>, CliError> {
+    let spec = node
+        .call(async |client| client.inspect(machine).await)
+        .await?
+        .spec;
+    if spec.networks.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut networks = node.call(async |client| client.networks().await).await?;
+    networks.retain(|network| spec.networks.contains(&network.name));
+    Ok(networks)
 }
 
 type Rules = Vec<Destination>;

@@ -39,7 +39,7 @@ pub(crate) fn execute(arguments: Execute, host: &impl Host) -> Result<ExecuteOrd
         .and_then(Path::file_name)
         .map(|name| name.to_string_lossy().into_owned());
     let words = |text: String| text.split_whitespace().map(str::to_owned).collect();
-    let (network, networks) = super::networks(&arguments.network.network)?;
+    let networks = super::policy::networks(&arguments.network.network)?.of_many()?;
     let request = v1::ExecuteRequest {
         image: arguments
             .image
@@ -60,8 +60,8 @@ pub(crate) fn execute(arguments: Execute, host: &impl Host) -> Result<ExecuteOrd
         memory_bytes: arguments.memory.map(|memory| memory.bytes()),
         cpu_milli: arguments.cpus.map(|cpus| cpus.milli()),
         driver: driver(arguments.driver),
-        network,
-        networks,
+        network: networks.mode,
+        networks: networks.names,
         policy: super::policy(&arguments.network.policy, host)?,
         input_archive: None,
         output: arguments.workspace.is_some(),

@@ -22,9 +22,7 @@ pub(crate) use duration::moment;
 pub(crate) use environment::secrets;
 pub(crate) use execute::{ExecuteOrder, execute};
 pub(crate) use keys::Keys;
-pub(crate) use policy::{
-    Asked, destinations, is_policy, networks, policy, policy_named, policy_of, policy_on_wire,
-};
+pub(crate) use policy::{Asked, destinations, is_policy, policy, policy_named, policy_of, policy_on_wire};
 pub(crate) use pool::{pool_acquire, pool_create, pool_extend};
 pub(crate) use ports::shown as shown_port;
 pub(crate) use reference::{absolute, image_reference, registry_and_repository};
@@ -92,9 +90,12 @@ pub(crate) enum ResolveError {
     NoPolicy,
     /// --network twice.
     #[error(
-        "--network names one of none, isolated, filtered and open, and two were given; the others are networks of machines"
+        "--network names one of none, isolated, filtered and open, and one bridge; two were given. The others are networks of machines"
     )]
     Modes,
+    /// One address for many machines.
+    #[error("a place on a bridge (--network bridge=) is one machine's: 'run' and 'create' take it")]
+    PlaceOfMany,
     /// A policy of a machine that has no network.
     #[error(
         "{0} reaches nothing over a network, so there is no policy: 'hearth run --network filtered' gives a machine one"

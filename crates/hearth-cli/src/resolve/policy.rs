@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use hearth_api::v1::{self, NetworkPolicy, PolicyPreset};
+use hearth_machine::Uplink;
 use hearth_machine::policy::{
     Connection, Destination, DomainName, Host as RuleHost, Policy, PolicyError, Preset, Protocol,
 };
@@ -14,28 +15,66 @@ use crate::arguments::{Network, PolicyFlags};
 /// The port of a destination that names none.
 const PORT_DEFAULT: u16 = 443;
 
-/// Resolves `--network`: what the machine reaches, and the networks of machines that it is on.
+/// What `--network` says.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Networks {
+    /// What the machine reaches.
+    pub(super) mode: Option<v1::NetworkMode>,
+    /// The networks of machines that it is on.
+    pub(super) names: Vec<String>,
+    /// Where it leads out.
+    pub(super) uplink: Option<v1::Uplink>,
+}
+
+impl Networks {
+    /// Refuses a place on a bridge, which one machine alone can have.
+    ///
+    /// # Errors
+    /// Returns [`ResolveError::PlaceOfMany`].
+    pub(super) fn of_many(self) -> Result<Self, ResolveError> {
+        match self.uplink {
+            Some(_) => Err(ResolveError::PlaceOfMany),
+            None => Ok(self),
+        }
+    }
+}
+
+/// Resolves `--network`.
 ///
 /// # Errors
-/// Returns [`ResolveError::Modes`] when two modes are named.
-pub(crate) fn networks(asked: &[Network]) -> Result<(Option<v1::NetworkMode>, Vec<String>), ResolveError> {
-    let (mut mode, mut names) = (None, Vec::new());
+/// Returns [`ResolveError::Modes`] when two modes, or two places, are named.
+pub(super) fn networks(asked: &[Network]) -> Result<Networks, ResolveError> {
+    let mut networks = Networks::default();
     for network in asked {
-        let named = match network {
+        let mode = match network {
             Network::None => v1::NetworkMode::None,
             Network::Isolated => v1::NetworkMode::Isolated,
             Network::Filtered => v1::NetworkMode::Filtered,
             Network::Open => v1::NetworkMode::Open,
             Network::Named(name) => {
-                names.push(name.to_string());
+                networks.names.push(name.to_string());
+                continue;
+            }
+            Network::Bridge(uplink) => {
+                if networks.uplink.replace(on_wire_uplink(uplink)).is_some() {
+                    return Err(ResolveError::Modes);
+                }
                 continue;
             }
         };
-        if mode.replace(named).is_some() {
+        if networks.mode.replace(mode).is_some() {
             return Err(ResolveError::Modes);
         }
     }
-    Ok((mode, names))
+    Ok(networks)
+}
+
+fn on_wire_uplink(uplink: &Uplink) -> v1::Uplink {
+    v1::Uplink {
+        bridge: uplink.bridge().to_owned(),
+        addresses: uplink.addresses().iter().map(ToString::to_string).collect(),
+        gateways: uplink.gateways().iter().map(ToString::to_string).collect(),
+    }
 }
 
 /// Resolves `--policy`, `--allow` and `--deny`; nothing where none is there.
@@ -196,6 +235,25 @@ impl Asked {
         })
     }
 
+    /// Returns the machine of a network that is meant, by its name there or by an address.
+    pub(crate) fn member<'a>(&self, network: &'a v1::Network) -> Option<&'a str> {
+        let name = self.name.as_ref().map(ToString::to_string);
+        let address = self.address.map(|address| address.to_string());
+        let is_meant = |member: &&v1::NetworkMember| {
+            let own = member.name.to_ascii_lowercase();
+            name.as_ref()
+                .is_some_and(|name| *name == own || *name == format!("{own}.{}", network.name))
+                || address
+                    .as_ref()
+                    .is_some_and(|address| member.addresses.contains(address))
+        };
+        network
+            .machines
+            .iter()
+            .find(is_meant)
+            .map(|member| member.name.as_str())
+    }
+
     /// Returns it as policies see it.
     pub(crate) fn connection(&self) -> Connection<'_> {
         Connection {
@@ -254,6 +312,31 @@ mod tests {
         }
         assert!(policy(&flags(None, &["a b"], &[]), &host).is_err());
         assert!(policy(&flags(None, &["a.com"], &["a.com"]), &host).is_err());
+    }
+
+    #[test]
+    fn a_machine_of_a_network_is_meant_by_its_name_or_an_address() {
+        let network = v1::Network {
+            name: "red".to_owned(),
+            subnets: Vec::new(),
+            mtu: 1500,
+            bridge: String::new(),
+            labels: std::collections::BTreeMap::new(),
+            created_at: String::new(),
+            machines: vec![v1::NetworkMember {
+                machine: "0123456789ab".to_owned(),
+                name: "Db".to_owned(),
+                addresses: vec!["10.1.0.2".to_owned(), "fd12::2".to_owned()],
+                running: true,
+            }],
+        };
+        let meant = |text: &str| Asked::read(text).unwrap().member(&network).map(str::to_owned);
+        for text in ["db", "db.red:80", "10.1.0.2:80", "[fd12::2]:80"] {
+            assert_eq!(meant(text).as_deref(), Some("Db"), "{text}");
+        }
+        for text in ["db.blue", "web", "10.1.0.3"] {
+            assert_eq!(meant(text), None, "{text}");
+        }
     }
 
     #[test]

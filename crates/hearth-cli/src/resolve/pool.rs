@@ -11,7 +11,7 @@ use crate::arguments::{PoolAcquire, PoolCreate};
 /// Returns [`ResolveError`] for the first argument that makes no sense.
 pub(crate) fn pool_create(arguments: PoolCreate, host: &impl Host) -> Result<v1::CreatePool, ResolveError> {
     let shell = |line: String| vec!["sh".to_owned(), "-c".to_owned(), line];
-    let (network, networks) = super::networks(&arguments.network.network)?;
+    let networks = super::policy::networks(&arguments.network.network)?.of_many()?;
     let spec = v1::PoolSpec {
         image: image_reference(&arguments.image, host)?,
         min: arguments.min,
@@ -22,8 +22,8 @@ pub(crate) fn pool_create(arguments: PoolCreate, host: &impl Host) -> Result<v1:
         memory_bytes: arguments.memory.map(|memory| memory.bytes()),
         cpu_milli: arguments.cpus.map(|cpus| cpus.milli()),
         driver: driver(arguments.driver),
-        network,
-        networks,
+        network: networks.mode,
+        networks: networks.names,
         policy: super::policy(&arguments.network.policy, host)?,
     };
     Ok(v1::CreatePool {

@@ -59,7 +59,7 @@ impl SignalsTo {
 pub(crate) fn run(arguments: Run, host: &impl Host) -> Result<RunRequest, ResolveError> {
     let (image, command) = split(&arguments.image_and_command);
     let world = arguments.container;
-    let (network, networks) = super::networks(&arguments.network.network)?;
+    let networks = super::policy::networks(&arguments.network.network)?;
     let spec = v1::MachineSpec {
         image: image_reference(&image, host)?,
         command,
@@ -99,8 +99,9 @@ pub(crate) fn run(arguments: Run, host: &impl Host) -> Result<RunRequest, Resolv
         log_max_bytes: arguments.log_max_size.map(|size| size.bytes()),
         health: health::options(&arguments.health)?,
         no_template: arguments.no_template,
-        network,
-        networks,
+        network: networks.mode,
+        networks: networks.names,
+        uplink: networks.uplink,
         policy: super::policy(&arguments.network.policy, host)?,
         name_servers: arguments.dns,
         net_rate: arguments.net_rate.map(rate),
@@ -260,7 +261,7 @@ mod tests {
         let flags = "-it --detach-keys ctrl-a,d --sig-proxy=false --rm --name web --cpus 1.5 -m 512m --disk 2g -e A=1 -w /srv -u app:app --entrypoint /init \
                      -l team=x -l bare --timeout 5m --idle-timeout 90s --driver qemu --pull never --hostname h --stop-signal INT \
                      --init --read-only --tmpfs /run:size=1m --add-host db:::1 --ulimit nofile=64:128 --group-add wheel \
-                     --log-max-size 1m --health-tcp 80 --health-interval 2s --network filtered --network backend --policy locked --allow a.com --deny b.com --dns 192.0.2.53 --net-rate 10mbit --disk-rate 20m:64m --memory-backend pager --metadata {\"a\":1} --secret TOKEN=s dir:rootfs -- serve --port 80";
+                     --log-max-size 1m --health-tcp 80 --health-interval 2s --network filtered --network backend --network bridge=br0,ip=192.0.2.5/24,gateway=192.0.2.1 --policy locked --allow a.com --deny b.com --dns 192.0.2.53 --net-rate 10mbit --disk-rate 20m:64m --memory-backend pager --metadata {\"a\":1} --secret TOKEN=s dir:rootfs -- serve --port 80";
         let request = resolved(flags).unwrap();
         let expected = v1::MachineSpec {
             image: "dir:/work/rootfs".into(),
@@ -304,6 +305,11 @@ mod tests {
             no_template: false,
             network: Some(v1::NetworkMode::Filtered),
             networks: vec!["backend".into()],
+            uplink: Some(v1::Uplink {
+                bridge: "br0".into(),
+                addresses: vec!["192.0.2.5/24".into()],
+                gateways: vec!["192.0.2.1".into()],
+            }),
             policy: Some(v1::NetworkPolicy {
                 preset: Some(v1::PolicyPreset::Locked),
                 allow: vec!["a.com".into()],

@@ -163,6 +163,10 @@ impl From<CreateError> for ApiError {
                 ErrorCode::NameTaken,
                 Some("choose another name, or remove that machine"),
             ),
+            CreateError::AddressTaken { .. } => (
+                ErrorCode::InUse,
+                Some("give another address; a machine with one of its own cannot be forked"),
+            ),
             CreateError::Driver(_) => (ErrorCode::HostUnfit, Some("`hearth doctor` says what is missing")),
             CreateError::Unsupported { .. } => (
                 ErrorCode::InvalidRequest,

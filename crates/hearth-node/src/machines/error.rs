@@ -37,6 +37,12 @@ pub enum CreateError {
         /// Whose it is.
         owner: MachineId,
     },
+    /// Its address on a bridge is another's.
+    #[error("the address on the bridge is that of the machine {owner}")]
+    AddressTaken {
+        /// Whose it is.
+        owner: String,
+    },
     /// The image is not there, or not usable.
     #[error(transparent)]
     Image(#[from] ImageError),

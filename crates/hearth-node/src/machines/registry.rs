@@ -17,6 +17,7 @@ use super::drivers;
 use super::error::{CreateError, MachineError};
 use super::handle::Machine;
 use super::life::{self, Parts};
+use super::recovery::ANY_HOST;
 use crate::host::facts::{self, Place};
 use crate::host::{failpoint, files};
 use crate::network::{self, NetworkError, Networks};
@@ -189,13 +190,20 @@ impl Machines {
         let selected = self.parts.drivers.select(spec.driver).await?;
         let capabilities = selected.driver.capabilities();
         if new.spec.network.is_none() {
-            // A policy's preset has chosen, and so have servers of names, and networks.
-            if new.spec.policy.is_none() && new.spec.name_servers.is_empty() && new.spec.networks.is_empty() {
+            // Whatever is only there with a way out has chosen.
+            let says = &new.spec;
+            let has_said = says.policy.is_some()
+                || says.uplink.is_some()
+                || !(says.name_servers.is_empty() && says.networks.is_empty());
+            if !has_said {
                 spec.network = self.default_network(spec.network, capabilities).await;
             }
             new.spec.network = Some(spec::network_mode(spec.network));
         }
         check_devices(&spec, capabilities)?;
+        if let Some(uplink) = &spec.uplink {
+            self.parts.networks.check_uplink(uplink).await?;
+        }
         spec.driver = drivers::kept(spec.driver, capabilities.driver);
         let id = self.unused_id()?;
         let name: MachineName = match &new.name {
@@ -314,10 +322,30 @@ impl Machines {
     /// Gives a machine its places on networks, before its record is written: what has places and no record is forgotten by the next
     /// node.
     fn join_networks(&self, id: MachineId, record: &MachineRecord) -> Result<(), CreateError> {
+        if record.spec.uplink.is_some() {
+            self.check_address(id, record)?;
+        }
         let names = record.spec.networks.iter().map(|name| name.parse());
         let names: Vec<NetworkName> = names.collect::<Result<_, _>>().map_err(spec::InvalidSpec::from)?;
         let joined = self.parts.networks.users().join(id, &record.name, &names);
         Ok(joined.map_err(NetworkError::from)?)
+    }
+
+    /// Makes sure that no other machine has this one's address on a bridge of the host's.
+    fn check_address(&self, id: MachineId, record: &MachineRecord) -> Result<(), CreateError> {
+        let uplink_of = |record: &MachineRecord| spec::check(&record.spec, ANY_HOST).ok()?.uplink;
+        let own = uplink_of(record);
+        let collides = |machine: &Machine| {
+            let other = uplink_of(&machine.view().record);
+            own.as_ref()
+                .zip(other)
+                .is_some_and(|(own, other)| own.collides(&other))
+        };
+        let mut others = self.list().into_iter().filter(|machine| machine.id != id);
+        match others.find(collides) {
+            Some(other) => Err(CreateError::AddressTaken { owner: other.name }),
+            None => Ok(()),
+        }
     }
 
     pub(super) fn unused_id(&self) -> Result<MachineId, CreateError> {

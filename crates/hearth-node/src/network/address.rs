@@ -73,6 +73,11 @@ impl NodeKey {
         format!("hu{hex}")
     }
 
+    /// Returns the name of the host's end of a machine's link to a bridge of the host's.
+    pub(super) fn bridge_link(self, id: MachineId) -> String {
+        self.user_link(id, 0).replacen("hu", "hb", 1)
+    }
+
     /// Returns the hardware address of the machine's end, the same at every start: others know it, and would send into the void until
     /// they ask for it again.
     pub(super) fn user_card(self, id: MachineId, number: u16) -> [u8; 6] {

@@ -7,14 +7,16 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use hearth_guest_protocol::network::{
     GATEWAY_V4, GATEWAY_V6, PREFIX_V4 as GUEST_PREFIX_V4, PREFIX_V6 as GUEST_PREFIX_V6,
 };
-use hearth_machine::Rate;
+use hearth_machine::{Rate, Uplink};
 use ipnet::Ipv4Net;
 use rtnetlink::packet_core::{
     DefaultNla, NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags};
-use rtnetlink::packet_route::link::{InfoBridgePort, InfoData, InfoVeth, LinkAttribute};
+use rtnetlink::packet_route::link::{
+    InfoBridgePort, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage,
+};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute};
 use rtnetlink::packet_route::tc::{TcAttribute, TcHandle, TcMessage, TcOption};
 use rtnetlink::{
@@ -31,6 +33,14 @@ pub(super) const UPLINK: &str = "uplink";
 
 /// What the names of its interfaces on networks of machines begin with.
 pub(super) const USER: &str = "user";
+
+/// A bridge of the host's.
+#[derive(Debug)]
+pub(super) struct FoundBridge {
+    pub(super) index: u32,
+    /// The longest packet.
+    pub(super) mtu: u32,
+}
 
 /// The two ends of a link between a bridge and a machine's namespace.
 #[derive(Debug)]
@@ -150,6 +160,58 @@ impl Links {
         Ok(taken)
     }
 
+    /// Finds a bridge that somebody else has made.
+    pub(super) async fn find_bridge(&self, name: &str) -> Result<FoundBridge, NetworkError> {
+        let mut found = self.handle.link().get().match_name(name.to_owned()).execute();
+        let link = match found.try_next().await {
+            Ok(link) => link,
+            Err(error) if errno(&error) == Some(NO_DEVICE) => None,
+            Err(error) => return Err(failed("look for", name)(error)),
+        };
+        let absent = || NetworkError::NoBridge(name.to_owned());
+        let link = link.ok_or_else(absent)?;
+        let is_bridge = |attribute: &LinkAttribute| match attribute {
+            LinkAttribute::LinkInfo(parts) => parts.contains(&LinkInfo::Kind(InfoKind::Bridge)),
+            _ => false,
+        };
+        if !link.attributes.iter().any(is_bridge) {
+            return Err(absent());
+        }
+        Ok(FoundBridge {
+            index: link.header.index,
+            mtu: mtu_of(&link),
+        })
+    }
+
+    /// Takes the machine's way out from its namespace.
+    pub(super) async fn remove_uplink(&self) -> Result<(), NetworkError> {
+        self.remove(self.index(UPLINK).await?, UPLINK).await
+    }
+
+    /// Gives the machine's way out addresses and gateways of its own.
+    pub(super) async fn lead_out(&self, uplink: &Uplink) -> Result<(), NetworkError> {
+        let index = self.index(UPLINK).await?;
+        self.bring_up(LinkUnspec::new_with_index(index), UPLINK).await?;
+        for address in uplink.addresses() {
+            self.add_address(index, address.addr(), address.prefix_len())
+                .await?;
+        }
+        for gateway in uplink.gateways() {
+            self.add_gateway(*gateway).await?;
+        }
+        Ok(())
+    }
+
+    async fn add_gateway(&self, gateway: IpAddr) -> Result<(), NetworkError> {
+        let route = match gateway {
+            IpAddr::V4(gateway) => RouteMessageBuilder::<Ipv4Addr>::new().gateway(gateway).build(),
+            IpAddr::V6(_) if !has_v6() => return Ok(()),
+            IpAddr::V6(gateway) => RouteMessageBuilder::<Ipv6Addr>::new().gateway(gateway).build(),
+        };
+        let added = self.handle.route().add(route).execute().await;
+        added.map_err(failed("add the route of", UPLINK))
+    }
+
     /// Returns the longest packet that this host sends by its default route; what Ethernet has where there is none.
     pub(super) async fn outward_mtu(&self) -> Result<u32, NetworkError> {
         let all = RouteMessageBuilder::<Ipv4Addr>::new().build();
@@ -170,12 +232,7 @@ impl Links {
             .try_next()
             .await
             .map_err(failed("look at", "the host's way out"))?;
-        let attributes = link.into_iter().flat_map(|link| link.attributes);
-        let mtu = attributes.into_iter().find_map(|attribute| match attribute {
-            LinkAttribute::Mtu(mtu) => Some(mtu),
-            _ => None,
-        });
-        Ok(mtu.unwrap_or(MTU_DEFAULT))
+        Ok(link.as_ref().map_or(MTU_DEFAULT, mtu_of))
     }
 
     /// Makes the bridge of a network of machines, or finds it. It has no address: the host is not on that network.
@@ -290,14 +347,8 @@ impl Links {
         self.add_address(tap, GATEWAY_V4.into(), GUEST_PREFIX_V4).await?;
         self.add_address(tap, GATEWAY_V6.into(), GUEST_PREFIX_V6).await?;
         self.add_addresses(uplink, network, place).await?;
-        let v4 = RouteMessageBuilder::<Ipv4Addr>::new().gateway(network.bridge_v4());
-        let v6 = RouteMessageBuilder::<Ipv6Addr>::new().gateway(network.bridge_v6());
-        let v6 = has_v6().then(|| v6.build());
-        for route in [v4.build()].into_iter().chain(v6) {
-            let added = self.handle.route().add(route).execute().await;
-            added.map_err(failed("add the route of", UPLINK))?;
-        }
-        Ok(())
+        self.add_gateway(network.bridge_v4().into()).await?;
+        self.add_gateway(network.bridge_v6().into()).await
     }
 
     /// Gives an interface of a machine's namespace its addresses on a network of machines.
@@ -400,6 +451,14 @@ fn token_bucket(rate: Rate) -> Vec<TcOption> {
     ]
     .map(|(kind, value)| TcOption::Other(DefaultNla::new(kind, value)))
     .to_vec()
+}
+
+fn mtu_of(link: &LinkMessage) -> u32 {
+    let mtu = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Mtu(mtu) => Some(*mtu),
+        _ => None,
+    });
+    mtu.unwrap_or(MTU_DEFAULT)
 }
 
 fn errno(error: &rtnetlink::Error) -> Option<i32> {

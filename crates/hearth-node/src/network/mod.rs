@@ -32,7 +32,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hearth_api::location::Configuration as Place;
-use hearth_machine::{MachineId, NetworkMode, Policy, Rate, Spec};
+use hearth_machine::{MachineId, NetworkMode, Policy, Rate, Spec, Uplink};
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use self::address::{Network, NodeKey};
@@ -107,6 +107,9 @@ pub enum NetworkError {
         /// How many there are.
         count: u32,
     },
+    /// A bridge of the host's that is none.
+    #[error("there is no bridge {0:?} on this host")]
+    NoBridge(String),
     /// A network of machines.
     #[error(transparent)]
     User(#[from] UserNetworkError),
@@ -130,6 +133,8 @@ pub struct Wanted<'a> {
     pub limit: Option<Rate>,
     /// Who answers for names; the node's servers when empty.
     pub name_servers: &'a [IpAddr],
+    /// Where it leads out; by the node's bridge when absent.
+    pub uplink: Option<&'a Uplink>,
 }
 
 impl<'a> Wanted<'a> {
@@ -140,6 +145,7 @@ impl<'a> Wanted<'a> {
             policy: &spec.policy,
             limit: spec.net_rate,
             name_servers: &spec.name_servers,
+            uplink: spec.uplink.as_ref(),
         }
     }
 }
@@ -277,6 +283,9 @@ impl Networks {
             Some(network) => network,
             None => self.shared.prepare().await?,
         };
+        if let Some(uplink) = wanted.uplink {
+            self.shared.lead_out(id, &network.namespace, uplink).await?;
+        }
         if let Some(limit) = wanted.limit {
             let within =
                 Links::within(&network.namespace).map_err(namespace_error("enter a network namespace"))?;

@@ -7,9 +7,9 @@
 //! The guest sees nothing of it: what it sends to the others leaves by the machine's own address there, and what comes for that goes
 //! to the guest. So a clone needs nothing new, and joins while it runs.
 
-use hearth_machine::{MachineId, NetworkMode, NetworkName, Rate};
+use hearth_machine::{MacAddress, MachineId, NetworkMode, NetworkName, Rate, Uplink};
 
-use super::links::{Ends, Links, USER};
+use super::links::{Ends, Links, UPLINK, USER};
 use super::user::{Membership, NewNetwork, UserNetworkError};
 use super::{NetworkError, Networks, Shared, namespace_error};
 use crate::host::network_namespace::NetworkNamespace;
@@ -23,6 +23,14 @@ fn of_node() -> Result<Links, NetworkError> {
 }
 
 impl Networks {
+    /// Makes sure that there is a bridge to lead out by.
+    ///
+    /// # Errors
+    /// [`NetworkError`].
+    pub async fn check_uplink(&self, uplink: &Uplink) -> Result<(), NetworkError> {
+        of_node()?.find_bridge(uplink.bridge()).await.map(drop)
+    }
+
     /// Makes a network of machines.
     ///
     /// # Errors
@@ -91,6 +99,27 @@ impl Networks {
 }
 
 impl Shared {
+    /// Lets a machine lead out by a bridge of the host's, instead of the node's.
+    pub(super) async fn lead_out(
+        &self,
+        id: MachineId,
+        namespace: &NetworkNamespace,
+        uplink: &Uplink,
+    ) -> Result<(), NetworkError> {
+        let links = of_node()?;
+        let bridge = links.find_bridge(uplink.bridge()).await?;
+        let within = Links::within(namespace).map_err(namespace_error("enter a network namespace"))?;
+        within.remove_uplink().await?;
+        let ends = Ends {
+            outer: &self.key.bridge_link(id),
+            inner: UPLINK,
+            card: Some(MacAddress::of(id).bytes()),
+            mtu: bridge.mtu,
+        };
+        links.plug(bridge.index, namespace, &ends).await?;
+        within.lead_out(uplink).await
+    }
+
     /// Connects a machine's namespace with all networks that it is on; `anew` where it may have links of an earlier namespace.
     pub(super) async fn plug_in(
         &self,

@@ -8,7 +8,7 @@ use hearth_machine::spec::{DISK_DEFAULT, LOG_DEFAULT, MEMORY_DEFAULT};
 use hearth_machine::{
     ByteSize, Container, ContainerError, CpuMilli, DriverChoice, ExtraHost, HostLimits, Limit, MemoryBackend,
     NetworkMode, NetworkName, Policy, PolicyError, Preset, PublishedPort, Rate, RestartPolicy, Spec,
-    SpecError, Tmpfs,
+    SpecError, Tmpfs, Uplink,
 };
 
 use super::health;
@@ -39,6 +39,9 @@ pub enum InvalidSpec {
     /// A network's name is none.
     #[error(transparent)]
     Network(#[from] hearth_machine::InvalidNetworkName),
+    /// A place on a bridge is none.
+    #[error(transparent)]
+    Uplink(#[from] hearth_machine::InvalidUplink),
     /// The stop signal is no signal.
     #[error(transparent)]
     Signal(#[from] hearth_machine::signal::InvalidSignal),
@@ -82,6 +85,7 @@ pub fn check(wire: &v1::MachineSpec, host: HostLimits) -> Result<Spec, InvalidSp
         network,
         policy,
         networks: networks(wire)?,
+        uplink: wire.uplink.as_ref().map(uplink).transpose()?,
         name_servers: name_servers(wire)?,
         net_rate: wire.net_rate.map(rate),
         disk_rate: wire.disk_rate.map(rate),
@@ -103,7 +107,9 @@ fn network(wire: &v1::MachineSpec) -> NetworkMode {
         Some(v1::NetworkMode::Filtered) => NetworkMode::Filtered,
         Some(v1::NetworkMode::Open) => NetworkMode::Open,
         // Names need a way out, and networks of machines one beside them.
-        None if !wire.name_servers.is_empty() || !wire.networks.is_empty() => NetworkMode::Filtered,
+        None if !wire.name_servers.is_empty() || !wire.networks.is_empty() || wire.uplink.is_some() => {
+            NetworkMode::Filtered
+        }
         None if wire.net_rate.is_some() || wire.metadata.is_some() => NetworkMode::Isolated,
         None => NetworkMode::None,
     }
@@ -181,6 +187,23 @@ fn preset(wire: v1::PolicyPreset) -> Preset {
 fn networks(wire: &v1::MachineSpec) -> Result<Vec<NetworkName>, InvalidSpec> {
     let read = |text: &String| Ok(text.parse()?);
     wire.networks.iter().map(read).collect()
+}
+
+fn uplink(wire: &v1::Uplink) -> Result<Uplink, InvalidSpec> {
+    let invalid = |text: &String| InvalidSpec::Address(text.clone());
+    let addresses = wire
+        .addresses
+        .iter()
+        .map(|text| text.parse().map_err(|_| invalid(text)));
+    let gateways = wire
+        .gateways
+        .iter()
+        .map(|text| text.parse().map_err(|_| invalid(text)));
+    Ok(Uplink::new(
+        wire.bridge.clone(),
+        addresses.collect::<Result<_, _>>()?,
+        gateways.collect::<Result<_, _>>()?,
+    )?)
 }
 
 fn name_servers(wire: &v1::MachineSpec) -> Result<Vec<IpAddr>, InvalidSpec> {
