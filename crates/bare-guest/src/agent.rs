@@ -231,6 +231,7 @@ impl Agent {
             // There are no files, and nothing listens on a loopback; the rest is what a guest sends.
             Kind::File
             | Kind::Dial
+            | Kind::Datagrams
             | Kind::Output
             | Kind::Result
             | Kind::Status

@@ -9,6 +9,7 @@
 use std::io;
 
 use hearth_api::ClientError;
+use hearth_api::v1::PortProtocol;
 
 use crate::commands::{BenchError, CorrectnessError};
 use crate::credentials::CredentialsError;
@@ -71,12 +72,14 @@ pub(crate) enum CliError {
     #[error("'hearth node' in the foreground takes no flags")]
     NodeWithFlags(String),
     /// A port that is not published.
-    #[error("port {guest} of {machine} is not published")]
+    #[error("port {guest}/{protocol} of {machine} is not published")]
     NotPublished {
         /// The machine.
         machine: String,
         /// Its port.
         guest: u16,
+        /// What it carries.
+        protocol: PortProtocol,
     },
     /// The node did not end.
     #[error("the node (process {pid}) has not ended within {seconds} seconds")]

@@ -87,10 +87,12 @@ pub enum Kind {
     TimeLimit = 28,
     /// To the guest, generation 8, not answered: [`crate::message::HardwareAddress`].
     HardwareAddress = 29,
+    /// To the guest, generation 9, opens a session: [`crate::message::Dial`] of a UDP port; [`crate::datagram`] says what goes over it.
+    Datagrams = 30,
 }
 
 impl Kind {
-    const ALL: [Self; 29] = [
+    const ALL: [Self; 30] = [
         Self::Hello,
         Self::Configure,
         Self::Execute,
@@ -120,6 +122,7 @@ impl Kind {
         Self::Renew,
         Self::TimeLimit,
         Self::HardwareAddress,
+        Self::Datagrams,
     ];
 
     fn from_wire(byte: u8) -> Option<Self> {

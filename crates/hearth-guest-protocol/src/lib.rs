@@ -21,6 +21,7 @@ extern crate alloc;
 
 mod crc;
 pub mod credit;
+pub mod datagram;
 pub mod frame;
 pub mod message;
 pub mod network;
@@ -29,7 +30,7 @@ pub use credit::{Credit, Window};
 pub use frame::{Decoder, Flags, Frame, FrameError, HEADER_LEN, Header, Kind, MAX_PAYLOAD};
 
 /// The generations of this protocol that this code speaks, oldest and newest.
-pub const GENERATIONS: core::ops::RangeInclusive<u16> = 1..=8;
+pub const GENERATIONS: core::ops::RangeInclusive<u16> = 1..=9;
 
 /// The first generation that knows [`Kind::Part`], [`Kind::Launch`] and [`Kind::Detach`].
 pub const GENERATION_LAUNCH: u16 = 2;
@@ -53,6 +54,9 @@ pub const GENERATION_NEW: u16 = 7;
 
 /// The first generation that knows [`Kind::HardwareAddress`].
 pub const GENERATION_ADDRESS: u16 = 8;
+
+/// The first generation that knows [`Kind::Datagrams`].
+pub const GENERATION_DATAGRAMS: u16 = 9;
 
 /// The session of everything that concerns the whole guest.
 pub const CONTROL: u32 = 0;

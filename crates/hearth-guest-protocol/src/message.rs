@@ -303,7 +303,7 @@ pub enum FileKind {
     Other,
 }
 
-/// Connects to a TCP port on the guest's loopback; then input and output are the connection's bytes.
+/// Connects to a TCP port on the guest's loopback; then input and output are the connection's bytes. As [`Kind::Datagrams`] to a UDP port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dial {
     /// The port.

@@ -16,7 +16,7 @@ use serde::de::DeserializeOwned;
 use serde_bytes::ByteBuf;
 
 use crate::console::complain;
-use crate::dial::Connection;
+use crate::dial::{self, Connection};
 use crate::environment::{inherited, renewed};
 use crate::limit::TimeLimit;
 use crate::outbox::Outbox;
@@ -157,6 +157,7 @@ impl Core {
             }
             Kind::File => self.files(session, &read(payload)?, poller)?,
             Kind::Dial => self.dial(session, read(payload)?, poller)?,
+            Kind::Datagrams => self.datagrams(session, read(payload)?, poller)?,
             Kind::Stdin => self.broken_off(session, |session, out| session.take(payload, flags, out)),
             Kind::Resume => self.resume(session, read(payload)?),
             Kind::Credit => {
@@ -487,6 +488,19 @@ impl Core {
         self.keep(id, Session::of_connection(id, connection, poller))
     }
 
+    fn datagrams(&mut self, id: u32, request: Dial, poller: &Poller) -> Result<(), Refusal> {
+        if self.is_taken(id) {
+            return Ok(());
+        }
+        self.admit(id)?;
+        let socket = dial::datagrams(request.port).map_err(|errno| {
+            let message = format!("cannot talk to UDP port {}: {errno}", request.port);
+            (FailureCode::System, message)
+        })?;
+        let session = Session::of_datagrams(id, socket, poller, &mut self.out);
+        self.keep(id, session)
+    }
+
     fn keep(&mut self, id: u32, session: Result<Session, Errno>) -> Result<(), Refusal> {
         let session =
             session.map_err(|errno| (FailureCode::System, format!("cannot watch the session: {errno}")))?;
@@ -713,7 +727,7 @@ impl Core {
             let mut processes = self
                 .sessions
                 .values()
-                .filter(|session| !matches!(session.work(), Work::Dial(_)));
+                .filter(|session| !matches!(session.work(), Work::Dial(_) | Work::Datagrams));
             let facts = Facts {
                 workload: self
                     .main

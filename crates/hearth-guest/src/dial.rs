@@ -1,4 +1,4 @@
-//! Connections to TCP ports on the guest's loopback, IPv4 first, then IPv6.
+//! Connections to TCP ports on the guest's loopback, IPv4 first, then IPv6; and sockets for UDP ports, IPv4 alone.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -27,6 +27,17 @@ pub(crate) enum Progress {
     Retrying,
     /// Nobody takes it.
     Failed(Errno),
+}
+
+/// Returns a socket that talks to a UDP port and hears nobody else.
+///
+/// # Errors
+/// Returns the kernel's error.
+pub(crate) fn datagrams(port: u16) -> Result<OwnedFd, Errno> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, flags, None)?;
+    connect(&socket, &SocketAddr::from((Ipv4Addr::LOCALHOST, port)))?;
+    Ok(socket)
 }
 
 impl Connection {

@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
 use hearth_guest_protocol::credit::WindowExceeded;
+use hearth_guest_protocol::datagram::{DATAGRAM_MAX, PREFIX_LEN};
 use hearth_guest_protocol::message::{CreditGrant, Failure, FailureCode, Outcome, Status, TerminalSize};
 use hearth_guest_protocol::{Credit, Flags, Header, Kind, Window};
 use rustix::io::Errno;
@@ -37,6 +38,8 @@ pub(crate) enum Work {
     Files,
     /// A connection.
     Dial(Connection),
+    /// A client of a UDP port.
+    Datagrams,
 }
 
 /// What remains to be done with a session after it had something to do.
@@ -127,6 +130,25 @@ impl Session {
     pub(crate) fn of_connection(id: u32, connection: Connection, poller: &Poller) -> Result<Self, Errno> {
         poller.add(connection.socket(), Source::Session(id, Part::Both))?;
         Ok(Self::new(id, Work::Dial(connection), Input::new(Sink::Awaited)))
+    }
+
+    /// Takes charge of a socket that talks to a UDP port.
+    ///
+    /// # Errors
+    /// Returns the kernel's error.
+    pub(crate) fn of_datagrams(
+        id: u32,
+        socket: OwnedFd,
+        poller: &Poller,
+        out: &mut Outbox,
+    ) -> Result<Self, Errno> {
+        poller.add(&socket, Source::Session(id, Part::Both))?;
+        let socket = Rc::new(socket);
+        let input = Input::new(Sink::Datagrams(socket.clone()));
+        let mut session = Self::new(id, Work::Datagrams, input);
+        session.outputs[0] = Some(Output::datagrams(socket));
+        session.start(out);
+        Ok(session)
     }
 
     fn new(id: u32, work: Work, input: Input) -> Self {
@@ -301,9 +323,14 @@ impl Session {
 
     /// Returns how many bytes may be taken from its outputs at once.
     fn room(&self) -> usize {
-        match self.audience {
-            Audience::Host => Outbox::DATA_MAX.min(self.credit.available()),
-            Audience::Nobody => Outbox::DATA_MAX,
+        const DATAGRAM: usize = PREFIX_LEN + DATAGRAM_MAX;
+        let credit = self.credit.available();
+        match (self.audience, &self.work) {
+            // It comes whole, however long it is, or stays where it is, and what finds no place there is lost.
+            (Audience::Host, Work::Datagrams) if credit < DATAGRAM => 0,
+            (_, Work::Datagrams) => DATAGRAM,
+            (Audience::Host, _) => Outbox::DATA_MAX.min(credit),
+            (Audience::Nobody, _) => Outbox::DATA_MAX,
         }
     }
 
@@ -353,7 +380,7 @@ impl Session {
     /// Tells whether everything there is to say has been said, but for the result.
     fn is_over(&self) -> bool {
         let ended = match self.work {
-            Work::Dial(_) => self.input.is_closed(),
+            Work::Dial(_) | Work::Datagrams => self.input.is_closed(),
             _ => self.outcome.is_some(),
         };
         ended && self.outputs.iter().all(Option::is_none)

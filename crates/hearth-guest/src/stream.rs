@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use hearth_guest_protocol::Flags;
+use hearth_guest_protocol::datagram::{self, PREFIX_LEN};
 use rustix::io::{Errno, read, retry_on_intr, write};
 use rustix::net::{Shutdown, shutdown};
 
@@ -21,6 +22,8 @@ pub(crate) enum Sink {
     Terminal(Rc<OwnedFd>),
     /// A connection: shut down for writing at the end.
     Connection(Rc<OwnedFd>),
+    /// A socket that takes datagrams, each as it comes or not at all.
+    Datagrams(Rc<OwnedFd>),
     /// Nobody reads (any more): what comes is dropped.
     Closed,
 }
@@ -51,8 +54,13 @@ impl Input {
 
     /// Takes bytes; returns how many are consumed at once.
     pub(crate) fn push(&mut self, bytes: &[u8]) -> usize {
-        if matches!(self.sink, Sink::Closed) {
-            return bytes.len();
+        match &self.sink {
+            Sink::Closed => return bytes.len(),
+            Sink::Datagrams(socket) => {
+                send_each(socket, bytes);
+                return bytes.len();
+            }
+            Sink::Awaited | Sink::Pipe(_) | Sink::Terminal(_) | Sink::Connection(_) => {}
         }
         let written = match self.pending.is_empty() {
             true => self.write(bytes),
@@ -136,7 +144,17 @@ impl Input {
             Sink::Connection(fd) => {
                 let _ = shutdown(&fd, Shutdown::Write);
             }
-            Sink::Pipe(_) | Sink::Awaited | Sink::Closed => {}
+            Sink::Pipe(_) | Sink::Datagrams(_) | Sink::Awaited | Sink::Closed => {}
+        }
+    }
+}
+
+/// Sends the datagrams of a frame. One that finds no room, or nobody who listens, is lost, as on any network.
+fn send_each(socket: &OwnedFd, bytes: &[u8]) {
+    for datagram in datagram::datagrams(bytes) {
+        // An error that came of an earlier datagram is told first, and this one not sent.
+        if matches!(retry_on_intr(|| write(socket, datagram)), Err(Errno::CONNREFUSED)) {
+            let _ = retry_on_intr(|| write(socket, datagram));
         }
     }
 }
@@ -162,6 +180,14 @@ pub(crate) struct Output {
     readable: bool,
     /// After the process ended: how many bytes are still its own. Others may hold the same pipe and go on for ever.
     left: Option<usize>,
+    unit: Unit,
+}
+
+/// What an output consists of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Unit {
+    Bytes,
+    Datagrams,
 }
 
 impl Output {
@@ -172,6 +198,15 @@ impl Output {
             flags,
             readable: true,
             left: None,
+            unit: Unit::Bytes,
+        }
+    }
+
+    /// Makes an output of a socket's datagrams.
+    pub(crate) fn datagrams(source: Rc<OwnedFd>) -> Self {
+        Self {
+            unit: Unit::Datagrams,
+            ..Self::new(source, Flags::NONE)
         }
     }
 
@@ -206,6 +241,9 @@ impl Output {
 
     /// Reads into `space`.
     pub(crate) fn pull(&mut self, space: &mut [u8]) -> Pulled {
+        if self.unit == Unit::Datagrams {
+            return self.pull_datagram(space);
+        }
         let length = space.len().min(self.left.unwrap_or(usize::MAX));
         if length == 0 {
             return Pulled::End;
@@ -223,6 +261,30 @@ impl Output {
                 Pulled::Nothing
             }
             Err(errno) => Pulled::Broken(errno),
+        }
+    }
+
+    /// Reads one datagram, with its length before it.
+    fn pull_datagram(&mut self, space: &mut [u8]) -> Pulled {
+        let Some((prefix, space)) = space.split_first_chunk_mut::<PREFIX_LEN>() else {
+            return Pulled::Nothing;
+        };
+        loop {
+            match retry_on_intr(|| read(&self.source, &mut *space)) {
+                Ok(count) => {
+                    if let Some(length) = datagram::prefix(count) {
+                        *prefix = length;
+                        return Pulled::Bytes(PREFIX_LEN + count);
+                    }
+                }
+                // Nobody listened when something was sent; somebody may next time.
+                Err(Errno::CONNREFUSED) => {}
+                Err(Errno::AGAIN) => {
+                    self.readable = false;
+                    return Pulled::Nothing;
+                }
+                Err(errno) => return Pulled::Broken(errno),
+            }
         }
     }
 }
@@ -284,6 +346,41 @@ mod tests {
         assert_eq!(input.open(Sink::Pipe(writer)), 5);
         assert_eq!(read_all(&reader), b"early");
         assert!(input.is_closed());
+    }
+
+    #[test]
+    fn datagrams_keep_their_borders_and_outlive_that_nobody_listens() {
+        use std::net::UdpSocket;
+        let service = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let port = service.local_addr().unwrap().port();
+        let socket = Rc::new(crate::dial::datagrams(port).unwrap());
+        let mut input = Input::new(Sink::Datagrams(socket.clone()));
+        let mut output = Output::datagrams(socket);
+        assert_eq!(input.push(b"\x03\0one\0\0\x05\0three\x09\0torn"), 20);
+        let mut space = [0; 64];
+        let mut receive = || {
+            let (count, client) = service.recv_from(&mut space).unwrap();
+            (space[..count].to_vec(), client)
+        };
+        assert_eq!(receive().0, b"one");
+        assert_eq!(receive().0, b"");
+        let (last, client) = receive();
+        assert_eq!(last, b"three");
+        service.send_to(b"", client).unwrap();
+        service.send_to(b"answer", client).unwrap();
+        let mut space = [0; 64];
+        assert_eq!(output.pull(&mut space), Pulled::Bytes(2));
+        assert_eq!(space[..2], [0, 0]);
+        assert_eq!(output.pull(&mut space), Pulled::Bytes(8));
+        assert_eq!(&space[..8], b"\x06\0answer");
+        assert_eq!(output.pull(&mut space), Pulled::Nothing);
+        drop(service);
+        input.push(b"\x01\0x");
+        output.wake();
+        assert_eq!(output.pull(&mut space), Pulled::Nothing);
+        let service = UdpSocket::bind(("127.0.0.1", port)).unwrap();
+        input.push(b"\x05\0again");
+        assert_eq!(service.recv(&mut space).unwrap(), 5);
     }
 
     #[test]

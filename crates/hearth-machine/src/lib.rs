@@ -32,7 +32,9 @@ pub use process::{ImageDefaults, ImageHealthCheck, Process};
 pub use restart::{History, InvalidRestartPolicy, RestartPolicy};
 pub use signal::Signal;
 pub use size::{ByteSize, CpuMilli, Shape};
-pub use spec::{DriverChoice, HostLimits, MemoryBackend, PublishedPort, Spec, SpecError};
+pub use spec::{
+    DriverChoice, HostLimits, MemoryBackend, PORTS_MAX, PublishedPort, Spec, SpecError, Transport,
+};
 pub use state::{Ended, Event, Refused, State};
 pub use subnet::{InvalidSubnet, Subnets};
 pub use uplink::{InvalidUplink, Uplink};

@@ -1,5 +1,6 @@
 //! What is asked for, checked: every field of a [`Spec`] is usable as it stands.
 
+use core::fmt;
 use core::net::IpAddr;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -62,7 +63,29 @@ pub enum MemoryBackend {
 /// The most name servers of a machine: they are asked one after the other.
 pub const NAME_SERVERS_MAX: usize = 3;
 
-/// A TCP port of the guest's loopback that is reachable on the host.
+/// The most published ports of a machine: each is a descriptor and a task of the node.
+pub const PORTS_MAX: usize = 1024;
+
+/// What a published port carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum Transport {
+    /// Connections.
+    #[default]
+    Tcp,
+    /// Datagrams.
+    Udp,
+}
+
+impl fmt::Display for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        })
+    }
+}
+
+/// A port of the guest's loopback that is reachable on the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PublishedPort {
     /// The host's address.
@@ -71,6 +94,8 @@ pub struct PublishedPort {
     pub host: u16,
     /// The guest's port.
     pub guest: u16,
+    /// What it carries.
+    pub transport: Transport,
 }
 
 /// A machine as it was asked for, with nothing left open.
@@ -196,8 +221,11 @@ pub enum SpecError {
     #[error("port 0 of a machine cannot be published: 1 to 65535 can")]
     GuestPort,
     /// Two ports on one.
-    #[error("port {0} of the host is published twice")]
-    HostPort(u16),
+    #[error("port {0}/{1} of the host is published twice")]
+    HostPort(u16, Transport),
+    /// More than a node can serve for one machine.
+    #[error("{0} ports are to be published: {PORTS_MAX} of a machine can be at most")]
+    Ports(usize),
     /// A setting of the workload's world.
     #[error(transparent)]
     Container(#[from] ContainerError),
@@ -379,13 +407,16 @@ impl Spec {
 }
 
 fn check_ports(ports: &[PublishedPort]) -> Result<(), SpecError> {
+    if ports.len() > PORTS_MAX {
+        return Err(SpecError::Ports(ports.len()));
+    }
     let mut taken = BTreeSet::new();
     for port in ports {
         if port.guest == 0 {
             return Err(SpecError::GuestPort);
         }
-        if port.host != 0 && !taken.insert((port.address, port.host)) {
-            return Err(SpecError::HostPort(port.host));
+        if port.host != 0 && !taken.insert((port.address, port.host, port.transport)) {
+            return Err(SpecError::HostPort(port.host, port.transport));
         }
     }
     Ok(())
@@ -494,6 +525,7 @@ mod tests {
             address: IpAddr::from([127, 0, 0, 1]),
             host,
             guest: 80,
+            transport: Transport::Tcp,
         }
     }
 
@@ -540,7 +572,17 @@ mod tests {
 
     #[test]
     fn a_port_is_published_once_and_leads_somewhere() {
-        assert_eq!(refused(|s| s.ports.push(port(8080))), SpecError::HostPort(8080));
+        let twice = SpecError::HostPort(8080, Transport::Tcp);
+        assert_eq!(refused(|s| s.ports.push(port(8080))), twice);
+        let mut both = spec();
+        let udp = Transport::Udp;
+        both.ports.push(PublishedPort {
+            transport: udp,
+            ..port(8080)
+        });
+        assert!(both.check(HOST).is_ok());
+        let many = |s: &mut Spec| s.ports = vec![port(0); PORTS_MAX + 1];
+        assert_eq!(refused(many), SpecError::Ports(PORTS_MAX + 1));
         assert_eq!(refused(|s| s.ports[0].guest = 0), SpecError::GuestPort);
     }
 

@@ -5,6 +5,7 @@ mod chaos;
 mod cli;
 mod container;
 mod correctness;
+mod datagrams;
 mod execute;
 mod failure;
 mod fidelity;

@@ -125,10 +125,6 @@ pub(crate) fn a_port_that_is_taken_is_refused_before_the_boot(node: &TestNode) -
         .run()?
         .expect_code(125)?
         .complains("publish")?;
-    node.run(["--rm", "-p", "80/udp", "busybox", "true"])
-        .run()?
-        .expect_code(125)?
-        .complains("80/udp")?;
     Ok(())
 }
 

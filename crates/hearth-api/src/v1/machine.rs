@@ -1,6 +1,7 @@
 //! Machines: what is asked for, and what is.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::LazyLock;
 
 use schemars::JsonSchema;
@@ -90,7 +91,7 @@ pub struct MachineSpec {
     /// The signal that asks the workload to end, as `SIGTERM` or `15`; replaces the image's STOPSIGNAL.
     #[serde(default)]
     pub stop_signal: Option<String>,
-    /// TCP ports of the machine's loopback that the host publishes.
+    /// Ports of the machine's loopback that the host publishes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<PortMapping>,
     /// An init is PID 1 of the workload: it reaps orphans and passes signals on.
@@ -239,7 +240,34 @@ pub struct Ulimit {
     pub hard: i64,
 }
 
-/// A TCP port of a machine's loopback, reachable on the host.
+/// What a port carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum PortProtocol {
+    /// Connections.
+    #[default]
+    Tcp,
+    /// Datagrams.
+    Udp,
+}
+
+impl PortProtocol {
+    /// Tells whether it is what a port carries about which nothing is said.
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl fmt::Display for PortProtocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        })
+    }
+}
+
+/// A port of a machine's loopback, reachable on the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PortMapping {
@@ -251,6 +279,9 @@ pub struct PortMapping {
     pub host: u16,
     /// Port of the machine.
     pub guest: u16,
+    /// What it carries; `tcp` when absent.
+    #[serde(default, skip_serializing_if = "PortProtocol::is_default")]
+    pub protocol: PortProtocol,
 }
 
 /// Reads a spec that is to be carried out, and refuses a field that it does not know: what somebody asked for and would not get

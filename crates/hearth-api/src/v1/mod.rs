@@ -31,9 +31,9 @@ pub use image::{
 };
 pub use machine::{
     Border, CreateMachine, DriverChoice, ExecRequest, ExitStatus, ExtraHost, FileKind, FileStat, Machine,
-    MachineSpec, MachineState, MachineStatus, MemoryBackend, NetworkMode, Owner, PortMapping, ProcessInfo,
-    ProcessList, PruneMachines, Pruned, Rate, RenameMachine, Stage, StopMachine, TmpfsMount, Ulimit,
-    UpdateMachine, Uplink, strict_spec,
+    MachineSpec, MachineState, MachineStatus, MemoryBackend, NetworkMode, Owner, PortMapping, PortProtocol,
+    ProcessInfo, ProcessList, PruneMachines, Pruned, Rate, RenameMachine, Stage, StopMachine, TmpfsMount,
+    Ulimit, UpdateMachine, Uplink, strict_spec,
 };
 pub use network::{ConnectMachine, CreateNetwork, Network, NetworkMember};
 pub use node::{NodeStatus, StopNode};

@@ -57,14 +57,15 @@ pub(crate) struct Start {
 #[command(after_help = "\
 Examples:
   hearth port web                80/tcp -> 0.0.0.0:8080
-  curl $(hearth port web 80)")]
+  curl $(hearth port web 80)
+  hearth port dns 53/udp         where datagrams go")]
 pub(crate) struct Port {
     /// Machine, by name, id or start of an id
     #[arg(value_name = "MACHINE")]
     pub(crate) machine: String,
     /// Only this port of the machine, and nothing but its place
-    #[arg(value_name = "GUEST")]
-    pub(crate) guest: Option<u16>,
+    #[arg(value_name = "GUEST[/tcp|/udp]")]
+    pub(crate) guest: Option<String>,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,

@@ -119,8 +119,13 @@ pub(crate) struct Run {
     pub(crate) stop_signal: Option<String>,
     #[command(flatten)]
     pub(crate) container: ContainerFlags,
-    /// TCP port of the machine that is reachable on this host; without a host's port one that is free ('hearth port' tells)
-    #[arg(short, long, value_name = "[[IP:]HOST:]GUEST", help_heading = "Network")]
+    /// Port of the machine that is reachable on this host, or a range of them; without a host's port one that is free ('hearth port' tells)
+    #[arg(
+        short,
+        long,
+        value_name = "[[IP:]HOST:]GUEST[/tcp|/udp]",
+        help_heading = "Network"
+    )]
     pub(crate) publish: Vec<String>,
     #[command(flatten)]
     pub(crate) health: HealthFlags,

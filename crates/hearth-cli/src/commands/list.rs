@@ -75,7 +75,7 @@ fn command(machine: &Machine, whole: bool) -> String {
 }
 
 fn ports(machine: &Machine) -> String {
-    let shown = |port: &PortMapping| format!("{}->{}/tcp", shown_port(port), port.guest);
+    let shown = |port: &PortMapping| format!("{}->{}/{}", shown_port(port), port.guest, port.protocol);
     machine.ports.iter().map(shown).collect::<Vec<_>>().join(", ")
 }
 
@@ -168,6 +168,7 @@ mod tests {
                 address: Some("127.0.0.1".into()),
                 host: 8080,
                 guest: 80,
+                protocol: hearth_api::v1::PortProtocol::Tcp,
             })),
             restart_count: 0,
             health_check: None,

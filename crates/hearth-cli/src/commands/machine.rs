@@ -12,7 +12,7 @@ use crate::arguments::{Attach, Inspect, Kill, Port, Remove, Restart, Start, Stay
 use crate::error::CliError;
 use crate::node::Node;
 use crate::print;
-use crate::resolve::{Attachment, Keys, ResolveError, SignalsTo, shown_port};
+use crate::resolve::{Attachment, Keys, ResolveError, SignalsTo, guest_port, shown_port};
 
 /// How many machines are worked on at once: stopping may take each its whole grace period.
 const AT_ONCE: usize = 16;
@@ -68,12 +68,14 @@ pub(super) async fn restart(node: &Node, arguments: &Restart) -> Result<ExitCode
 
 /// Tells where published ports are; fails when the one that was asked for is not published.
 pub(super) async fn port(node: &Node, arguments: &Port) -> Result<ExitCode, CliError> {
+    let wanted = arguments.guest.as_deref().map(guest_port).transpose()?;
     let mut ports = look(node, &arguments.machine).await?.ports;
-    ports.retain(|port| arguments.guest.is_none_or(|guest| port.guest == guest));
-    if let (Some(guest), true) = (arguments.guest, ports.is_empty()) {
+    ports.retain(|port| wanted.is_none_or(|wanted| (port.guest, port.protocol) == wanted));
+    if let (Some((guest, protocol)), true) = (wanted, ports.is_empty()) {
         return Err(CliError::NotPublished {
             machine: arguments.machine.clone(),
             guest,
+            protocol,
         });
     }
     if arguments.json {
@@ -81,9 +83,14 @@ pub(super) async fn port(node: &Node, arguments: &Port) -> Result<ExitCode, CliE
         return Ok(ExitCode::SUCCESS);
     }
     for port in &ports {
-        match arguments.guest {
+        match wanted {
             Some(_) => print::line(&shown_port(port))?,
-            None => print::line(&format!("{}/tcp -> {}", port.guest, shown_port(port)))?,
+            None => print::line(&format!(
+                "{}/{} -> {}",
+                port.guest,
+                port.protocol,
+                shown_port(port)
+            ))?,
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -24,7 +24,7 @@ pub(crate) use execute::{ExecuteOrder, execute};
 pub(crate) use keys::Keys;
 pub(crate) use policy::{Asked, destinations, is_policy, policy, policy_named, policy_of, policy_on_wire};
 pub(crate) use pool::{pool_acquire, pool_create, pool_extend};
-pub(crate) use ports::shown as shown_port;
+pub(crate) use ports::{guest as guest_port, shown as shown_port};
 pub(crate) use reference::{absolute, image_reference, registry_and_repository};
 pub(crate) use run::{Attachment, RunRequest, SignalsTo, create, exec, labels, run};
 pub(crate) use update::update;
@@ -166,8 +166,26 @@ pub(crate) enum ResolveError {
     )]
     HealthPage(String),
     /// A port that is none.
-    #[error("{0:?} is not a port to publish: [[IP:]HOST:]GUEST is, as in 8080:80; TCP only")]
+    #[error(
+        "{0:?} is not a port to publish: [[IP:]HOST:]GUEST[/tcp|/udp] is, as in 8080:80 or 5000-5009:5000-5009/udp"
+    )]
     Port(String),
+    /// A port of a machine that is none.
+    #[error("{0:?} is not a port of a machine: 1 to 65535 is, with /tcp or /udp behind it")]
+    GuestPort(String),
+    /// Two ranges that do not belong together.
+    #[error(
+        "{text:?} has {host} ports of the host and {guest} of the machine: give as many of both, or none of the host for \
+         any that are free"
+    )]
+    PortRanges {
+        /// As it was given.
+        text: String,
+        /// How many of the host.
+        host: usize,
+        /// How many of the machine.
+        guest: usize,
+    },
     /// A line of /etc/hosts.
     #[error("{0:?} is no line of /etc/hosts: NAME:IP is")]
     AddHost(String),

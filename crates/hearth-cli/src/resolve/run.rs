@@ -85,11 +85,7 @@ pub(crate) fn run(arguments: Run, host: &impl Host) -> Result<RunRequest, Resolv
         restart: arguments.restart,
         driver: driver(arguments.driver),
         stop_signal: arguments.stop_signal,
-        ports: arguments
-            .publish
-            .iter()
-            .map(|text| ports::parse(text))
-            .collect::<Result<_, _>>()?,
+        ports: ports::parse_all(&arguments.publish)?,
         init: world.init,
         read_only: world.read_only,
         tmpfs: world.tmpfs.iter().map(|text| container::tmpfs(text)).collect(),

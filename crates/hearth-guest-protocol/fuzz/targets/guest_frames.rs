@@ -9,7 +9,7 @@
 use hearth_guest_protocol::{Decoder, Flags, HEADER_LEN, Header, Kind, MAX_PAYLOAD};
 use libfuzzer_sys::fuzz_target;
 
-const KINDS: [Kind; 28] = [
+const KINDS: [Kind; 30] = [
     Kind::Hello,
     Kind::Configure,
     Kind::Execute,
@@ -39,6 +39,7 @@ const KINDS: [Kind; 28] = [
     Kind::Renew,
     Kind::TimeLimit,
     Kind::HardwareAddress,
+    Kind::Datagrams,
 ];
 
 /// The decoder holds at most two largest frames.

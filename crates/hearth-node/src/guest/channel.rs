@@ -10,8 +10,9 @@ use hearth_guest_protocol::message::{
     TimeLimit, World,
 };
 use hearth_guest_protocol::{
-    CONTROL, Decoder, Flags, Frame, FrameError, GENERATION_LAUNCH, GENERATION_PROCESSES, GENERATION_RESUME,
-    GENERATION_TIME_LIMIT, GENERATIONS, Kind, NoCommonGeneration, negotiate,
+    CONTROL, Decoder, Flags, Frame, FrameError, GENERATION_DATAGRAMS, GENERATION_LAUNCH,
+    GENERATION_PROCESSES, GENERATION_RESUME, GENERATION_TIME_LIMIT, GENERATIONS, Kind, NoCommonGeneration,
+    negotiate,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -402,6 +403,19 @@ impl Guest {
     pub async fn dial(&self, port: u16) -> Result<Session, RequestError> {
         self.touch();
         self.open_with(Kind::Dial, &Dial { port }).await
+    }
+
+    /// Talks to a UDP port on the guest's loopback. The session is to be used with [`crate::guest::Input::send_datagram`], and its output
+    /// is datagrams.
+    ///
+    /// # Errors
+    /// As [`Guest::launch`]; [`RequestError::OlderAgent`] when the guest does not know how.
+    pub async fn datagrams(&self, port: u16) -> Result<Session, RequestError> {
+        if self.shared.info.generation < GENERATION_DATAGRAMS {
+            return Err(RequestError::OlderAgent);
+        }
+        self.touch();
+        self.open_with(Kind::Datagrams, &Dial { port }).await
     }
 
     fn unused_session(&self) -> u32 {

@@ -170,6 +170,15 @@ impl Inbox {
     /// Spends up to `wanted` bytes of input credit; waits until there is some. Returns how many, for which connection; none means
     /// that the session is over.
     pub(super) async fn spend(&self, wanted: usize) -> Option<(usize, u32)> {
+        self.spend_between(1, wanted).await
+    }
+
+    /// Spends so many bytes of input credit, as [`Inbox::spend`] does; waits until there are as many.
+    pub(super) async fn spend_all(&self, wanted: usize) -> Option<(usize, u32)> {
+        self.spend_between(wanted, wanted).await
+    }
+
+    async fn spend_between(&self, least: usize, wanted: usize) -> Option<(usize, u32)> {
         loop {
             let granted = self.granted.notified();
             {
@@ -178,7 +187,7 @@ impl Inbox {
                     return None;
                 }
                 let allowed = state.credit.available().min(wanted);
-                if allowed > 0 {
+                if allowed >= least {
                     state.credit.spend(allowed);
                     return Some((allowed, state.connection));
                 }

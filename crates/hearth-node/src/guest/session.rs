@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use hearth_guest_protocol::message::{self, Failure, Outcome, TerminalSize};
-use hearth_guest_protocol::{Flags, Header, Kind, MAX_PAYLOAD};
+use hearth_guest_protocol::{Flags, Header, Kind, MAX_PAYLOAD, datagram};
 
 use super::activity::Work;
 use super::channel::{Guest, RequestError};
@@ -140,6 +140,19 @@ impl Input {
             }
         }
         true
+    }
+
+    /// Sends a datagram, whole; waits for the guest's credit. Returns false when the session is over, or it is too long to be one.
+    pub async fn send_datagram(&self, bytes: &[u8]) -> bool {
+        let Some(prefix) = datagram::prefix(bytes.len()) else {
+            return false;
+        };
+        let payload = [&prefix, bytes].concat();
+        if self.inbox.spend_all(payload.len()).await.is_none() {
+            return false;
+        }
+        self.guest.touch();
+        self.frame(Header::new(Kind::Stdin, self.id), &payload).await
     }
 
     /// Says that the session's input has ended.

@@ -14,6 +14,7 @@ mod attend;
 mod boot;
 mod capture;
 mod command;
+mod datagrams;
 mod drivers;
 mod error;
 mod events;

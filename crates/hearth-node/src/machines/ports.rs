@@ -1,32 +1,33 @@
-//! Published ports: TCP of the host, carried to the guest's loopback over the guest channel. No network device is needed.
+//! Published ports: TCP and UDP of the host, carried to the guest's loopback over the guest channel. No network device is needed.
 //!
 //! ```text
 //! client --TCP--> listener (of one life) --DIAL--> agent --TCP--> 127.0.0.1:port in the guest
 //! ```
-//! Each direction ends by itself (half-close). A connection that the guest refuses is reset, as the guest's own would be.
+//! UDP is in [`super::datagrams`]. Each direction ends by itself (half-close). A connection that the guest refuses is reset, as the guest's own would be.
 
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use hearth_machine::PublishedPort;
+use hearth_machine::{PublishedPort, Transport};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
+use super::datagrams;
 use crate::guest::{Guest, Input, Session, SessionEvent};
 
 /// Bytes that are read from a client at a time.
 const BUFFER: usize = 32 << 10;
 
 /// How long nobody is let in after the host had no descriptors left.
-const BREATH: Duration = Duration::from_millis(100);
+pub(super) const BREATH: Duration = Duration::from_millis(100);
 
 /// Says why a port is not published.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot publish port {} on {}", port.guest, SocketAddr::new(port.address, port.host))]
+#[error("cannot publish port {}/{} on {}", port.guest, port.transport, SocketAddr::new(port.address, port.host))]
 pub struct PortError {
     port: PublishedPort,
     #[source]
@@ -35,7 +36,31 @@ pub struct PortError {
 
 /// Ports that are bound and not served yet: clients wait.
 #[derive(Debug, Default)]
-pub(super) struct Listeners(Vec<(TcpListener, PublishedPort)>);
+pub(super) struct Listeners(Vec<(Listener, PublishedPort)>);
+
+/// Where clients of one port come.
+#[derive(Debug)]
+enum Listener {
+    Tcp(TcpListener),
+    Udp(UdpSocket),
+}
+
+impl Listener {
+    async fn bind(port: PublishedPort) -> io::Result<Self> {
+        let address = (port.address, port.host);
+        match port.transport {
+            Transport::Tcp => TcpListener::bind(address).await.map(Self::Tcp),
+            Transport::Udp => UdpSocket::bind(address).await.map(Self::Udp),
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        match self {
+            Self::Tcp(listener) => listener.local_addr(),
+            Self::Udp(socket) => socket.local_addr(),
+        }
+    }
+}
 
 impl Listeners {
     /// Binds every port.
@@ -46,9 +71,7 @@ impl Listeners {
         let mut bound = Vec::new();
         for &port in ports {
             let failed = |source| PortError { port, source };
-            let listener = TcpListener::bind((port.address, port.host))
-                .await
-                .map_err(failed)?;
+            let listener = Listener::bind(port).await.map_err(failed)?;
             let host = listener.local_addr().map_err(failed)?.port();
             bound.push((listener, PublishedPort { host, ..port }));
         }
@@ -64,8 +87,17 @@ impl Listeners {
     pub(super) fn serve(self, guest: &Guest, tasks: &TaskTracker) -> DropGuard {
         let stop = CancellationToken::new();
         for (listener, port) in self.0 {
-            let serving = accept(listener, port.guest, guest.clone(), tasks.clone(), stop.clone());
-            tasks.spawn(stop.clone().run_until_cancelled_owned(serving));
+            let (guest, ended) = (guest.clone(), stop.clone());
+            match listener {
+                Listener::Tcp(listener) => {
+                    let serving = accept(listener, port.guest, guest, tasks.clone(), stop.clone());
+                    tasks.spawn(ended.run_until_cancelled_owned(serving));
+                }
+                Listener::Udp(socket) => {
+                    let serving = datagrams::serve(socket, port.guest, guest);
+                    tasks.spawn(ended.run_until_cancelled_owned(serving));
+                }
+            }
         }
         stop.drop_guard()
     }

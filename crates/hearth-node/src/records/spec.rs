@@ -8,7 +8,7 @@ use hearth_machine::spec::{DISK_DEFAULT, LOG_DEFAULT, MEMORY_DEFAULT};
 use hearth_machine::{
     ByteSize, Container, ContainerError, CpuMilli, DriverChoice, ExtraHost, HostLimits, Limit, MemoryBackend,
     NetworkMode, NetworkName, Policy, PolicyError, Preset, PublishedPort, Rate, RestartPolicy, Spec,
-    SpecError, Tmpfs, Uplink,
+    SpecError, Tmpfs, Transport, Uplink,
 };
 
 use super::health;
@@ -268,6 +268,10 @@ pub fn port(wire: &v1::PortMapping) -> Result<PublishedPort, InvalidSpec> {
             .map_err(|_| InvalidSpec::Address(address.to_owned()))?,
         host: wire.host,
         guest: wire.guest,
+        transport: match wire.protocol {
+            v1::PortProtocol::Tcp => Transport::Tcp,
+            v1::PortProtocol::Udp => Transport::Udp,
+        },
     })
 }
 
@@ -277,6 +281,10 @@ pub fn port_mapping(port: &PublishedPort) -> v1::PortMapping {
         address: Some(port.address.to_string()),
         host: port.host,
         guest: port.guest,
+        protocol: match port.transport {
+            Transport::Tcp => v1::PortProtocol::Tcp,
+            Transport::Udp => v1::PortProtocol::Udp,
+        },
     }
 }
 
