@@ -555,9 +555,13 @@ impl Core {
 
     /// Forgets a session and kills what runs in it: the group, which a process leads since its start.
     fn abandon(&mut self, id: u32) {
-        if let Some(session) = self.sessions.remove(&id)
-            && let Some(pid) = session.pid()
-        {
+        let Some(session) = self.sessions.remove(&id) else {
+            return;
+        };
+        if let Work::Dial(connection) = session.work() {
+            connection.reset();
+        }
+        if let Some(pid) = session.pid() {
             sys::kill(pid, libc::SIGKILL as u8);
             let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
         }

@@ -3,9 +3,10 @@
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::net::sockopt::{set_tcp_nodelay, socket_error};
+use rustix::net::sockopt::{set_socket_linger, set_tcp_nodelay, socket_error};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with};
 
 /// A connection that is being made or stands.
@@ -68,6 +69,12 @@ impl Connection {
             address,
             socket: Rc::new(socket),
         })
+    }
+
+    /// Has the other side hear of a reset when it is closed, not of an end: what was to come never will.
+    pub(crate) fn reset(&self) {
+        // Fails only on what is no socket.
+        let _ = set_socket_linger(&self.socket, Some(Duration::ZERO));
     }
 
     /// Returns the socket.

@@ -3,6 +3,7 @@
 
 mod chaos;
 mod cli;
+mod connections;
 mod container;
 mod correctness;
 mod datagrams;

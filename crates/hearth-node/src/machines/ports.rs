@@ -3,14 +3,15 @@
 //! ```text
 //! client --TCP--> listener (of one life) --DIAL--> agent --TCP--> 127.0.0.1:port in the guest
 //! ```
-//! UDP is in [`super::datagrams`]. Each direction ends by itself (half-close). A connection that the guest refuses is reset, as the guest's own would be.
+//! UDP is in [`super::datagrams`]. Each direction ends by itself (half-close). A connection that the guest refuses or resets is reset, as the
+//! guest's own would be, and the guest's when the client vanishes: whoever has not ended did not finish.
 
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use hearth_machine::{PublishedPort, Transport};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -139,14 +140,15 @@ async fn relay(stream: TcpStream, port: u16, guest: Guest) {
     }
 }
 
-/// Carries what the client sends. Returns when the client is gone; its end of file alone is passed on, and waited upon.
+/// Carries what the client sends. Returns when the client is gone; its end of file alone is passed on, and an error waited for.
 async fn up(mut reader: OwnedReadHalf, input: Input) -> io::Result<()> {
     let mut buffer = vec![0; BUFFER];
     loop {
         let count = reader.read(&mut buffer).await?;
         if count == 0 {
             input.end().await;
-            return std::future::pending().await;
+            reader.ready(Interest::ERROR).await?;
+            return Ok(());
         }
         if !input.send(&buffer[..count]).await {
             return std::future::pending().await;
@@ -161,7 +163,11 @@ async fn down(session: &mut Session, mut writer: OwnedWriteHalf) {
             SessionEvent::Output(_, bytes) => writer.write_all(&bytes).await,
             SessionEvent::OutputEnded(_) => writer.shutdown().await,
             SessionEvent::Started { .. } => Ok(()),
-            SessionEvent::Ended(_) | SessionEvent::Failed(_) | SessionEvent::ChannelLost => return,
+            SessionEvent::Ended(_) => return,
+            SessionEvent::Failed(_) | SessionEvent::ChannelLost => {
+                let _ = writer.as_ref().set_zero_linger();
+                return writer.forget();
+            }
         };
         if written.is_err() {
             return;
