@@ -23,6 +23,7 @@ mod login;
 mod logs;
 mod many;
 mod network;
+mod network_counters;
 mod network_figures;
 mod network_many;
 mod network_policy;

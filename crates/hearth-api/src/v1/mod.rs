@@ -48,5 +48,5 @@ pub use snapshot::{
     CreateSnapshot, CreatedSnapshot, Extent, ForkMachine, Forked, Origin, PruneSnapshots, PrunedSnapshots,
     RestoreSnapshot, RollbackMachine, Snapshot,
 };
-pub use stats::{GuestStats, MachineStats, MonitorStats, StatsSample};
+pub use stats::{GuestStats, MachineStats, MonitorStats, NetworkStats, StatsSample};
 pub use template::{KeptGuest, PruneTemplates, PrunedTemplates, Template};

@@ -24,6 +24,9 @@ pub struct MachineStats {
     /// What its monitor takes of the host, while there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub monitor: Option<MonitorStats>,
+    /// What has gone through its network since its monitor's start; absent where it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkStats>,
     /// What its guest says of itself; absent while the guest does not run, stands still or is too busy to answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest: Option<GuestStats>,
@@ -45,6 +48,23 @@ pub struct MonitorStats {
     pub channel_received_bytes: u64,
     /// Bytes of the guest channel to the guest.
     pub channel_sent_bytes: u64,
+}
+
+/// What has gone through a machine's network, as the host's kernel counts it at the machine's interface.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct NetworkStats {
+    /// Bytes of frames to the machine.
+    pub received_bytes: u64,
+    /// Frames to the machine; with offloads one may be as long as many packets.
+    pub received_packets: u64,
+    /// Packets to the machine that were dropped: its queue was full, or its rate used up.
+    pub received_dropped: u64,
+    /// Bytes of frames from the machine, those that were refused among them.
+    pub sent_bytes: u64,
+    /// Frames from the machine.
+    pub sent_packets: u64,
+    /// Packets from the machine that its policy refused, that were forged, or for which its rate was used up.
+    pub sent_dropped: u64,
 }
 
 /// What a guest says of itself.

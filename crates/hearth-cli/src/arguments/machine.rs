@@ -74,7 +74,8 @@ pub(crate) struct Port {
 /// Tell what machines use, again and again.
 ///
 /// CPU: time of the host's processors, in percent of one. MEMORY: what the machine takes of the host (proportional set size).
-/// DISK: what its writable disk takes of the host. CHANNEL: bytes of its output, its input, files and ports, from it and to it.
+/// DISK: what its writable disk takes of the host. NET: bytes of its network, to it and from it; --json counts packets, and those that
+/// were dropped, too. CHANNEL: bytes of its output, its input, files and ports, from it and to it.
 /// GUEST: used and whole, as its own kernel says; PROCS: processes in it. Units are binary: 1K is 1024 bytes.
 #[derive(Debug, Args)]
 #[command(after_help = "\

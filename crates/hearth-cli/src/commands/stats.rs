@@ -50,7 +50,8 @@ fn table(sample: &StatsSample) -> Table {
         ("GUEST MEMORY", None),
         ("DISK", None),
         ("GUEST DISK", None),
-        ("CHANNEL IN/OUT", None),
+        ("NET I/O", None),
+        ("CHANNEL I/O", None),
         ("PROCS", None),
     ]);
     for machine in &sample.machines {
@@ -60,11 +61,13 @@ fn table(sample: &StatsSample) -> Table {
 }
 
 /// What is not known is a dash: docker's.
-fn row(machine: &MachineStats) -> [Cell; 8] {
+fn row(machine: &MachineStats) -> [Cell; 9] {
     let known = |text: Option<String>| Cell::from(text.unwrap_or_else(|| "--".to_owned()));
     let monitor = machine.monitor.as_ref();
     let guest = machine.guest.as_ref();
+    let network = machine.network.as_ref();
     let of = |used: u64, total: u64| format!("{} / {}", size(used), size(total));
+    let both = |received: u64, sent: u64| format!("{}/{}", size(received), size(sent));
     [
         Cell::from(&machine.name),
         known(
@@ -76,7 +79,8 @@ fn row(machine: &MachineStats) -> [Cell; 8] {
         known(guest.map(|guest| of(guest.memory_used_bytes, guest.memory_total_bytes))),
         Cell::from(size(machine.disk_bytes)),
         known(guest.map(|guest| of(guest.disk_used_bytes, guest.disk_total_bytes))),
-        known(monitor.map(|monitor| of(monitor.channel_received_bytes, monitor.channel_sent_bytes))),
+        known(network.map(|network| both(network.received_bytes, network.sent_bytes))),
+        known(monitor.map(|monitor| both(monitor.channel_received_bytes, monitor.channel_sent_bytes))),
         known(guest.map(|guest| guest.processes.to_string())),
     ]
 }
@@ -100,7 +104,7 @@ fn size(bytes: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use hearth_api::v1::{GuestStats, MonitorStats};
+    use hearth_api::v1::{GuestStats, MonitorStats, NetworkStats};
 
     use super::*;
 
@@ -134,6 +138,14 @@ mod tests {
                 channel_received_bytes: 12_000_000,
                 channel_sent_bytes: 4096,
             }),
+            network: Some(NetworkStats {
+                received_bytes: 34_000_000,
+                received_packets: 30_000,
+                received_dropped: 0,
+                sent_bytes: 1_300_000,
+                sent_packets: 20_000,
+                sent_dropped: 3,
+            }),
             guest: Some(GuestStats {
                 cpu_ns: 1_000_000_000,
                 memory_used_bytes: 43 << 20,
@@ -146,6 +158,7 @@ mod tests {
         let stopped = MachineStats {
             name: "batch".into(),
             monitor: None,
+            network: None,
             guest: None,
             ..full.clone()
         };
@@ -154,9 +167,9 @@ mod tests {
             machines: vec![full, stopped],
         };
         let expected = "\
-NAME    CPU %   MEMORY   GUEST MEMORY   DISK    GUEST DISK      CHANNEL IN/OUT   PROCS
-web     99.9    101M     43.0M / 216M   2.15M   48.0K / 2.00G   11.4M / 4.00K    3
-batch   --      --       --             2.15M   --              --               --
+NAME    CPU %   MEMORY   GUEST MEMORY   DISK    GUEST DISK      NET I/O       CHANNEL I/O   PROCS
+web     99.9    101M     43.0M / 216M   2.15M   48.0K / 2.00G   32.4M/1.24M   11.4M/4.00K   3
+batch   --      --       --             2.15M   --              --            --            --
 ";
         let screen = Screen {
             width: Some(100),

@@ -143,6 +143,14 @@ fn machine_stats(id: String, name: String, usage: &Usage, cpu_percent: Option<f6
             channel_received_bytes: usage.traffic.received,
             channel_sent_bytes: usage.traffic.sent,
         }),
+        network: usage.network.map(|network| v1::NetworkStats {
+            received_bytes: network.received.bytes,
+            received_packets: network.received.packets,
+            received_dropped: network.received.dropped,
+            sent_bytes: network.sent.bytes,
+            sent_packets: network.sent.packets,
+            sent_dropped: network.sent.dropped,
+        }),
         guest: usage.guest.map(|guest| v1::GuestStats {
             cpu_ns: guest.cpu_ns,
             memory_used_bytes: guest.memory_total.saturating_sub(guest.memory_available),

@@ -10,6 +10,7 @@ use super::handle::Machine;
 use super::life::process_id;
 use crate::guest::Traffic;
 use crate::host::usage::ProcessUsage;
+use crate::network::Counters;
 
 /// How long a guest may take to say what it uses. One that is busier than that is left out.
 const GUEST_DEADLINE: Duration = Duration::from_secs(3);
@@ -23,6 +24,8 @@ pub struct Usage {
     pub disk: u64,
     /// Its monitor's; `None` while there is none.
     pub monitor: Option<ProcessUsage>,
+    /// What has gone through its network; `None` where it has none.
+    pub network: Option<Counters>,
     /// What went through the guest channel.
     pub traffic: Traffic,
     /// What the guest says; `None` while it says nothing.
@@ -48,12 +51,17 @@ impl Machine {
                 None => None,
             }
         };
-        let (host, guest_stats) = tokio::join!(host, said);
+        let network = async {
+            let monitor = process_id(vmm?).pid;
+            self.parts.networks.counters(self.id, monitor).await
+        };
+        let (host, guest_stats, network) = tokio::join!(host, said, network);
         // It does not panic, and nobody aborts it.
         let (monitor, disk) = host.unwrap_or_default();
         Usage {
             disk,
             monitor,
+            network: network.filter(|_| monitor.is_some()),
             traffic: guest.map(|guest| guest.traffic()).unwrap_or_default(),
             guest: guest_stats,
         }

@@ -21,12 +21,12 @@ use netlink_packet_netfilter::{
 };
 use rtnetlink::packet_core::{
     DefaultNla, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
-    NetlinkPayload,
+    NetlinkPayload, Nla as _, NlasIterator,
 };
 use rtnetlink::sys::Socket;
 use rtnetlink::sys::constants::NETLINK_NETFILTER;
 
-use super::rules::TABLE;
+use super::rules::{DROPPED, TABLE};
 
 /// The subsystem of nftables, which a batch names.
 const SUBSYSTEM: u16 = 10;
@@ -110,6 +110,35 @@ impl Firewall {
             }
         }
         Ok(())
+    }
+
+    /// Returns how many packets the rules have refused or dropped; none that rules of an older node's count.
+    pub(super) fn dropped(&self) -> io::Result<u64> {
+        let query = NfTablesMessage::GetObject(vec![
+            DefaultNla::new(OBJECT_TABLE, format!("{TABLE}\0").into_bytes()),
+            DefaultNla::new(OBJECT_NAME, format!("{DROPPED}\0").into_bytes()),
+            DefaultNla::new(OBJECT_TYPE, COUNTER.to_be_bytes().to_vec()),
+        ]);
+        self.send(&[message(query.into(), NetfilterProtoFamily::Inet, 0, 0)])?;
+        let mut packets = 0;
+        while let Some(messages) = self.receive()? {
+            for message in messages {
+                match message.payload {
+                    NetlinkPayload::Error(error) if error.code.is_some() => {
+                        let error = error.to_io();
+                        if error.kind() != io::ErrorKind::NotFound {
+                            return Err(error);
+                        }
+                    }
+                    NetlinkPayload::InnerMessage(NetfilterMessage {
+                        inner: NetfilterMessageInner::NfTables(NfTablesMessage::NewObject(object)),
+                        ..
+                    }) => packets = counted(&object).unwrap_or(0),
+                    _ => {}
+                }
+            }
+        }
+        Ok(packets)
     }
 
     /// Makes all of the changes or none.
@@ -198,6 +227,24 @@ pub(super) fn messages(mut bytes: &[u8]) -> Vec<NetlinkMessage<NetfilterMessage>
         }
     }
     messages
+}
+
+/// `NFTA_OBJ_TABLE`, `NFTA_OBJ_NAME`, `NFTA_OBJ_TYPE`, `NFTA_OBJ_DATA`, `NFT_OBJECT_COUNTER` and `NFTA_COUNTER_PACKETS`.
+const OBJECT_TABLE: u16 = 1;
+const OBJECT_NAME: u16 = 2;
+const OBJECT_TYPE: u16 = 3;
+const OBJECT_DATA: u16 = 4;
+const COUNTER: u32 = 1;
+const COUNTER_PACKETS: u16 = 2;
+
+/// Reads the packets of a counter.
+fn counted(object: &[DefaultNla]) -> Option<u64> {
+    let data = object.iter().find(|attribute| attribute.kind() == OBJECT_DATA)?;
+    let mut bytes = vec![0; data.value_len()];
+    data.emit_value(&mut bytes);
+    let mut parts = NlasIterator::new(&bytes[..]).map_while(Result::ok);
+    let packets = parts.find(|part| part.kind() == COUNTER_PACKETS)?;
+    Some(u64::from_be_bytes(packets.value().try_into().ok()?))
 }
 
 fn original(attribute: ConntrackAttribute) -> Option<Vec<Tuple>> {

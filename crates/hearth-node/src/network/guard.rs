@@ -160,6 +160,11 @@ impl Guard {
         })
     }
 
+    /// Returns how many packets the firewall has refused or dropped.
+    pub(super) fn dropped(&self) -> io::Result<u64> {
+        self.post().firewall.dropped()
+    }
+
     /// Says whether a question is passed on; notes it where it is not.
     pub(super) fn ask(&self, asked: &Asking) -> Answerable {
         let mut post = self.post();

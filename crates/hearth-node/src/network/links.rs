@@ -18,7 +18,7 @@ use rtnetlink::packet_route::link::{
     InfoBridgePort, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage,
 };
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute};
-use rtnetlink::packet_route::tc::{TcAttribute, TcHandle, TcMessage, TcOption};
+use rtnetlink::packet_route::tc::{TcAttribute, TcHandle, TcMessage, TcOption, TcStats2};
 use rtnetlink::{
     Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
 };
@@ -395,6 +395,34 @@ impl Links {
             }
         }
         Ok(())
+    }
+
+    /// Returns how many packets found the queue of an interface full.
+    pub(super) async fn overflowed(&self, name: &str) -> Result<u64, NetworkError> {
+        let index = i32::try_from(self.index(name).await?).unwrap_or(i32::MAX);
+        let mut queues = self.handle.qdisc().get().index(index).execute();
+        let mut dropped = 0;
+        while let Some(queue) = queues
+            .try_next()
+            .await
+            .map_err(failed("read the queue of", name))?
+        {
+            let is_root = queue.header.index == index && queue.header.parent == TcHandle::ROOT;
+            dropped += queue
+                .attributes
+                .iter()
+                .filter_map(|attribute| match attribute {
+                    TcAttribute::Stats2(parts) if is_root => Some(parts),
+                    _ => None,
+                })
+                .flatten()
+                .map(|part| match part {
+                    TcStats2::Queue(queue) => u64::from(queue.drops),
+                    _ => 0,
+                })
+                .sum::<u64>();
+        }
+        Ok(dropped)
     }
 
     /// Adds an address, which counts at once: nobody else has it, so nobody is asked (RFC 4862, 5.4).

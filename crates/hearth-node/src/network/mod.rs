@@ -10,6 +10,7 @@
 //! making one takes tens of milliseconds. Rules are nft(8)'s, one text for a namespace.
 
 mod address;
+mod counters;
 mod dns;
 mod firewall;
 #[cfg(fuzzing)]
@@ -36,6 +37,7 @@ use hearth_machine::{MachineId, NetworkMode, Policy, Rate, Spec, Uplink};
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use self::address::{Network, NodeKey};
+pub use self::counters::{Counters, Way};
 use self::dns::{Authority, NameServer, Servers, Sockets};
 use self::firewall::Firewall;
 use self::guard::Guard;
@@ -328,12 +330,15 @@ impl Networks {
     /// # Errors
     /// [`NetworkError`]; the firewall is as it was, or as it is to be.
     pub fn change(&self, id: MachineId, policy: &Policy) -> Result<(), NetworkError> {
-        let guard = self.shared.posts().get(&id).map(|post| Arc::clone(&post.guard));
-        let Some(guard) = guard else {
+        let Some(guard) = self.guard(id) else {
             return Ok(());
         };
         let changed = guard.change(policy.clone());
         changed.map_err(namespace_error("change the rules of a machine's network"))
+    }
+
+    fn guard(&self, id: MachineId) -> Option<Arc<Guard>> {
+        self.shared.posts().get(&id).map(|post| Arc::clone(&post.guard))
     }
 
     /// Returns what is known of a machine's connections.

@@ -14,6 +14,9 @@ use crate::host::network_namespace::TAP;
 /// The table of a machine's namespace.
 pub(super) const TABLE: &str = "hearth";
 
+/// The counter of what is refused or dropped.
+pub(super) const DROPPED: &str = "dropped";
+
 /// The groups of nflog by which the node hears of connections: of those that are refused, and of those that are let out.
 pub(super) const LOG_REFUSED: u16 = 1;
 /// See [`LOG_REFUSED`].
@@ -149,12 +152,13 @@ pub(super) fn machine() -> String {
 delete table inet {TABLE}
 table inet {TABLE} {{
 {sets}
+    counter {DROPPED} {{ }}
     chain arriving {{
         type filter hook prerouting priority raw; policy accept;
         iifname != \"{TAP}\" accept
         ip saddr {GUEST_V4} accept
         ip6 saddr {{ {GUEST_V6}, fe80::/10, :: }} accept
-        counter drop
+        counter name {DROPPED} drop
     }}
     chain prerouting {{
         type nat hook prerouting priority dstnat; policy accept;
@@ -170,8 +174,8 @@ table inet {TABLE} {{
         iifname \"{TAP}\" meta l4proto {{ tcp, udp }} th dport 53 accept
         iifname \"{TAP}\" icmp type echo-request accept
         icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert, echo-request }} accept
-        iifname \"{TAP}\" meta l4proto tcp counter reject with tcp reset
-        iifname \"{TAP}\" counter reject with icmpx type admin-prohibited
+        iifname \"{TAP}\" meta l4proto tcp counter name {DROPPED} reject with tcp reset
+        iifname \"{TAP}\" counter name {DROPPED} reject with icmpx type admin-prohibited
     }}
     chain forward {{
         type filter hook forward priority filter; policy drop;
@@ -183,8 +187,8 @@ table inet {TABLE} {{
     }}
     chain refused {{
         limit rate 20/second burst 50 packets log group {LOG_REFUSED} snaplen 128
-        meta l4proto tcp counter reject with tcp reset
-        counter reject with icmpx type admin-prohibited
+        meta l4proto tcp counter name {DROPPED} reject with tcp reset
+        counter name {DROPPED} reject with icmpx type admin-prohibited
     }}
     chain let_out {{
         ct count over {CONNECTIONS_MAX} goto refused
