@@ -55,7 +55,7 @@ pub const GENERATION_NEW: u16 = 7;
 /// The first generation that knows [`Kind::HardwareAddress`].
 pub const GENERATION_ADDRESS: u16 = 8;
 
-/// The first generation that knows [`Kind::Datagrams`].
+/// The first generation that knows [`Kind::Datagrams`] and [`message::FileRequest::Trust`].
 pub const GENERATION_DATAGRAMS: u16 = 9;
 
 /// The session of everything that concerns the whole guest.

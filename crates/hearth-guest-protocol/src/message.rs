@@ -279,6 +279,9 @@ pub enum FileRequest {
         /// Absolute path.
         path: ByteBuf,
     },
+    /// Generation 9: has the image's programs trust the certificates (PEM) of the session's input, beside those that they trust. Sends
+    /// two lines: the path of the file that has all of them, and that of one that has these.
+    Trust,
 }
 
 /// What `path` is, after symbolic links.
@@ -554,6 +557,11 @@ mod tests {
         assert_eq!(decode::<Launch>(&payload), Ok(launch.clone()));
         launch.execute.environment = vec![ByteBuf::from(vec![b'x'; LAUNCH_MAX])];
         assert!(encode_launch(5, &launch, &mut out).is_err());
+    }
+
+    #[test]
+    fn golden_bytes_of_the_latest_file_request() {
+        assert_eq!(postcard::to_allocvec(&FileRequest::Trust).unwrap(), b"\x03");
     }
 
     #[test]

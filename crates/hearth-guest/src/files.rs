@@ -21,7 +21,7 @@ use tar::{Archive, Builder, EntryType, Header};
 use crate::container;
 use crate::report::{self, Report};
 use crate::spawn::Pipes;
-use crate::sys;
+use crate::{sys, trust};
 
 /// Files with several names that are remembered, so that the second name becomes a link; a bound for hostile images.
 const LINKS_MAX: usize = 100_000;
@@ -42,6 +42,8 @@ enum FilesError {
     Unpack { path: String, source: io::Error },
     #[error("cannot enter the workload's root: {0}")]
     Root(Errno),
+    #[error("cannot add certificates to those that the image trusts: {0}")]
+    Trust(io::Error),
     #[error("cannot write the answer: {0}")]
     Answer(io::Error),
 }
@@ -123,6 +125,19 @@ fn operate(request: &FileRequest, pipes: &Pipes, report: BorrowedFd<'_>) -> Resu
             }
             opened();
             put(&path, *keep_owners, stream(&pipes.input)?)
+        }
+        FileRequest::Trust => {
+            opened();
+            let mut certificates = String::new();
+            let input = stream(&pipes.input)?;
+            input
+                .take(trust::CERTIFICATES_MAX)
+                .read_to_string(&mut certificates)
+                .map_err(FilesError::Answer)?;
+            let bundle = trust::install(Path::new("/"), &certificates).map_err(FilesError::Trust)?;
+            let said = format!("{bundle}\n{}\n", trust::ANCHORS);
+            let mut output = stream(&pipes.output)?;
+            output.write_all(said.as_bytes()).map_err(FilesError::Answer)
         }
         FileRequest::Stat { path } => {
             let (_, metadata) = look(path)?;

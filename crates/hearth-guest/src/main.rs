@@ -49,6 +49,7 @@ mod stream;
 mod sys;
 mod terminal;
 mod timer;
+mod trust;
 mod uevents;
 mod user;
 mod waiting;

@@ -177,8 +177,9 @@ impl Nursery {
         workload: Option<BorrowedFd<'_>>,
     ) -> Result<Spawned, SpawnError> {
         let (report, child_report) = report::pair()?;
-        let reads = matches!(request, FileRequest::Put { .. });
-        let (pipes, child_pipes) = make_pipes(reads, !reads, false)?;
+        let reads = matches!(request, FileRequest::Put { .. } | FileRequest::Trust);
+        let writes = !matches!(request, FileRequest::Put { .. });
+        let (pipes, child_pipes) = make_pipes(reads, writes, false)?;
         let process = sys::fork(0, None, || {
             files::run(request, workload, &child_pipes, child_report.as_fd())
         });

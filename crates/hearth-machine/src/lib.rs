@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod certificate;
 pub mod container;
 pub mod execute;
 pub mod filter;

@@ -160,6 +160,7 @@ mod tests {
             uplink: None,
             policy: crate::Policy::default(),
             name_servers: Vec::new(),
+            certificates: Vec::new(),
             net_rate: None,
             disk_rate: None,
             metadata: None,

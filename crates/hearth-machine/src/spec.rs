@@ -5,6 +5,7 @@ use core::net::IpAddr;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use crate::certificate::{CertificateError, certificates};
 use crate::health::{HealthError, HealthOptions};
 use crate::network::{METADATA_MAX, NETWORKS_MAX, NetworkMode, NetworkName, RATE_MAX, RATE_MIN, Rate};
 use crate::policy::{Policy, PolicyError, Preset};
@@ -151,6 +152,8 @@ pub struct Spec {
     pub uplink: Option<Uplink>,
     /// Who answers for names there; the node's servers when empty.
     pub name_servers: Vec<IpAddr>,
+    /// Certificates (PEM) that its image's programs trust beside those that they trust.
+    pub certificates: Vec<String>,
     /// How much its network interface may carry, each way.
     pub net_rate: Option<Rate>,
     /// How much its writable disk may.
@@ -280,6 +283,9 @@ pub enum SpecError {
     /// Too many name servers.
     #[error("{0} name servers are too many: {NAME_SERVERS_MAX} can be")]
     NameServers(usize),
+    /// What is no certificate.
+    #[error("these are no certificates to trust: {0}")]
+    Certificate(#[from] CertificateError),
     /// No time at all.
     #[error("a time limit of zero leaves nothing to run")]
     Timeout,
@@ -314,6 +320,9 @@ impl Spec {
         }
         check_ports(&self.ports)?;
         self.check_network()?;
+        if !self.certificates.is_empty() {
+            self.certificates = certificates(&self.certificates.concat())?;
+        }
         self.container = self.container.check()?;
         self.health.check()?;
         Ok(self)
@@ -513,6 +522,7 @@ mod tests {
             networks: Vec::new(),
             uplink: None,
             name_servers: Vec::new(),
+            certificates: Vec::new(),
             net_rate: None,
             disk_rate: None,
             metadata: None,

@@ -5,6 +5,7 @@ mod chaos;
 mod cli;
 mod connections;
 mod container;
+mod corporate;
 mod correctness;
 mod datagrams;
 mod execute;

@@ -137,6 +137,9 @@ pub struct MachineSpec {
     /// IP addresses of servers that answer for names there, as the machine's gateway asks them; the node's when empty, 3 at most.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub name_servers: Vec<String>,
+    /// Certificates (PEM) of authorities that its image's programs trust beside those that they trust.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ca_certificates: Vec<String>,
     /// How much its network interface may carry, each way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub net_rate: Option<Rate>,

@@ -10,11 +10,13 @@ mod keys;
 mod policy;
 mod pool;
 mod ports;
+mod proxy;
 mod reference;
 mod run;
 mod update;
 
 use std::ffi::OsString;
+use std::net::{IpAddr, ToSocketAddrs as _};
 use std::path::{Path, PathBuf};
 
 pub(crate) use copy::{CopyPlan, CopyRefused, Place, Side, place_in_machine, plan as plan_copy};
@@ -39,6 +41,8 @@ pub(crate) trait Host {
     fn read(&self, path: &Path) -> std::io::Result<Vec<u8>>;
     /// Returns the working directory.
     fn directory(&self) -> std::io::Result<PathBuf>;
+    /// Returns the addresses of a host.
+    fn addresses(&self, name: &str) -> std::io::Result<Vec<IpAddr>>;
 }
 
 /// The real one.
@@ -55,6 +59,11 @@ impl Host for System {
 
     fn directory(&self) -> std::io::Result<PathBuf> {
         std::env::current_dir()
+    }
+
+    fn addresses(&self, name: &str) -> std::io::Result<Vec<IpAddr>> {
+        let found = (name, 0).to_socket_addrs()?;
+        Ok(found.map(|address| address.ip()).collect())
     }
 }
 
@@ -186,6 +195,35 @@ pub(crate) enum ResolveError {
         /// How many of the machine.
         guest: usize,
     },
+    /// A proxy that names no place.
+    #[error("{0:?} is not a proxy: host, none, or a URL with a port is, as in http://proxy.example.com:3128")]
+    Proxy(String),
+    /// One whose name is not known.
+    #[error("the proxy's name {name:?} is not known here")]
+    ProxyName {
+        /// The name.
+        name: String,
+        /// What was said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// One on this host's loopback.
+    #[error(
+        "the proxy {0} is on this host's loopback, which no machine reaches: have it listen where machines get, and name that"
+    )]
+    ProxyOnLoopback(String),
+    /// One for a machine without a network.
+    #[error("--http-proxy needs a network that leads out, as 'filtered' and 'open' are")]
+    ProxyWithoutNetwork,
+    /// A file of certificates that has none.
+    #[error("{} is no file of certificates", path.display())]
+    Certificates {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: hearth_machine::certificate::CertificateError,
+    },
     /// A line of /etc/hosts.
     #[error("{0:?} is no line of /etc/hosts: NAME:IP is")]
     AddHost(String),
@@ -254,6 +292,13 @@ pub(crate) mod fake {
 
         fn directory(&self) -> std::io::Result<PathBuf> {
             Ok(PathBuf::from("/work"))
+        }
+
+        fn addresses(&self, name: &str) -> std::io::Result<Vec<IpAddr>> {
+            match name.starts_with("unknown") {
+                true => Err(std::io::ErrorKind::NotFound.into()),
+                false => Ok(vec![[10, 7, 7, 7].into(), [203, 0, 113, 7].into()]),
+            }
         }
     }
 }

@@ -1,11 +1,14 @@
 //! `run` and `exec`: arguments to requests.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use hearth_api::v1;
-use hearth_machine::Rate;
+use hearth_machine::{Rate, certificate};
 
-use super::{Host, Keys, ResolveError, container, duration, environment, health, image_reference, ports};
+use super::{
+    Host, Keys, ResolveError, container, duration, environment, health, image_reference, ports, proxy,
+};
 use crate::arguments::{Driver, Exec, MemoryBackend, Pull, Run, StayFlags};
 
 /// Everything that `run` asks for.
@@ -60,12 +63,15 @@ pub(crate) fn run(arguments: Run, host: &impl Host) -> Result<RunRequest, Resolv
     let (image, command) = split(&arguments.image_and_command);
     let world = arguments.container;
     let networks = super::policy::networks(&arguments.network.network)?;
+    let proxy = proxy::resolve(arguments.http_proxy.as_deref(), networks.mode, host)?;
+    let mut variables = proxy.environment;
+    variables.extend(environment::collect(&arguments.env_file, &arguments.env, host)?);
     let spec = v1::MachineSpec {
         image: image_reference(&image, host)?,
         command,
         hold: arguments.hold,
         entrypoint: arguments.entrypoint.map(entrypoint),
-        environment: environment::collect(&arguments.env_file, &arguments.env, host)?,
+        environment: variables,
         working_directory: arguments.workdir,
         user: arguments.user,
         hostname: arguments.hostname,
@@ -98,8 +104,9 @@ pub(crate) fn run(arguments: Run, host: &impl Host) -> Result<RunRequest, Resolv
         network: networks.mode,
         networks: networks.names,
         uplink: networks.uplink,
-        policy: super::policy(&arguments.network.policy, host)?,
+        policy: proxy::allowed(super::policy(&arguments.network.policy, host)?, proxy.allow),
         name_servers: arguments.dns,
+        ca_certificates: certificates(&arguments.ca_cert, host)?,
         net_rate: arguments.net_rate.map(rate),
         disk_rate: arguments.disk_rate.map(rate),
         metadata: arguments
@@ -180,6 +187,23 @@ fn metadata(text: &str, host: &impl Host) -> Result<serde_json::Value, ResolveEr
     let content = host.read(&path);
     let content = content.map_err(|source| ResolveError::File { path, source })?;
     serde_json::from_slice(&content).map_err(ResolveError::Metadata)
+}
+
+/// Reads files of certificates.
+fn certificates(paths: &[PathBuf], host: &impl Host) -> Result<Vec<String>, ResolveError> {
+    let mut all = Vec::new();
+    for path in paths {
+        let content = host.read(path).map_err(|source| ResolveError::File {
+            path: path.clone(),
+            source,
+        })?;
+        let found = certificate::certificates(&String::from_utf8_lossy(&content));
+        all.extend(found.map_err(|source| ResolveError::Certificates {
+            path: path.clone(),
+            source,
+        })?);
+    }
+    Ok(all)
 }
 
 /// Says which monitor is meant.
@@ -312,6 +336,7 @@ mod tests {
                 deny: vec!["b.com".into()],
             }),
             name_servers: vec!["192.0.2.53".into()],
+            ca_certificates: Vec::new(),
             net_rate: Some(v1::Rate {
                 bytes_per_second: 1_250_000,
                 burst_bytes: 0,
@@ -339,6 +364,23 @@ mod tests {
             signals: SignalsTo::Here,
         };
         assert_eq!(request.attachment, Some(both));
+    }
+
+    #[test]
+    fn a_file_that_holds_no_certificates_is_refused() {
+        for (content, expected) in [
+            ("text", "no PEM certificate"),
+            ("-----BEGIN PRIVATE KEY-----", "private key"),
+        ] {
+            let host = FakeHost {
+                files: [("ca.pem", content.as_bytes())].into(),
+                ..FakeHost::default()
+            };
+            let refused = certificates(&["ca.pem".into()], &host).unwrap_err();
+            let cause = std::error::Error::source(&refused).unwrap();
+            let text = format!("{refused}: {cause}");
+            assert!(text.contains("ca.pem") && text.contains(expected), "{text}");
+        }
     }
 
     #[test]

@@ -224,6 +224,10 @@ impl From<StartError> for ApiError {
                 Some("choose another port of the host, or none: `-p GUEST` takes one that is free"),
             ),
             StartError::Adopt(_) | StartError::NoWorkload => (ErrorCode::BootFailed, None),
+            StartError::Certificates(_) => (
+                ErrorCode::BootFailed,
+                Some("--ca-cert needs a Linux guest, and room on the machine's disk"),
+            ),
             StartError::Boot(_)
             | StartError::Restore(_)
             | StartError::WentOn

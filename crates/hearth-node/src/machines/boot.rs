@@ -18,6 +18,7 @@ use super::output::now_unix_ns;
 use super::restore;
 use super::session;
 use super::templates::{self, Beginning};
+use super::trust;
 use crate::guest::{Guest, RequestError, SessionEvent};
 use crate::host::{console, failpoint, files, own};
 use crate::images::ROOTFS_FILESYSTEM;
@@ -278,7 +279,9 @@ pub(super) async fn set_up(
     })?;
     let hostname = session::hostname(&plan.spec, plan.id);
     limits::impose(plan, vm_fact(vm));
-    let environment = session::environment(&plan.process, &hostname, plan.secrets.iter());
+    let trusted = trust::install(&guest, &plan.spec.certificates).await?;
+    let process = trust::beneath(&plan.process, &trusted);
+    let environment = session::environment(&process, &hostname, plan.secrets.iter());
     let container = &plan.spec.container;
     let launch = session::workload(&plan.process, &environment, container, plan.terminal, &plan.io);
     let mut workload = guest.launch(&launch).await?;

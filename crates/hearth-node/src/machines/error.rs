@@ -172,6 +172,9 @@ pub enum StartError {
     /// An earlier node ended before the workload was started.
     #[error("the node ended while the machine was starting")]
     NoWorkload,
+    /// Its certificates could not be put into it.
+    #[error("its certificates cannot be added to those that the image trusts: {0}")]
+    Certificates(String),
     /// The workload could not be started.
     #[error("{}", .0.message)]
     Workload(Failure),

@@ -42,6 +42,7 @@ mod silence;
 mod snapshots;
 mod stats;
 mod templates;
+mod trust;
 
 pub use capture::CaptureError;
 pub use command::{AttachedMachine, Change, NetworkChange, View};

@@ -87,6 +87,7 @@ pub fn check(wire: &v1::MachineSpec, host: HostLimits) -> Result<Spec, InvalidSp
         networks: networks(wire)?,
         uplink: wire.uplink.as_ref().map(uplink).transpose()?,
         name_servers: name_servers(wire)?,
+        certificates: wire.ca_certificates.clone(),
         net_rate: wire.net_rate.map(rate),
         disk_rate: wire.disk_rate.map(rate),
         metadata: wire.metadata.as_ref().map(metadata).transpose()?,
