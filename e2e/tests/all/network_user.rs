@@ -350,6 +350,37 @@ fn a_machine_leads_out_by_a_bridge_of_the_hosts() -> Result<()> {
 }
 
 #[test]
+fn the_doctor_finds_rules_of_others_that_keep_machines_in() -> Result<()> {
+    on_stage(|node, stage| {
+        let nft = |line: &str| {
+            inside(&stage.host, || {
+                let done = Command::new("nft").args(line.split_whitespace()).status()?;
+                ensure!(done.success(), "nft {line}");
+                Ok(())
+            })
+        };
+        let state = || -> Result<v1::DoctorState> {
+            let said = node.hearth(["doctor", "--json"]).run()?.text()?;
+            let report: v1::DoctorReport = serde_json::from_str(&said)?;
+            let check = report.checks.into_iter().find(|check| check.name == "forwarding");
+            Ok(check.context("nobody looked")?.state)
+        };
+        start(node, "m", &["--network", "filtered"])?;
+        assert_eq!(state()?, v1::DoctorState::Ok);
+        nft("add table ip filter")?;
+        nft("add chain ip filter FORWARD { type filter hook forward priority 0 ; policy drop ; }")?;
+        assert_eq!(reached(node, "m", &[WEB])?, Vec::<String>::new());
+        assert_eq!(state()?, v1::DoctorState::Warning);
+        // What it advises helps.
+        nft("insert rule ip filter FORWARD iifname { \"hearth*\", \"hn*\" } accept")?;
+        nft("insert rule ip filter FORWARD oifname { \"hearth*\", \"hn*\" } accept")?;
+        assert_eq!(state()?, v1::DoctorState::Ok);
+        assert_eq!(reached(node, "m", &[WEB])?, expected(&[WEB], &ALLOWED));
+        nft("delete table ip filter")
+    })
+}
+
+#[test]
 fn what_cannot_be_is_refused_and_leaves_nothing() -> Result<()> {
     on_stage(|node, _| {
         create(node, &["red"])?;

@@ -1,10 +1,11 @@
 //! The doctor: looks at every prerequisite, says what state it is in, why, and what to do about it.
 //!
 //! Owns the judgement; the facts come from [`crate::host`]. It changes nothing and starts nothing but
-//! `qemu-system-x86_64 --version`. A fact that cannot be had makes its own check say so, and no other. Called by
+//! `qemu-system-x86_64 --version` and `nft list`. A fact that cannot be had makes its own check say so, and no other. Called by
 //! `hearth doctor` through the API.
 
 mod checks;
+mod forwarding;
 mod programs;
 
 use std::fmt;
@@ -118,15 +119,17 @@ impl Check {
 pub async fn examine(layout: &Layout) -> Report {
     let start = Instant::now();
     let subject = layout.clone();
-    // Beside each other: one waits for a program, the other for the kernel.
-    let (qemu, rest) = tokio::join!(
+    // Beside each other: two wait for a program, the other for the kernel.
+    let (qemu, forwarding, rest) = tokio::join!(
         programs::qemu(),
+        forwarding::forwarding(),
         tokio::task::spawn_blocking(move || checks::all(&subject))
     );
     let rest = rest.unwrap_or_else(|error| vec![Check::missing("doctor", error.to_string())]);
     let mut checks = rest;
     // Behind `kvm`, which decides what QEMU is good for.
     checks.insert(checks.len().min(1), qemu);
+    checks.push(forwarding);
     Report {
         can_run: can_run(&checks),
         checks,

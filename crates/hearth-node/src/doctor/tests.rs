@@ -24,6 +24,7 @@ async fn this_host_is_examined_whole() {
         "landlock",
         "tun",
         "networks",
+        "forwarding",
     ] {
         assert!(names.contains(&name), "{name} is not among {names:?}");
     }
