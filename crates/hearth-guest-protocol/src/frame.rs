@@ -62,7 +62,8 @@ pub enum Kind {
     Stats = 16,
     /// Either way: [`crate::message::CreditGrant`], more bytes the sender of it can take in a session.
     Credit = 17,
-    /// To the guest: the host has lost interest in a session; what runs in it is killed.
+    /// To the guest: the host has lost interest in a session; what runs in it is killed, and a connection reset. In generation 9 with
+    /// [`Flags::END`]: it has had all that it wanted, and a connection is closed.
     Close = 18,
     /// To the guest, generation 2: raw bytes of a message that does not fit one frame, before the frame that ends it.
     Part = 19,

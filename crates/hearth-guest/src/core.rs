@@ -9,7 +9,7 @@ use hearth_guest_protocol::message::{
     self, Clock, Configure, CreditGrant, Dial, Execute, Failure, FailureCode, FileRequest, Freeze, Hello,
     LAUNCH_MAX, Launch, Outcome, Renew, Resume, Role, Signal, Status, TerminalSize,
 };
-use hearth_guest_protocol::{CONTROL, Frame, GENERATION_RESUME, GENERATIONS, Header, Kind, negotiate};
+use hearth_guest_protocol::{CONTROL, Flags, Frame, GENERATION_RESUME, GENERATIONS, Header, Kind, negotiate};
 use rustix::io::Errno;
 use rustix::process::{Pid, WaitOptions, WaitStatus, wait};
 use serde::de::DeserializeOwned;
@@ -174,7 +174,7 @@ impl Core {
                     .and_modify(|session| session.resize(size));
             }
             Kind::Signal => self.signal(session, read(payload)?)?,
-            Kind::Close => self.close(session),
+            Kind::Close => self.close(session, flags),
             Kind::Detach => self.detach(session),
             Kind::Stop => self.stop(read(payload)?),
             Kind::Ping => self.out.bytes(Header::new(Kind::Pong, session), payload),
@@ -545,23 +545,22 @@ impl Core {
     }
 
     /// Ends a session that the host has lost interest in; from the workload it has merely looked away.
-    fn close(&mut self, id: u32) {
+    fn close(&mut self, id: u32, flags: Flags) {
         self.parts.remove(&id);
         self.limits.remove(&id);
         if self.main != Some(id) {
+            if let Some(session) = self.sessions.get(&id).filter(|_| !flags.has(Flags::END)) {
+                session.reset();
+            }
             self.abandon(id);
         }
     }
 
     /// Forgets a session and kills what runs in it: the group, which a process leads since its start.
     fn abandon(&mut self, id: u32) {
-        let Some(session) = self.sessions.remove(&id) else {
-            return;
-        };
-        if let Work::Dial(connection) = session.work() {
-            connection.reset();
-        }
-        if let Some(pid) = session.pid() {
+        if let Some(session) = self.sessions.remove(&id)
+            && let Some(pid) = session.pid()
+        {
             sys::kill(pid, libc::SIGKILL as u8);
             let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
         }

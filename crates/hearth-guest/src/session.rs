@@ -195,6 +195,13 @@ impl Session {
         }
     }
 
+    /// Has a connection be reset when it is dropped: its client did not finish.
+    pub(crate) fn reset(&self) {
+        if let Work::Dial(connection) = &self.work {
+            connection.reset();
+        }
+    }
+
     /// Returns what it is about.
     pub(crate) fn work(&self) -> &Work {
         &self.work

@@ -51,6 +51,10 @@ def resets(client):
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
 
 
+def probed(client):
+    print("probed:", read_all(client), flush=True)
+
+
 def serve(port, act):
     def run(client):
         with client:
@@ -64,7 +68,7 @@ def serve(port, act):
     threading.Thread(target=accept, daemon=True).start()
 
 
-for port, act in ((11, goes_on), (12, ends_first), (13, waits), (14, resets)):
+for port, act in ((11, goes_on), (12, ends_first), (13, waits), (14, resets), (15, probed)):
     serve(port, act)
 
 # Echoes whatever comes, many at once.

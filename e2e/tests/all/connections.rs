@@ -54,7 +54,7 @@ impl Open {
 }
 
 /// Runs a test with a machine that has the services.
-fn with_services(test: impl FnOnce(&TestNode) -> Result<()>) -> Result<()> {
+fn with_services(more: &[&str], test: impl FnOnce(&TestNode) -> Result<()>) -> Result<()> {
     let image = match debian_python() {
         Ok(image) => image,
         Err(error) => return skip!("no image of Debian can be made here: {error:#}"),
@@ -70,7 +70,7 @@ fn with_services(test: impl FnOnce(&TestNode) -> Result<()>) -> Result<()> {
         ];
         let head = ["--name", "m", "-m", "512m"];
         let tail = ["--entrypoint", "python3", &image, "-c", SERVICES];
-        node.start(head.iter().chain(&ports).chain(&tail))?;
+        node.start(head.iter().chain(more).chain(&ports).chain(&tail))?;
         logged(node, "m", "services ready", 1)?;
         test(node)
     })
@@ -93,7 +93,7 @@ fn is_reset(result: std::io::Result<usize>) -> bool {
 
 #[test]
 fn connections_end_as_either_side_ends_them() -> Result<()> {
-    with_services(|node| {
+    with_services(&["--health-tcp", "15", "--health-interval", "1s"], |node| {
         let at = |port: &str| node.hearth(["port", "m", port]).ok();
         let (echo, nobody, goes_on, ends_first, waits, resets) =
             (at("7")?, at("9")?, at("11")?, at("12")?, at("13")?, at("14")?);
@@ -136,6 +136,9 @@ fn connections_end_as_either_side_ends_them() -> Result<()> {
         vanish(client)?;
         logged(node, "m", "waits: gone", 1)?;
 
+        // A probe has what it wanted: it has not vanished.
+        logged(node, "m", "probed: end after 0", 1)?;
+
         // The service vanishes.
         let mut client = connect(&resets)?;
         client.read_exact(&mut [0; 4])?;
@@ -165,7 +168,7 @@ fn connections_come_in_numbers_and_leave_nothing() -> Result<()> {
     let current = limit.maximum;
     setrlimit(Resource::Nofile, Rlimit { current, ..limit })?;
     let (short, at_once) = (10_000, 1000);
-    with_services(|node| {
+    with_services(&[], |node| {
         let address = node.hearth(["port", "m", "7"]).ok()?;
         converse(&address, b"first")?;
         let before = Open::of(node)?;

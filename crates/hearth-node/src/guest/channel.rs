@@ -11,8 +11,8 @@ use hearth_guest_protocol::message::{
 };
 use hearth_guest_protocol::{
     CONTROL, Decoder, Flags, Frame, FrameError, GENERATION_DATAGRAMS, GENERATION_LAUNCH,
-    GENERATION_PROCESSES, GENERATION_RESUME, GENERATION_TIME_LIMIT, GENERATIONS, Kind, NoCommonGeneration,
-    negotiate,
+    GENERATION_PROCESSES, GENERATION_RESUME, GENERATION_TIME_LIMIT, GENERATIONS, Header, Kind,
+    NoCommonGeneration, negotiate,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -501,6 +501,15 @@ impl Guest {
             self.shared.tell(Kind::Detach, session);
         }
         Ok(())
+    }
+
+    /// Closes a session of which nothing more is wanted.
+    pub(super) fn part(&self, session: u32) {
+        if self.shared.table().sessions.remove(&session).is_some() {
+            let mut frame = Vec::new();
+            Header::marked(Kind::Close, session, Flags::END).write(&[], &mut frame);
+            self.shared.send_urgently(frame);
+        }
     }
 
     pub(super) fn close(&self, session: u32) {

@@ -95,6 +95,11 @@ impl Session {
         self.input.guest.detach(self.input.id)
     }
 
+    /// Ends it in good order: a connection is closed, where a drop resets it.
+    pub fn finish(self) {
+        self.input.guest.part(self.input.id);
+    }
+
     /// Waits for what comes next. Bytes count as consumed with the call behind the one that returned them: until then the
     /// guest keeps those of the workload, should this node die. After the last event it repeats that.
     ///

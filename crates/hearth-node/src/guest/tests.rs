@@ -237,6 +237,40 @@ async fn dropping_a_session_tells_the_guest() {
     drop(session);
     let (closed, _) = peer.receive().await;
     assert_eq!((closed.kind, closed.session), (Kind::Close, opened.session));
+    assert!(!closed.flags.has(Flags::END));
+    let session = guest.dial(80).await.unwrap();
+    peer.receive().await;
+    session.finish();
+    let (closed, _) = peer.receive().await;
+    assert_eq!((closed.kind, closed.flags), (Kind::Close, Flags::END));
+}
+
+#[tokio::test]
+async fn a_datagram_goes_whole_and_an_older_agent_is_not_asked() {
+    let generation = hearth_guest_protocol::GENERATION_DATAGRAMS;
+    let (guest, mut peer, _tasks) = connected_in(generation).await;
+    let session = guest.datagrams(53).await.unwrap();
+    let (opened, _) = peer.receive().await;
+    assert_eq!(opened.kind, Kind::Datagrams);
+    let input = session.input();
+    assert!(!input.send_datagram(&[0; 65_508]).await);
+    assert!(input.send_datagram(b"question").await);
+    let (header, payload) = peer.receive().await;
+    assert_eq!((header.kind, &payload[..]), (Kind::Stdin, &b"\x08\0question"[..]));
+    // The window is enough for eight of the longest: the next one waits, and does not go in parts.
+    let mut sent = 0;
+    let sending = tokio::spawn(async move { while input.send_datagram(&[7; 65_507]).await {} });
+    while sent < 8 {
+        let (_, payload) = peer.receive().await;
+        assert_eq!(payload.len(), 65_509);
+        sent += 1;
+    }
+    let more = tokio::time::timeout(Duration::from_millis(50), peer.receive()).await;
+    assert!(more.is_err());
+    drop(session);
+    sending.abort();
+    let (guest, _peer, _tasks) = connected_in(generation - 1).await;
+    assert!(matches!(guest.datagrams(53).await, Err(RequestError::OlderAgent)));
 }
 
 #[tokio::test]

@@ -81,11 +81,13 @@ pub(super) async fn serve(socket: UdpSocket, number: u16, guest: Guest) {
         tasks: JoinSet::new(),
         room: Arc::new(Semaphore::new(QUEUE_BYTES)),
     };
-    let mut buffer = vec![0; DATAGRAM_MAX];
+    // One more, by which one that is too long is known: IPv6 has some.
+    let mut buffer = vec![0; DATAGRAM_MAX + 1];
     loop {
         tokio::select! {
             received = port.socket.recv_from(&mut buffer) => match received {
-                Ok((count, client)) => port.take(&buffer[..count], client),
+                Ok((count, client)) if count <= DATAGRAM_MAX => port.take(&buffer[..count], client),
+                Ok(_) => {}
                 Err(error) => {
                     tracing::warn!(port = number, %error, "a datagram was not received");
                     tokio::time::sleep(BREATH).await;

@@ -128,7 +128,10 @@ impl Probing {
         match &self.check.probe {
             Probe::Command(command) => self.run(command).await,
             Probe::Tcp(port) => match self.connect(*port).await? {
-                Ok(_) => Some(Finding::new(0, String::new())),
+                Ok(session) => {
+                    session.finish();
+                    Some(Finding::new(0, String::new()))
+                }
                 Err(refused) => Some(refused),
             },
             Probe::Http { port, path } => match self.connect(*port).await? {
@@ -224,6 +227,7 @@ async fn get(mut session: Session, path: &str) -> Option<Finding> {
             }
         }
         if let Some(finding) = judge(&head) {
+            session.finish();
             return Some(finding);
         }
     }
