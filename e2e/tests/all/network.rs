@@ -169,6 +169,12 @@ fn who_names_no_network_is_filtered_and_the_record_says_so() -> Result<()> {
             };
             assert_eq!(reached(node, name, &EVERYWHERE)?, places, "{name}");
         }
+        let reasons = ["m", "apart"].map(|name| Ok(node.inspect(name)?.network_reason));
+        let [of_m, of_apart]: [Result<Option<String>>; 2] = reasons;
+        ensure!(
+            of_m?.is_some() && of_apart?.is_none(),
+            "inspect says why, where nobody asked"
+        );
         // So does code that runs once.
         let script = format!("nc -w 5 {WEB} 80 </dev/null");
         let told = node

@@ -353,6 +353,9 @@ pub struct Machine {
     /// Why it is that one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub driver_reason: Option<String>,
+    /// Why it has the network that its spec says, when none was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network_reason: Option<String>,
     /// What lies between it and the host.
     pub border: Border,
     /// Virtual processors.

@@ -160,6 +160,7 @@ mod tests {
             created_at: "2025-01-01T10:00:00Z".into(),
             driver: "qemu".into(),
             driver_reason: None,
+            network_reason: None,
             border,
             vcpus: 1,
             cpu_quota_us: None,

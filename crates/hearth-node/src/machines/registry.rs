@@ -189,6 +189,7 @@ impl Machines {
         );
         let selected = self.parts.drivers.select(spec.driver).await?;
         let capabilities = selected.driver.capabilities();
+        let mut network_reason = None;
         if new.spec.network.is_none() {
             // Whatever is only there with a way out has chosen.
             let says = &new.spec;
@@ -196,7 +197,9 @@ impl Machines {
                 || says.uplink.is_some()
                 || !(says.name_servers.is_empty() && says.networks.is_empty());
             if !has_said {
-                spec.network = self.default_network(spec.network, capabilities).await;
+                let (mode, reason) = self.default_network(spec.network, capabilities).await;
+                spec.network = mode;
+                network_reason = Some(reason);
             }
             new.spec.network = Some(spec::network_mode(spec.network));
         }
@@ -229,6 +232,7 @@ impl Machines {
             state: RecordedState::Created,
             driver: capabilities.driver.to_owned(),
             driver_reason: Some(selected.reason.clone()),
+            network_reason,
             border: match capabilities.border {
                 vmm::Border::Kvm => Border::Kvm,
                 vmm::Border::Emulated => Border::Emulated,
@@ -269,18 +273,24 @@ impl Machines {
         })
     }
 
-    /// Says what a machine gets that asks for no network: one that is filtered, where this driver's machines and this node can have
-    /// one, or `otherwise`. It is recorded, so that the machine keeps it.
-    async fn default_network(&self, otherwise: NetworkMode, capabilities: &vmm::Capabilities) -> NetworkMode {
+    /// Says what a machine gets that asks for no network, and why: one that is filtered, where this driver's machines and this node can
+    /// have one, or `otherwise`. It is recorded, so that the machine keeps it.
+    async fn default_network(
+        &self,
+        otherwise: NetworkMode,
+        capabilities: &vmm::Capabilities,
+    ) -> (NetworkMode, String) {
         let is_linux = self.parts.artefacts.bare_guest().is_none();
         if !is_linux || capabilities.devices != vmm::DeviceSupport::Interface {
-            return otherwise;
+            let reason = format!("machines of {} get none unless they ask", capabilities.driver);
+            return (otherwise, reason);
         }
         match self.parts.networks.try_out().await {
-            Ok(()) => NetworkMode::Filtered,
+            Ok(()) => (NetworkMode::Filtered, "this node can give it".to_owned()),
             Err(error) => {
-                tracing::info!(error = %life::chain(&error), "machines that ask for no network get none");
-                otherwise
+                let reason = life::chain(&error);
+                tracing::info!(error = %reason, "machines that ask for no network get none");
+                (otherwise, reason)
             }
         }
     }

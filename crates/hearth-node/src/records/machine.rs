@@ -54,6 +54,9 @@ pub struct MachineRecord {
     /// Why it is that one; absent in records of older nodes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub driver_reason: Option<String>,
+    /// Why it has the network that it has, when it asked for none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network_reason: Option<String>,
     /// What lies between it and the host.
     pub border: Border,
     /// The process of its virtual machine monitor, while there is one.
@@ -371,6 +374,7 @@ pub(crate) mod tests {
             },
             driver: "qemu".to_owned(),
             driver_reason: None,
+            network_reason: None,
             border: Border::Emulated,
             vmm: Some(VmmFact {
                 pid: 1,
