@@ -30,15 +30,20 @@ chown -R "$uid:$uid" "$place"
 chmod 711 "$place" "$place/tmp"
 
 cd "$place"
-# Where /dev/kvm is root's alone, the user has one of its own in its place, in a mount namespace that ends with the tests.
-as_user=()
-if [ -c /dev/kvm ]; then
-    mknod "$place/kvm" c "0x$(stat -c %t /dev/kvm)" "0x$(stat -c %T /dev/kvm)"
-    chown "$uid:$uid" "$place/kvm"
-    chmod 600 "$place/kvm"
-    as_user=(unshare --mount sh -c 'mount --bind "$0/kvm" /dev/kvm && exec "$@"' "$place")
-fi
-"${as_user[@]}" setpriv --reuid "$uid" --regid "$uid" --clear-groups \
+# Where a device is root's alone, the user has one of its own in its place, in a mount namespace that ends with the tests.
+mkdir -p "$place/dev/net"
+for device in kvm net/tun; do
+    [ -c "/dev/$device" ] || continue
+    mknod "$place/dev/$device" c "0x$(stat -c %t "/dev/$device")" "0x$(stat -c %T "/dev/$device")"
+    chown "$uid:$uid" "$place/dev/$device"
+    chmod 600 "$place/dev/$device"
+done
+# shellcheck disable=SC2016  # it is for the shell within
+cover='for device in kvm net/tun; do
+    [ ! -e "$0/$device" ] || mount --bind "$0/$device" "/dev/$device" || exit
+done
+exec "$@"'
+unshare --mount sh -c "$cover" "$place/dev" setpriv --reuid "$uid" --regid "$uid" --clear-groups \
     env --default-signal=INT,QUIT -u XDG_RUNTIME_DIR -u XDG_DATA_HOME \
     PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
     HOME="$place/home" TMPDIR="$place/tmp" HEARTH_E2E_BINARY="$place/debug/hearth" \

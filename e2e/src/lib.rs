@@ -30,6 +30,7 @@ mod skip;
 mod terminal;
 mod text;
 mod tree;
+mod user;
 
 pub use bare::BareGuest;
 pub use binary::hearth_binary;

@@ -20,6 +20,8 @@ use crate::command::Invocation;
 use crate::leaks::Traces;
 use crate::permits::Permit;
 use crate::setup;
+use crate::tree::copy_tree;
+use crate::user::User;
 
 /// Machines may take their grace period to stop.
 const STOP_DEADLINE: Duration = Duration::from_secs(60);
@@ -54,6 +56,8 @@ pub struct TestNode {
     hearth: PathBuf,
     driver: Driver,
     environment: Vec<(OsString, OsString)>,
+    /// The ordinary user whose node this is, when not that of the tests.
+    user: Option<User>,
     /// Whether the home is a file system of its own.
     mounted: bool,
     /// Absent while homes are made ready: that happens once, under a permit of the test that needs it.
@@ -121,6 +125,37 @@ impl TestNode {
         Ok(node)
     }
 
+    /// Makes a home as [`TestNode::ready`] does for an ordinary user, who has no entry in /etc/passwd. Takes root's privileges.
+    ///
+    /// # Errors
+    /// As for that, or the home cannot be given to the user.
+    pub fn ready_for(driver: Driver, uid: u32) -> Result<Self> {
+        let permit = Permit::acquire();
+        let mut node = Self::unfilled(driver)?;
+        node._permit = Some(permit);
+        setup::copy(node.home())?;
+        let user = User::of(uid, node.home())?;
+        // Where that user may execute it.
+        node.hearth = user.install(&node.hearth, node.home())?;
+        node.user = Some(user);
+        let lookup = |name: &str| (name == HOME_VARIABLE).then(|| node.home.path().as_os_str().to_owned());
+        node.location = Location::resolve(lookup, uid)?;
+        Ok(node)
+    }
+
+    /// Gives the node's user a tree of files as its own, below the home.
+    ///
+    /// # Errors
+    /// It cannot be copied.
+    pub fn lend(&self, tree: &Path) -> Result<PathBuf> {
+        let place = self.home().join("lent");
+        copy_tree(tree, &place)?;
+        if let Some(user) = &self.user {
+            user.own(&place)?;
+        }
+        Ok(place)
+    }
+
     /// Makes an empty home, where nothing is set up.
     ///
     /// # Errors
@@ -148,6 +183,7 @@ impl TestNode {
             hearth,
             driver,
             environment: Vec::new(),
+            user: None,
             mounted: false,
             _permit: None,
             closed: false,
@@ -181,12 +217,17 @@ impl TestNode {
         program: impl AsRef<OsStr>,
         arguments: impl IntoIterator<Item = A>,
     ) -> Invocation {
-        self.prepared(Invocation::new(program, arguments))
+        let arguments = arguments.into_iter().map(|argument| argument.as_ref().to_owned());
+        let mut words = self.user.as_ref().map_or_else(Vec::new, User::becoming);
+        words.push(program.as_ref().to_owned());
+        words.extend(arguments);
+        let program = words.remove(0);
+        self.prepared(Invocation::new(program, words))
     }
 
     /// Names a call of the command line. Only `PATH` and the like reach it from the caller's environment.
     pub fn hearth<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Invocation {
-        self.prepared(Invocation::new(&self.hearth, arguments))
+        self.call(&self.hearth, arguments)
     }
 
     fn prepared(&self, mut invocation: Invocation) -> Invocation {

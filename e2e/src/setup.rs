@@ -12,7 +12,7 @@ use anyhow::{Context, Result, anyhow};
 use crate::binary::hearth_binary;
 use crate::node::{Driver, TestNode};
 use crate::text::sha256;
-use crate::tree::link_tree;
+use crate::tree::{copy_tree, link_tree};
 
 /// A kernel may come from a slow mirror.
 const SETUP_DEADLINE: Duration = Duration::from_secs(600);
@@ -69,6 +69,16 @@ pub(crate) fn fill(home: &Path) -> Result<()> {
         .iter()
         .filter(|part| shares || **part != "templates")
         .try_for_each(|part| link_tree(&ready.join(part), &home.join(part)))
+}
+
+/// Fills a new home with files of its own, for a user who may not have those of the cache.
+pub(crate) fn copy(home: &Path) -> Result<()> {
+    let shared = tempfile::tempdir()?;
+    fill(shared.path())?;
+    for part in PARTS.iter().filter(|part| **part != "templates") {
+        copy_tree(&shared.path().join(part), &home.join(part))?;
+    }
+    Ok(())
 }
 
 fn prepare() -> Result<PathBuf> {

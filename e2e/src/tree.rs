@@ -34,6 +34,24 @@ pub fn link_tree(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Makes `to` a copy of `from` that shares nothing with it.
+///
+/// # Errors
+/// Something cannot be read or made.
+pub(crate) fn copy_tree(from: &Path, to: &Path) -> Result<()> {
+    for entry in WalkDir::new(from) {
+        let entry = entry?;
+        let place = to.join(entry.path().strip_prefix(from)?);
+        let made = match entry.file_type() {
+            kind if kind.is_dir() => fs::create_dir_all(&place),
+            kind if kind.is_symlink() => fs::read_link(entry.path()).and_then(|to| symlink(to, &place)),
+            _ => fs::copy(entry.path(), &place).map(drop),
+        };
+        made.with_context(|| format!("cannot copy to {}", place.display()))?;
+    }
+    Ok(())
+}
+
 fn copy_one(entry: &walkdir::DirEntry, place: &Path) -> Result<()> {
     let kind = entry.file_type();
     let metadata = entry.metadata()?;

@@ -1,4 +1,4 @@
-//! `hearth node` is the daemon, `hearth pager` serves memory for it; everything else is the command line. Knows nothing but which is
+//! `hearth node` is the daemon, `hearth pager` serves memory for it, `hearth uplink` a machine's way out; everything else is the command line. Knows nothing but which is
 //! which.
 
 use std::error::Error;
@@ -16,6 +16,11 @@ fn main() -> ExitCode {
         && first == "pager"
     {
         return daemon(|| hearth_node::pager::run(rest));
+    }
+    if let Some((first, rest)) = arguments.split_first()
+        && first == "uplink"
+    {
+        return daemon(|| hearth_node::network::keeper::run(rest));
     }
     match node_arguments(&arguments) {
         Some(ready) => daemon(|| hearth_node::run(ready)),

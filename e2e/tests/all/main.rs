@@ -29,6 +29,7 @@ mod network_figures;
 mod network_many;
 mod network_policy;
 mod network_red_team;
+mod network_rootless;
 mod network_user;
 mod node;
 mod parity;

@@ -21,7 +21,8 @@ pub(crate) fn reached(node: &TestNode, machine: &str, destinations: &[&str]) -> 
     let tries = expected(destinations, &PORTS);
     let tries = tries
         .iter()
-        .map(|place| format!("nc -w 5 {place} </dev/null 2>/dev/null & "));
+        // Pasta of Debian 12 keeps the end of a connection to itself whose other end has said that it is done.
+        .map(|place| format!("timeout 8 nc -w 5 {place} </dev/null 2>/dev/null & "));
     let script: String = tries.collect();
     let said = node.exec([machine, "sh", "-c", &format!("{script} wait")]).ok()?;
     let answers = said
@@ -55,25 +56,27 @@ const EVERYWHERE: [&str; 8] = [
 
 #[test]
 fn what_a_machine_reaches_is_what_its_mode_says() -> Result<()> {
-    on_stage(|node, _| {
-        for mode in ["filtered", "open", "isolated", "none"] {
-            node.start(["--name", mode, "--network", mode, "busybox", "sleep", "3600"])?;
-        }
-        // 8 destinations, 6 ports, 4 modes.
-        assert_eq!(
-            reached(node, "filtered", &EVERYWHERE)?,
-            expected(&[WEB, WEB_V6], &ALLOWED)
-        );
-        let all_but_the_host = [WEB, WEB_V6, PRIVATE, PRIVATE_V6];
-        assert_eq!(
-            reached(node, "open", &EVERYWHERE)?,
-            expected(&all_but_the_host, &PORTS)
-        );
-        for mode in ["isolated", "none"] {
-            assert_eq!(reached(node, mode, &EVERYWHERE)?, Vec::<String>::new(), "{mode}");
-        }
-        names(node)
-    })
+    on_stage(|node, _| modes(node))
+}
+
+/// The matrix: 8 destinations, 6 ports, 4 modes.
+pub(crate) fn modes(node: &TestNode) -> Result<()> {
+    for mode in ["filtered", "open", "isolated", "none"] {
+        node.start(["--name", mode, "--network", mode, "busybox", "sleep", "3600"])?;
+    }
+    assert_eq!(
+        reached(node, "filtered", &EVERYWHERE)?,
+        expected(&[WEB, WEB_V6], &ALLOWED)
+    );
+    let all_but_the_host = [WEB, WEB_V6, PRIVATE, PRIVATE_V6];
+    assert_eq!(
+        reached(node, "open", &EVERYWHERE)?,
+        expected(&all_but_the_host, &PORTS)
+    );
+    for mode in ["isolated", "none"] {
+        assert_eq!(reached(node, mode, &EVERYWHERE)?, Vec::<String>::new(), "{mode}");
+    }
+    names(node)
 }
 
 /// Names are answered by the gateway, whichever server is asked; where no way leads out, none are.
@@ -149,40 +152,43 @@ fn bridge_card(stage: &Stage) -> Result<String> {
 
 #[test]
 fn who_names_no_network_is_filtered_and_the_record_says_so() -> Result<()> {
-    on_stage(|node, _| {
-        let sleep = ["busybox", "sleep", "3600"];
-        node.start(["--name", "m"].into_iter().chain(sleep))?;
-        node.start(["--name", "apart", "--network", "none"].into_iter().chain(sleep))?;
-        node.hearth(["fork", "m", "--name", "twin"]).ok()?;
-        kill(node)?;
-        node.hearth(["restart", "m"]).ok()?;
-        for (name, mode) in [
-            ("m", NetworkMode::Filtered),
-            ("twin-1", NetworkMode::Filtered),
-            ("apart", NetworkMode::None),
-        ] {
-            assert_eq!(node.inspect(name)?.spec.network, Some(mode), "{name}");
-            let places = if mode == NetworkMode::None {
-                vec![]
-            } else {
-                expected(&[WEB, WEB_V6], &ALLOWED)
-            };
-            assert_eq!(reached(node, name, &EVERYWHERE)?, places, "{name}");
-        }
-        let reasons = ["m", "apart"].map(|name| Ok(node.inspect(name)?.network_reason));
-        let [of_m, of_apart]: [Result<Option<String>>; 2] = reasons;
-        ensure!(
-            of_m?.is_some() && of_apart?.is_none(),
-            "inspect says why, where nobody asked"
-        );
-        // So does code that runs once.
-        let script = format!("nc -w 5 {WEB} 80 </dev/null");
-        let told = node
-            .hearth(["execute", "--image", "busybox", "--cmd", "sh", "-c", &script])
-            .ok()?;
-        ensure!(told.contains("at 203.0.113.10 80"), "{told}");
-        Ok(())
-    })
+    on_stage(|node, _| default_and_forks(node))
+}
+
+/// The default is recorded; forks, restarts and the next node keep it.
+pub(crate) fn default_and_forks(node: &TestNode) -> Result<()> {
+    let sleep = ["busybox", "sleep", "3600"];
+    node.start(["--name", "m"].into_iter().chain(sleep))?;
+    node.start(["--name", "apart", "--network", "none"].into_iter().chain(sleep))?;
+    node.hearth(["fork", "m", "--name", "twin"]).ok()?;
+    kill(node)?;
+    node.hearth(["restart", "m"]).ok()?;
+    for (name, mode) in [
+        ("m", NetworkMode::Filtered),
+        ("twin-1", NetworkMode::Filtered),
+        ("apart", NetworkMode::None),
+    ] {
+        assert_eq!(node.inspect(name)?.spec.network, Some(mode), "{name}");
+        let places = if mode == NetworkMode::None {
+            vec![]
+        } else {
+            expected(&[WEB, WEB_V6], &ALLOWED)
+        };
+        assert_eq!(reached(node, name, &EVERYWHERE)?, places, "{name}");
+    }
+    let reasons = ["m", "apart"].map(|name| Ok(node.inspect(name)?.network_reason));
+    let [of_m, of_apart]: [Result<Option<String>>; 2] = reasons;
+    ensure!(
+        of_m?.is_some() && of_apart?.is_none(),
+        "inspect says why, where nobody asked"
+    );
+    // So does code that runs once.
+    let script = format!("timeout 8 nc -w 5 {WEB} 80 </dev/null; true");
+    let told = node
+        .hearth(["execute", "--image", "busybox", "--cmd", "sh", "-c", &script])
+        .ok()?;
+    ensure!(told.contains("at 203.0.113.10 80"), "{told}");
+    Ok(())
 }
 
 /// What every machine of a test serves.

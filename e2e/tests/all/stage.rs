@@ -10,10 +10,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use e2e::{Driver, TestNode, check};
 use rustix::net::sockopt::set_socket_linger;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use crate::support::until;
 
 /// A web server of the internet, and one that IPv6 leads to.
 pub(crate) const WEB: &str = "203.0.113.10";
@@ -37,6 +39,9 @@ pub(crate) const HOST_V6: &str = "2001:db8:1::1";
 pub(crate) const PORTS: [u16; 6] = [22, 25, 80, 443, 8080, 9418];
 /// Those that a filtered machine may talk to.
 pub(crate) const ALLOWED: [u16; 4] = [22, 80, 443, 9418];
+
+/// The first of the users that have nodes on stages: users that nobody has.
+const FIRST_USER: u32 = 70_000;
 
 /// What went over a connection.
 #[derive(Debug)]
@@ -181,10 +186,46 @@ impl Stage {
         Ok(carried)
     }
 
+    /// Runs a test on an ordinary user's node that lives on this host.
+    pub(crate) fn play_for_user(&self, test: impl Fn(&TestNode, &Self) -> Result<()> + Sync) -> Result<()> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = std::process::id() % 400 * 16 + COUNT.fetch_add(1, Ordering::Relaxed) % 16;
+        let uid = FIRST_USER + number;
+        self.act(TestNode::ready_for(Driver::Qemu, uid), test)?;
+        let left = || {
+            let processes = std::fs::read_dir("/proc")?.flatten();
+            // The directory of what nobody may look into is root's.
+            let of_user = processes.filter(|entry| {
+                let status = std::fs::read_to_string(entry.path().join("status")).unwrap_or_default();
+                status.contains(&format!("Uid:\t{uid}\t"))
+            });
+            let lines = of_user.map(|entry| std::fs::read(entry.path().join("cmdline")).unwrap_or_default());
+            Ok::<_, anyhow::Error>(
+                lines
+                    .map(|line| String::from_utf8_lossy(&line).replace('\0', " "))
+                    .collect(),
+            )
+        };
+        // Those of a network end behind the machine's monitor.
+        let mut last: Vec<String> = Vec::new();
+        let ended = until("all processes of the user have ended", || {
+            last = left()?;
+            Ok(last.is_empty())
+        });
+        ended.with_context(|| format!("{last:?}"))
+    }
+
     /// Runs a test on a node that lives on this host.
     pub(crate) fn play(&self, test: impl Fn(&TestNode, &Self) -> Result<()> + Sync) -> Result<()> {
         // Made ready outside, where packages can be fetched; the node starts with the first verb, and so in there.
-        let node = TestNode::ready(Driver::Qemu);
+        self.act(TestNode::ready(Driver::Qemu), test)
+    }
+
+    fn act(
+        &self,
+        node: Result<TestNode>,
+        test: impl Fn(&TestNode, &Self) -> Result<()> + Sync,
+    ) -> Result<()> {
         inside(&self.host, || {
             check(node, |node| {
                 let settings = "[network]\nname-servers = [\"198.51.100.2\"]\n";
@@ -271,6 +312,16 @@ pub(crate) fn obstacle() -> Option<String> {
         return Some(format!("/dev/net/tun does not open: {error}"));
     }
     e2e::missing_program(&["ip", "nft"]).map(|program| format!("{program} is not installed"))
+}
+
+/// Runs a test on an ordinary user's node that lives on a host of its own, or says why it cannot.
+pub(crate) fn on_stage_for_user(test: impl Fn(&TestNode, &Stage) -> Result<()> + Sync) -> Result<()> {
+    let missing = || e2e::missing_program(&["pasta", "setpriv", "unshare"]);
+    let missing = || missing().map(|program| format!("{program} is not installed"));
+    match obstacle().or_else(missing) {
+        Some(reason) => e2e::skip!("{reason}"),
+        None => Stage::set()?.play_for_user(test),
+    }
 }
 
 /// Runs a test on a node that lives on a host of its own, or says why it cannot.

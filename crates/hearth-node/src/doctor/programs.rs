@@ -1,11 +1,13 @@
 //! Programs of the host that machines need.
 
+use std::path::Path;
 use std::time::Duration;
 
 use super::{Check, chain};
 use crate::host::command::HostCommand;
-use crate::host::facts::find_program;
+use crate::host::facts::{self, find_program};
 use crate::host::own;
+use crate::network;
 use crate::setup::Artefacts;
 
 /// The oldest QEMU that Hearth drives: the one of Debian 12.
@@ -105,17 +107,42 @@ pub(super) fn mkfs_ext4() -> Check {
     }
 }
 
-/// Judges what machines with a network need: a program that sets rules, and a node of root's.
+/// Judges what machines with a network need: a program that sets rules, and a way out.
 pub(super) fn networks() -> Check {
     match find_program("nft") {
         None => Check::absent("networks", "nft is not installed")
             .because("it sets the rules of machines with --network filtered or open")
             .remedy("apt-get install nftables"),
-        Some(_) if !own::is_root() => Check::absent("networks", "isolated only")
-            .because("the way out of a machine is made by root alone")
-            .remedy("start the node as root"),
-        Some(path) => Check::ok("networks", path.display().to_string()),
+        Some(nft) if own::is_root() => {
+            Check::ok("networks", format!("by a bridge; rules by {}", nft.display()))
+        }
+        Some(nft) => uplink(&nft),
     }
+}
+
+/// Judges the way out that an ordinary user's machines have.
+fn uplink(nft: &Path) -> Check {
+    let isolated = || Check::absent("networks", "isolated only");
+    let Some(pasta) = find_program(network::PASTA) else {
+        return isolated()
+            .because("pasta is not installed, which carries what machines of ordinary users send")
+            .remedy(format!(
+                "apt-get install {}; or start the node as root",
+                network::PASTA_PACKAGE
+            ));
+    };
+    if !facts::user_namespaces() {
+        return isolated()
+            .because("this user may not make user namespaces")
+            .remedy("as for namespaces; or start the node as root");
+    }
+    if let Err(error) = facts::open_device(Path::new("/dev/net/tun")) {
+        return isolated()
+            .because(format!("/dev/net/tun cannot be opened: {error}"))
+            .remedy("as root: `chmod 666 /dev/net/tun`; or start the node as root");
+    }
+    let detail = format!("by {}; rules by {}", pasta.display(), nft.display());
+    Check::ok("networks", detail)
 }
 
 #[cfg(test)]

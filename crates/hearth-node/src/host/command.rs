@@ -7,6 +7,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
 use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::process::{ExitStatus, Stdio};
@@ -16,6 +17,9 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal};
 use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
 use tokio::process::{Child, ChildStderr, ChildStdout};
+
+use super::ambient;
+use super::network_namespace::NetworkNamespace;
 
 /// How long a command may take unless its caller says otherwise.
 const DEFAULT_TIME_LIMIT: Duration = Duration::from_secs(60);
@@ -120,6 +124,7 @@ pub struct HostCommand {
     args: Vec<OsString>,
     envs: Vec<(OsString, OsString)>,
     directory: Option<PathBuf>,
+    within: Vec<OwnedFd>,
     limit: Duration,
 }
 
@@ -132,6 +137,7 @@ impl HostCommand {
             args: Vec::new(),
             envs: Vec::new(),
             directory: None,
+            within: Vec::new(),
             limit: DEFAULT_TIME_LIMIT,
         }
     }
@@ -162,6 +168,15 @@ impl HostCommand {
     pub fn directory(mut self, directory: impl Into<PathBuf>) -> Self {
         self.directory = Some(directory.into());
         self
+    }
+
+    /// Has it run inside a network namespace, with the right to set that up.
+    ///
+    /// # Errors
+    /// When there are too many open files.
+    pub fn within(mut self, namespace: &NetworkNamespace) -> io::Result<Self> {
+        self.within = namespace.cloned()?;
+        Ok(self)
     }
 
     /// Sets how long it may take; one minute unless set.
@@ -231,6 +246,9 @@ impl HostCommand {
         if let Some(directory) = &self.directory {
             command.current_dir(directory);
         }
+        if !self.within.is_empty() {
+            enter(&mut command, self.within);
+        }
         die_with(&mut command, rustix::process::getpid());
         let mut child = command.spawn().map_err(|source| match source.kind() {
             // A missing working directory gives the same code; only the program itself is the package's matter.
@@ -292,6 +310,22 @@ fn die_with(command: &mut tokio::process::Command, parent: Pid) {
     };
     // SAFETY: between fork and exec the closure makes two system calls (prctl, getppid) and allocates nothing, so it
     // is async-signal-safe.
+    unsafe { command.pre_exec(before_exec) };
+}
+
+/// Has the command enter namespaces. What the kernel does at the death of its parent is to be arranged later: this undoes it.
+fn enter(command: &mut tokio::process::Command, namespaces: Vec<OwnedFd>) {
+    let before_exec = move || {
+        for namespace in &namespaces {
+            ambient::enter(namespace.as_raw_fd()).map_err(io::Error::from_raw_os_error)?;
+        }
+        // Root's programs have all rights.
+        match namespaces.len() {
+            1 => Ok(()),
+            _ => ambient::keep(ambient::NETWORK).map_err(io::Error::from_raw_os_error),
+        }
+    };
+    // SAFETY: between fork and exec the closure makes system calls and allocates nothing.
     unsafe { command.pre_exec(before_exec) };
 }
 

@@ -1,13 +1,16 @@
 //! Makes a second process of this one, for helpers that guard each other: fork(2), signalfd(2), memfd_create(2).
 
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, Stdio};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::MemfdFlags;
 use rustix::io::Errno;
-use rustix::process::{WaitId, WaitIdOptions, waitid};
+use rustix::process::{Signal, WaitId, WaitIdOptions, waitid};
 
 use super::peer::PeerProcess;
 use super::process::Exit;
@@ -51,6 +54,28 @@ pub fn reap(child: &PeerProcess) -> io::Result<Exit> {
             _ => Exit::Unknown,
         },
     )
+}
+
+/// Starts a program that the kernel kills when this process ends, which must have one thread: the kernel counts threads as parents.
+///
+/// # Errors
+/// It cannot be started.
+pub fn start_bound(program: &OsStr, arguments: &[OsString]) -> io::Result<PeerProcess> {
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::null());
+    let parent = rustix::process::getpid();
+    let bind = move || {
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+        // The parent may have ended before that took effect.
+        match rustix::process::getppid() == Some(parent) {
+            true => Ok(()),
+            false => Err(Errno::SRCH.into()),
+        }
+    };
+    // SAFETY: between fork and exec the closure makes two system calls and allocates nothing.
+    let child = unsafe { command.pre_exec(bind) }.spawn()?;
+    // Nobody has waited for it, so the number is its own.
+    PeerProcess::open(child.id().cast_signed())
 }
 
 /// SIGTERM and SIGINT, as a descriptor: it can be read when one came.
@@ -120,6 +145,15 @@ pub fn inherited(number: i32) -> io::Result<OwnedFd> {
     rustix::io::fcntl_setfd(borrowed, rustix::io::FdFlags::CLOEXEC)?;
     // SAFETY: it is open, and the caller says that it was left to this process, which has not opened anything yet.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Makes a pipe: what is read of it, and what is written to.
+///
+/// # Errors
+/// When there are too many open files.
+pub fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    let flags = rustix::pipe::PipeFlags::CLOEXEC;
+    Ok(rustix::pipe::pipe_with(flags)?)
 }
 
 /// Makes a file in memory.

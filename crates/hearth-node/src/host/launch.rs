@@ -17,6 +17,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::ambient;
 use super::fence::Fence;
 use super::network_namespace::NetworkNamespace;
 use super::process::Process;
@@ -132,6 +133,22 @@ pub enum LaunchError {
 /// # Errors
 /// [`LaunchError`]; nothing runs then.
 pub fn launch(launch: Launch) -> Result<Process, LaunchError> {
+    let inside = launch.network.clone();
+    let namespaces = inside.as_deref().map(NetworkNamespace::descriptors);
+    start(launch, namespaces.unwrap_or_default(), None)
+}
+
+/// Starts a program as [`launch`] does that stays out of a namespace and has [`ambient::RIGHTS`] over it. For a node that is not
+/// root's: what root starts has all rights.
+///
+/// # Errors
+/// [`LaunchError`]; nothing runs then.
+pub fn launch_beside(launch: Launch, namespace: &NetworkNamespace) -> Result<Process, LaunchError> {
+    let owner = namespace.owner().into_iter().collect();
+    start(launch, owner, Some(ambient::RIGHTS))
+}
+
+fn start(launch: Launch, namespaces: Vec<RawFd>, rights: Option<u64>) -> Result<Process, LaunchError> {
     let program = launch.program.clone();
     let prepare = |source| LaunchError::Prepare {
         program: program.clone(),
@@ -152,17 +169,22 @@ pub fn launch(launch: Launch) -> Result<Process, LaunchError> {
         .map_or(launch.log.as_raw_fd(), AsRawFd::as_raw_fd);
     let null = File::open("/dev/null").map_err(prepare)?;
     let oom_score_adj = launch.oom_score_adj.to_string();
+    let lifeline = launch.network.as_deref().and_then(NetworkNamespace::lifeline);
+    let passed: Vec<RawFd> = launch
+        .passed
+        .iter()
+        .map(AsRawFd::as_raw_fd)
+        .chain(lifeline)
+        .collect();
     let mut child = Child {
         program: strings.program.as_ptr(),
         argv: strings.argv(),
         envp: [c"LC_ALL=C.UTF-8".as_ptr(), std::ptr::null()],
         standard: [null.as_raw_fd(), output, launch.log.as_raw_fd()],
-        passed: launch.passed.iter().map(AsRawFd::as_raw_fd).collect(),
-        parked: vec![0; launch.passed.len() + 3],
-        namespaces: launch
-            .network
-            .as_deref()
-            .map_or_else(Vec::new, NetworkNamespace::descriptors),
+        parked: vec![0; passed.len() + 3],
+        passed,
+        namespaces,
+        rights,
         mounts: strings.mounts(),
         fence: launch.fence.as_ref().map(|fence| fence.0.as_raw_fd()),
         directory: strings.directory.as_ptr(),
@@ -239,6 +261,8 @@ struct Child<'a> {
     /// Where the copies of `standard` and `passed` are, as long as they together.
     parked: Vec<usize>,
     namespaces: Vec<RawFd>,
+    /// What it keeps of its rights over them.
+    rights: Option<u64>,
     /// From where to where.
     mounts: Vec<[*const libc::c_char; 2]>,
     fence: Option<RawFd>,
@@ -281,12 +305,12 @@ impl Child<'_> {
 }
 
 /// Keeps signals from this thread, and so from the child, whose handlers would run in the node's memory.
-struct AllSignalsBlocked {
+pub(super) struct AllSignalsBlocked {
     before: libc::sigset_t,
 }
 
 impl AllSignalsBlocked {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         // SAFETY: both sets are valid memory that the calls fill; a signal set of zeros is a valid value before that.
         unsafe {
             let (mut all, mut before) = (std::mem::zeroed(), std::mem::zeroed());
@@ -350,6 +374,9 @@ fn become_program(child: &mut Child<'_>) -> Step {
     call("umask", libc::SYS_umask, [0o077, 0, 0, 0])?;
     if let Some(user) = child.user {
         become_user(user, child.groups)?;
+    }
+    if let Some(rights) = child.rights {
+        ambient::keep(rights).map_err(|errno| ("capset (its rights over a network)", errno))?;
     }
     renounce_privileges()?;
     let nothing_blocked = 0_u64;

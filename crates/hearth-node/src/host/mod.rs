@@ -1,5 +1,6 @@
 //! The only caller of the operating system.
 
+mod ambient;
 pub mod cgroup;
 pub mod command;
 pub mod confine;

@@ -6,13 +6,20 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+use super::ambient;
+use super::fork;
+use super::launch::{AllSignalsBlocked, HostUser};
+use super::own;
+
 /// The child's stack while it opens two files, in bytes.
 const CHILD_STACK: usize = 64 << 10;
+
+/// That of one that does more.
+const VISITOR_STACK: usize = 256 << 10;
 
 /// A network namespace that lives as long as this value, a process inside it, or a socket of it.
 #[derive(Debug)]
@@ -20,6 +27,8 @@ pub struct NetworkNamespace {
     /// Set when the node is not root: only inside a user namespace of its own may it make a network.
     user: Option<OwnedFd>,
     network: OwnedFd,
+    /// One end of a pipe, which a program that lives inside inherits: whoever has the other end sees when nobody is left.
+    lifeline: Option<OwnedFd>,
 }
 
 struct Opened {
@@ -96,20 +105,32 @@ impl NetworkNamespace {
         Ok((namespace, Tap(Mutex::new(tap))))
     }
 
-    /// Finds the one that a process is in; for root.
+    /// Finds the one that a process of this user's is in.
     ///
     /// # Errors
     /// When the process is gone or may not be looked at.
     pub fn of_process(pid: i32) -> io::Result<Self> {
-        let network = File::open(format!("/proc/{pid}/ns/net"))?.into();
-        Ok(Self { user: None, network })
+        let open = |kind| File::open(format!("/proc/{pid}/ns/{kind}")).map(OwnedFd::from);
+        let user = match own::is_root() {
+            true => None,
+            false => Some(open("user")?),
+        };
+        Ok(Self {
+            user,
+            network: open("net")?,
+            lifeline: None,
+        })
     }
 
-    /// Does something inside, on a thread of its own; for root. What it opens there stays there.
+    /// Does something inside: on a thread of its own, or in a process that borrows this one's memory where only a process may
+    /// enter. What it opens there stays there, and is this process's. It is to open things and to return.
     ///
     /// # Errors
     /// Those of `act`; when this process may not enter.
     pub fn enter<T: Send>(&self, act: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+        if let Some(user) = &self.user {
+            return visit([user.as_raw_fd(), self.network.as_raw_fd()], act);
+        }
         std::thread::scope(|scope| {
             let entered = scope.spawn(|| {
                 move_into_link_name_space(self.network.as_fd(), Some(LinkNameSpaceType::Network))?;
@@ -121,14 +142,40 @@ impl NetworkNamespace {
         })
     }
 
+    /// Has programs that will live inside hold one end of a pipe, and returns the other, which hangs up when this value and all of
+    /// them have gone.
+    ///
+    /// # Errors
+    /// When there are too many open files.
+    pub fn tie(&mut self) -> io::Result<OwnedFd> {
+        let (tied, held) = fork::pipe()?;
+        self.lifeline = Some(held);
+        Ok(tied)
+    }
+
+    /// Names it once more, without what [`NetworkNamespace::tie`] has tied.
+    ///
+    /// # Errors
+    /// When there are too many open files.
+    pub fn untied(&self) -> io::Result<Self> {
+        Ok(Self {
+            user: self.user.as_ref().map(OwnedFd::try_clone).transpose()?,
+            network: self.network.try_clone()?,
+            lifeline: None,
+        })
+    }
+
+    /// Returns what names it to a program that is given this descriptor.
+    ///
+    /// # Errors
+    /// When there are too many open files.
+    pub fn pass(&self) -> io::Result<OwnedFd> {
+        self.network.try_clone()
+    }
+
     /// Returns what names it to the kernel in this process.
     pub fn descriptor(&self) -> RawFd {
         self.network.as_raw_fd()
-    }
-
-    /// Returns a path by which programs that this process starts find it.
-    pub fn path(&self) -> PathBuf {
-        format!("/proc/{}/fd/{}", std::process::id(), self.network.as_raw_fd()).into()
     }
 
     fn make(with_tap: bool) -> io::Result<(Self, Option<OwnedFd>)> {
@@ -168,7 +215,13 @@ impl NetworkNamespace {
         match (own(opened.user), own(opened.network)) {
             (Some(user), Some(network)) if opened.errno == 0 => {
                 let user = (user_namespace != 0).then_some(user);
-                Ok((Self { user, network }, tap))
+                let lifeline = None;
+                let namespace = Self {
+                    user,
+                    network,
+                    lifeline,
+                };
+                Ok((namespace, tap))
             }
             _ => Err(io::Error::from_raw_os_error(opened.errno)),
         }
@@ -182,6 +235,85 @@ impl NetworkNamespace {
             .map(AsRawFd::as_raw_fd)
             .collect()
     }
+
+    /// Returns the same, for whoever keeps it longer.
+    pub(super) fn cloned(&self) -> io::Result<Vec<OwnedFd>> {
+        self.user
+            .iter()
+            .chain([&self.network])
+            .map(OwnedFd::try_clone)
+            .collect()
+    }
+
+    /// Returns what a child that stays outside passes to `setns`: it has rights over the network then, where this process is not
+    /// root's.
+    pub(super) fn owner(&self) -> Option<RawFd> {
+        self.user.as_ref().map(AsRawFd::as_raw_fd)
+    }
+
+    /// Returns what a program inside inherits.
+    pub(super) fn lifeline(&self) -> Option<RawFd> {
+        self.lifeline.as_ref().map(AsRawFd::as_raw_fd)
+    }
+}
+
+/// What a visitor of a namespace is to do, and what came of it.
+struct Visit<F, T> {
+    namespaces: [RawFd; 2],
+    act: Option<F>,
+    outcome: Option<std::thread::Result<io::Result<T>>>,
+}
+
+/// Does something in a user namespace and a network namespace of it, which only processes with one thread may enter: in a child that
+/// borrows this process's memory and descriptors, and this thread's place in it, until it ends.
+fn visit<T: Send, F: FnOnce() -> io::Result<T> + Send>(namespaces: [RawFd; 2], act: F) -> io::Result<T> {
+    let mut visit = Visit {
+        namespaces,
+        act: Some(act),
+        outcome: None,
+    };
+    let mut stack = vec![0_u128; VISITOR_STACK / size_of::<u128>()];
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_FILES | libc::SIGCHLD;
+    let signals = AllSignalsBlocked::new();
+    // SAFETY: CLONE_VFORK suspends this thread until the child has ended, so the stack and `visit` outlive it and are its alone. To
+    // the C library and to Rust the child is this thread, on another stack: the same thread-local storage, and locks that other
+    // threads wait for as ever. `act` may therefore allocate and open files; its bounds say that it may move to another thread. No
+    // handler of a signal runs in the child, and no panic leaves it.
+    let pid = unsafe {
+        libc::clone(
+            run_visit::<F, T>,
+            stack.as_mut_ptr_range().end.cast(),
+            flags,
+            (&raw mut visit).cast(),
+        )
+    };
+    if pid < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let child = rustix::process::Pid::from_raw(pid);
+    // It has ended, and no signal interrupts this.
+    let _ = rustix::process::waitpid(child, rustix::process::WaitOptions::empty());
+    drop(signals);
+    match visit.outcome {
+        Some(Ok(outcome)) => outcome,
+        Some(Err(panic)) => std::panic::resume_unwind(panic),
+        None => Err(io::Error::other("the visitor of a network namespace was killed")),
+    }
+}
+
+extern "C" fn run_visit<F: FnOnce() -> io::Result<T>, T>(argument: *mut libc::c_void) -> libc::c_int {
+    // SAFETY: the argument is the `Visit` that `visit` passed, which waits in the parent while this runs.
+    let visit = unsafe { &mut *argument.cast::<Visit<F, T>>() };
+    for namespace in visit.namespaces {
+        if let Err(errno) = ambient::enter(namespace) {
+            visit.outcome = Some(Ok(Err(io::Error::from_raw_os_error(errno))));
+            return 1;
+        }
+    }
+    if let Some(act) = visit.act.take() {
+        visit.outcome = Some(std::panic::catch_unwind(std::panic::AssertUnwindSafe(act)));
+    }
+    0
 }
 
 extern "C" fn open_namespaces(argument: *mut libc::c_void) -> libc::c_int {
@@ -205,13 +337,49 @@ struct InterfaceRequest {
 
 impl InterfaceRequest {
     fn of(flags: libc::c_int) -> Self {
-        let mut name = [0; libc::IFNAMSIZ];
-        name[..TAP.len()].copy_from_slice(TAP.as_bytes());
+        Self::named(TAP, flags)
+    }
+
+    fn named(name: &str, flags: libc::c_int) -> Self {
+        let mut bytes = [0; libc::IFNAMSIZ];
+        for (byte, of_name) in bytes[..libc::IFNAMSIZ - 1].iter_mut().zip(name.bytes()) {
+            *byte = of_name;
+        }
         Self {
-            name,
+            name: bytes,
             flags: flags as libc::c_short,
             rest: [0; 22],
         }
+    }
+}
+
+/// Gives this user and group their numbers in the user namespace that this process has entered, which is theirs and knows nobody yet.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn map_user(user: HostUser) -> io::Result<()> {
+    let HostUser { uid, gid } = user;
+    std::fs::write("/proc/self/setgroups", "deny")?;
+    std::fs::write("/proc/self/uid_map", format!("{uid} {uid} 1"))?;
+    std::fs::write("/proc/self/gid_map", format!("{gid} {gid} 1"))
+}
+
+/// Makes a TAP in the namespace that this thread is in, which stays without anybody at its other end: whoever may open it by its name
+/// takes that up.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn make_tap_named(name: &str) -> io::Result<()> {
+    let device = File::options().read(true).write(true).open("/dev/net/tun")?;
+    let attach = InterfaceRequest::named(name, libc::IFF_TAP | libc::IFF_NO_PI);
+    // SAFETY: TUNSETIFF takes the address of an `ifreq`, which lives until it returns; TUNSETPERSIST takes a number.
+    let made = unsafe {
+        libc::ioctl(device.as_raw_fd(), libc::TUNSETIFF as _, &raw const attach) == 0
+            && libc::ioctl(device.as_raw_fd(), libc::TUNSETPERSIST as _, 1) == 0
+    };
+    match made {
+        true => Ok(()),
+        false => Err(io::Error::last_os_error()),
     }
 }
 

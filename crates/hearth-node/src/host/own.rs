@@ -2,6 +2,7 @@
 
 use std::io;
 
+use super::launch::HostUser;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Allows as many open files as the host lets this process have: each connection to a published port takes one, and the usual soft
@@ -64,6 +65,14 @@ pub fn leave_session() {
 /// Returns the user that this process runs as.
 pub fn uid() -> u32 {
     rustix::process::getuid().as_raw()
+}
+
+/// Returns the user and the group that this process acts as.
+pub fn user() -> HostUser {
+    HostUser {
+        uid: rustix::process::geteuid().as_raw(),
+        gid: rustix::process::getegid().as_raw(),
+    }
 }
 
 /// Tells whether this process acts as root.

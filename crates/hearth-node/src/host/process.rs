@@ -43,6 +43,15 @@ impl ProcessId {
     }
 }
 
+/// Opens what can be read once a process has ended, and names it until then.
+///
+/// # Errors
+/// There is none of that number.
+pub fn handle(pid: i32) -> io::Result<OwnedFd> {
+    let pid = Pid::from_raw(pid).ok_or(rustix::io::Errno::SRCH)?;
+    Ok(rustix::process::pidfd_open(pid, PidfdFlags::empty())?)
+}
+
 /// Finds the processes on whose command line these arguments stand, one behind the other.
 pub fn with_arguments(arguments: &[&str]) -> Vec<ProcessId> {
     let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();

@@ -70,6 +70,21 @@ impl Firewall {
         self.change(flushed.chain(filled).collect())
     }
 
+    /// Refuses these addresses, whatever a policy says, and no others that were given before.
+    pub(super) fn keep_off(&mut self, here: &[IpNet]) -> io::Result<()> {
+        let mut changes = Vec::new();
+        for number in ["4", "6"] {
+            let set = format!("host{number}");
+            let of_family = here.iter().filter(|range| family(range.addr()) == number);
+            let elements: Vec<Element> = of_family.map(all_protocols).collect();
+            changes.push(delete(&set, None));
+            if !elements.is_empty() {
+                changes.push(add(&set, &elements, None));
+            }
+        }
+        self.change(changes)
+    }
+
     /// Lets an address be reached for as long as its name stands for it.
     pub(super) fn pin(&mut self, address: IpAddr, ports: &Ports, time: Duration) -> io::Result<()> {
         let (set, elements) = pins(address, ports);

@@ -12,6 +12,7 @@ use hearth_machine::policy::{Connection, DomainName, Host, Policy, Preset, Proto
 use ipnet::IpNet;
 
 use super::firewall::Firewall;
+use super::here::Here;
 use super::journal::{Journal, Target};
 use super::question::{Asking, Told};
 
@@ -36,6 +37,8 @@ pub(super) struct Guard {
 struct Post {
     policy: Policy,
     firewall: Firewall,
+    /// What is this host, where the firewall is told.
+    here: Here,
     /// By which names addresses were found, and until when.
     found: HashMap<IpAddr, Found>,
     asked: Asked,
@@ -87,6 +90,7 @@ impl Guard {
         let post = Post {
             policy,
             firewall,
+            here: Here::default(),
             found: HashMap::new(),
             asked,
             networks: Vec::new(),
@@ -95,6 +99,15 @@ impl Guard {
             post: Mutex::new(post),
             journal,
         })
+    }
+
+    /// Keeps the machine off these addresses; connections to them end.
+    pub(super) fn keep_off(&self, here: Here) -> io::Result<()> {
+        let mut post = self.post();
+        post.firewall.keep_off(&here)?;
+        post.here = here;
+        let Post { firewall, here, .. } = &mut *post;
+        firewall.cut(|address, _, _| !is_in(here, address))
     }
 
     fn post(&self) -> MutexGuard<'_, Post> {
@@ -261,7 +274,10 @@ impl Guard {
             protocol,
             port,
         });
-        let reason = if verdict.allowed {
+        let is_here = is_in(&post.here, address);
+        let reason = if is_here {
+            "it is the host itself".to_owned()
+        } else if verdict.allowed {
             "the time of the name's address is over: it is to be asked for again".to_owned()
         } else {
             verdict.to_string()
@@ -277,7 +293,7 @@ impl Guard {
             Some(port) => format!("{host}:{port}"),
             None => host,
         };
-        let remedy = remedy(&verdict, &destination);
+        let remedy = remedy(&verdict, &destination).filter(|_| !is_here);
         drop(post);
         let target = target(name, address, protocol, port);
         self.journal.refused(target, reason, remedy);
@@ -319,6 +335,10 @@ fn target(name: Option<DomainName>, address: IpAddr, protocol: Protocol, port: O
         protocol: Some(protocol),
         port,
     }
+}
+
+fn is_in(here: &Here, address: IpAddr) -> bool {
+    here.iter().any(|range| range.contains(&address))
 }
 
 /// Says what would allow it.

@@ -15,9 +15,9 @@ use rtnetlink::packet_core::{
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags};
 use rtnetlink::packet_route::link::{
-    InfoBridgePort, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage,
+    InfoBridgePort, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
-use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteType};
 use rtnetlink::packet_route::tc::{TcAttribute, TcHandle, TcMessage, TcOption, TcStats2};
 use rtnetlink::{
     Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
@@ -53,6 +53,28 @@ pub(super) struct Ends<'a> {
     pub(super) card: Option<[u8; 6]>,
     /// The longest packet.
     pub(super) mtu: u32,
+}
+
+/// A machine's end of its link, and the other one, for the families that lead out.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Outlet {
+    pub(super) v4: (Ipv4Addr, u8),
+    pub(super) v6: (Ipv6Addr, u8),
+    pub(super) gateway_v4: Option<Ipv4Addr>,
+    pub(super) gateway_v6: Option<Ipv6Addr>,
+}
+
+impl Outlet {
+    /// Returns those of a place at a bridge.
+    pub(super) fn at(network: Network, place: u32) -> Self {
+        let (v4, v6) = network.machine(place);
+        Self {
+            v4: (v4, network.v4.prefix_len()),
+            v6: (v6, network.v6.prefix_len()),
+            gateway_v4: Some(network.bridge_v4()),
+            gateway_v6: Some(network.bridge_v6()),
+        }
+    }
 }
 
 /// A conversation with the kernel about one namespace. Ends with this value.
@@ -94,6 +116,28 @@ impl Links {
         self.find(name)
             .await?
             .ok_or_else(|| NetworkError::Gone(name.to_owned()))
+    }
+
+    /// Tells whether somebody is at the other end of an interface.
+    pub(super) async fn is_carried(&self, name: &str) -> Result<bool, NetworkError> {
+        let mut found = self.handle.link().get().match_name(name.to_owned()).execute();
+        let link = found.try_next().await.map_err(failed("look for", name))?;
+        Ok(link.is_some_and(|link| link.header.flags.contains(LinkFlags::LowerUp)))
+    }
+
+    /// Tells for which of IPv4 and IPv6 there is a way out.
+    pub(super) async fn ways_out(&self) -> Result<(bool, bool), NetworkError> {
+        let v4 = RouteMessageBuilder::<Ipv4Addr>::new().build();
+        let v6 = RouteMessageBuilder::<Ipv6Addr>::new().build();
+        let mut ways = [false; 2];
+        for (way, family) in ways.iter_mut().zip([v4, v6]) {
+            let mut routes = self.handle.route().get(family).execute();
+            while let Some(route) = routes.try_next().await.map_err(failed("read", "the routes"))? {
+                *way |=
+                    route.header.destination_prefix_length == 0 && route.header.kind == RouteType::Unicast;
+            }
+        }
+        Ok((ways[0], ways[1]))
     }
 
     /// Makes the node's bridge, or finds it, and returns its number and network.
@@ -339,16 +383,23 @@ impl Links {
     }
 
     /// Gives the two interfaces of a machine's namespace their addresses, and the namespace its way out.
-    pub(super) async fn furnish(&self, network: Network, place: u32) -> Result<(), NetworkError> {
+    pub(super) async fn furnish(&self, outlet: Outlet) -> Result<(), NetworkError> {
         for name in ["lo", TAP, UPLINK] {
             self.bring_up(LinkUnspec::new_with_name(name), name).await?;
         }
         let (tap, uplink) = (self.index(TAP).await?, self.index(UPLINK).await?);
         self.add_address(tap, GATEWAY_V4.into(), GUEST_PREFIX_V4).await?;
         self.add_address(tap, GATEWAY_V6.into(), GUEST_PREFIX_V6).await?;
-        self.add_addresses(uplink, network, place).await?;
-        self.add_gateway(network.bridge_v4().into()).await?;
-        self.add_gateway(network.bridge_v6().into()).await
+        self.add_address(uplink, outlet.v4.0.into(), outlet.v4.1).await?;
+        self.add_address(uplink, outlet.v6.0.into(), outlet.v6.1).await?;
+        let gateways = [
+            outlet.gateway_v4.map(IpAddr::from),
+            outlet.gateway_v6.map(IpAddr::from),
+        ];
+        for gateway in gateways.into_iter().flatten() {
+            self.add_gateway(gateway).await?;
+        }
+        Ok(())
     }
 
     /// Gives an interface of a machine's namespace its addresses on a network of machines.
@@ -496,7 +547,7 @@ fn errno(error: &rtnetlink::Error) -> Option<i32> {
     }
 }
 
-fn failed(what: &'static str, name: &str) -> impl FnOnce(rtnetlink::Error) -> NetworkError {
+pub(super) fn failed(what: &'static str, name: &str) -> impl FnOnce(rtnetlink::Error) -> NetworkError {
     let name = name.to_owned();
     move |source| NetworkError::Link {
         what,

@@ -7,7 +7,8 @@
 //! ```
 //! The monitor lives in the namespace, and so does the machine's end of the link: both go when the monitor does, also when the node is
 //! dead by then. What is taken is what the kernel has, so nothing of this is written down. Namespaces are prepared ahead, since
-//! making one takes tens of milliseconds. Rules are nft(8)'s, one text for a namespace.
+//! making one takes tens of milliseconds. Rules are nft(8)'s, one text for a namespace. Where the node is not root's, each machine has a
+//! pasta(1) instead of a place at the bridge ([`pasta`]).
 
 mod address;
 mod counters;
@@ -16,9 +17,12 @@ mod firewall;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod guard;
+mod here;
 mod journal;
+pub mod keeper;
 mod links;
 mod packets;
+mod pasta;
 mod plug;
 mod question;
 mod record;
@@ -34,6 +38,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hearth_api::location::Configuration as Place;
 use hearth_machine::{MachineId, NetworkMode, Policy, Rate, Spec, Uplink};
+use tokio::sync::watch;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use self::address::{Network, NodeKey};
@@ -41,13 +46,16 @@ pub use self::counters::{Counters, Way};
 use self::dns::{Authority, NameServer, Servers, Sockets};
 use self::firewall::Firewall;
 use self::guard::Guard;
+use self::here::Here;
 pub use self::journal::{Contact, Denial, Journal, Target};
-use self::links::{Links, UPLINK};
+use self::links::{Links, Outlet, UPLINK};
+use self::pasta::Carrier;
+pub use self::pasta::{PACKAGE as PASTA_PACKAGE, PASTA, PastaError};
 pub use self::user::{NewNetwork, UserNetwork, UserNetworkError, UserNetworks};
 use crate::configuration::{self, ConfigurationError};
 use crate::host::command::{CommandError, HostCommand};
 use crate::host::network_namespace::{NetworkNamespace, TAP, Tap};
-use crate::host::{facts, own};
+use crate::host::{facts, own, process};
 use crate::layout::Layout;
 
 /// How many namespaces are kept ready, once there was a machine that needed one.
@@ -60,14 +68,17 @@ const NFT_PACKAGE: &str = "nftables";
 /// Says why a machine has no network.
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
-    /// Only root may do it.
-    #[error(
-        "a network that leads out of the machine needs a node that runs as root; use --network none or isolated"
-    )]
-    NotRoot,
     /// The program that sets the rules.
     #[error("the rules of the firewall cannot be set")]
     Rules(#[from] CommandError),
+    /// Only root may do it.
+    #[error(
+        "networks of machines, and ways out by a bridge of the host's, are made by a node that runs as root"
+    )]
+    NotRoot,
+    /// The way out, where the node is not root's.
+    #[error("this user's machines have no way out: use --network none or isolated, or run the node as root")]
+    Uplink(#[from] PastaError),
     /// A text of rules cannot be handed over.
     #[error("cannot write {}", path.display())]
     Write {
@@ -195,6 +206,8 @@ struct Shared {
     journals: Mutex<HashMap<MachineId, Arc<Journal>>>,
     /// Held by who fills that up: many who took one at once would each make more.
     refilling: tokio::sync::Mutex<()>,
+    /// What is this host, once somebody asked.
+    here: tokio::sync::OnceCell<watch::Receiver<Here>>,
     /// Set once a network that leads out was made here: then others can be.
     can: tokio::sync::OnceCell<()>,
 }
@@ -207,6 +220,7 @@ struct Post {
     limit: Option<Rate>,
     _names: NameServer,
     _packets: AbortOnDropHandle<()>,
+    _here: Option<AbortOnDropHandle<()>>,
 }
 
 impl Networks {
@@ -226,6 +240,7 @@ impl Networks {
                 posts: Mutex::default(),
                 journals: Mutex::default(),
                 refilling: tokio::sync::Mutex::default(),
+                here: tokio::sync::OnceCell::new(),
                 can: tokio::sync::OnceCell::new(),
             }),
         }
@@ -245,7 +260,7 @@ impl Networks {
             return Ok(());
         }
         if !own::is_root() {
-            return Err(NetworkError::NotRoot);
+            pasta::check()?;
         }
         match facts::find_program(NFT) {
             Some(_) => Ok(()),
@@ -293,7 +308,7 @@ impl Networks {
                 Links::within(&network.namespace).map_err(namespace_error("enter a network namespace"))?;
             within.limit(&[TAP, UPLINK], limit).await?;
         }
-        self.shared.stand(id, &network.namespace, wanted)?;
+        self.shared.stand(id, &network.namespace, wanted).await?;
         let plugged = self
             .shared
             .plug_in(id, &network.namespace, wanted.limit, true)
@@ -311,15 +326,18 @@ impl Networks {
         if !leads_out(wanted.mode) {
             return Ok(());
         }
-        // Rules and forwarding may have gone with whoever flushed them.
-        self.shared.bridge().await?;
         let namespace = NetworkNamespace::of_process(monitor)
             .map_err(namespace_error("look at the monitor's network namespace"))?;
+        match own::is_root() {
+            // Rules and forwarding may have gone with whoever flushed them.
+            true => self.shared.bridge().await.map(drop)?,
+            false => carry_on(&namespace, monitor).await?,
+        }
         let namespace = Arc::new(namespace);
-        if self.shared.stand(id, &namespace, wanted).is_err() {
+        if self.shared.stand(id, &namespace, wanted).await.is_err() {
             // Rules of an older node's, or none any more.
             self.shared.nft(Some(&namespace), &rules::machine()).await?;
-            self.shared.stand(id, &namespace, wanted)?;
+            self.shared.stand(id, &namespace, wanted).await?;
         }
         self.shared.plug_in(id, &namespace, wanted.limit, false).await
     }
@@ -399,6 +417,27 @@ impl Networks {
     }
 }
 
+/// Names nft(8), inside a namespace or in the node's.
+fn nft(namespace: Option<&NetworkNamespace>) -> io::Result<HostCommand> {
+    // An ordinary user's path may lack the directory that it is in.
+    let program = facts::find_program(NFT).unwrap_or_else(|| NFT.into());
+    let command = HostCommand::new(program, NFT_PACKAGE);
+    match namespace {
+        Some(namespace) => command.within(namespace),
+        None => Ok(command),
+    }
+}
+
+/// Keeps a machine off this host as its addresses change.
+async fn keep_off(mut here: watch::Receiver<Here>, guard: Arc<Guard>) {
+    while here.changed().await.is_ok() {
+        let now = Here::clone(&here.borrow_and_update());
+        if let Err(error) = guard.keep_off(now) {
+            tracing::error!(%error, "a machine is not kept off new addresses of this host");
+        }
+    }
+}
+
 /// Tells whether a machine of this mode reaches anything.
 pub fn leads_out(mode: NetworkMode) -> bool {
     match mode {
@@ -409,15 +448,54 @@ pub fn leads_out(mode: NetworkMode) -> bool {
 
 /// Makes a namespace that leads nowhere.
 async fn isolated() -> Result<MachineNetwork, NetworkError> {
-    let made = tokio::task::spawn_blocking(NetworkNamespace::with_tap).await;
-    let (namespace, tap) = made
-        .map_err(io::Error::other)
-        .flatten()
-        .map_err(namespace_error("make a network namespace with a TAP"))?;
+    let (namespace, tap) = with_tap().await?;
     Ok(MachineNetwork {
         namespace: Arc::new(namespace),
         tap: Arc::new(tap),
     })
+}
+
+async fn with_tap() -> Result<(NetworkNamespace, Tap), NetworkError> {
+    let made = tokio::task::spawn_blocking(NetworkNamespace::with_tap).await;
+    made.map_err(io::Error::other)
+        .flatten()
+        .map_err(namespace_error("make a network namespace with a TAP"))
+}
+
+/// Makes a namespace that leads out by a pasta of its own.
+async fn carried() -> Result<MachineNetwork, NetworkError> {
+    let ways = Links::of_node().map_err(namespace_error("talk to the kernel about interfaces"))?;
+    let (has_v4, has_v6) = ways.ways_out().await?;
+    let (mut namespace, tap) = with_tap().await?;
+    let tied = namespace.tie().map_err(PastaError::from)?;
+    pasta::prepare(&namespace).map_err(PastaError::from)?;
+    furnish(&namespace, pasta::outlet(has_v4, has_v6)).await?;
+    let untied = namespace.untied().map_err(PastaError::from)?;
+    Carrier::new(untied, tied).keep().await?;
+    Ok(MachineNetwork {
+        namespace: Arc::new(namespace),
+        tap: Arc::new(tap),
+    })
+}
+
+/// Sees to it that a machine of an earlier node's has its way out still.
+async fn carry_on(namespace: &NetworkNamespace, monitor: i32) -> Result<(), NetworkError> {
+    let within = Links::within(namespace).map_err(namespace_error("enter a network namespace"))?;
+    if within.is_carried(UPLINK).await? {
+        return Ok(());
+    }
+    let tied = process::handle(monitor).map_err(PastaError::from)?;
+    let untied = namespace.untied().map_err(PastaError::from)?;
+    Ok(Carrier::new(untied, tied).keep().await?)
+}
+
+/// Gives a namespace its addresses and its way out, and lets it pass packets on.
+async fn furnish(namespace: &NetworkNamespace, outlet: Outlet) -> Result<(), NetworkError> {
+    namespace
+        .enter(forward_packets)
+        .map_err(namespace_error("let a network namespace forward packets"))?;
+    let within = Links::within(namespace).map_err(namespace_error("enter a network namespace"))?;
+    within.furnish(outlet).await
 }
 
 /// Lets the kernel pass packets on, in the namespace that this thread is in. A host that does so takes its own routes from the
@@ -468,17 +546,21 @@ impl Shared {
     }
 
     async fn prepare(&self) -> Result<MachineNetwork, NetworkError> {
+        let network = match own::is_root() {
+            true => self.bridged().await?,
+            false => carried().await?,
+        };
+        self.nft(Some(&network.namespace), &rules::machine()).await?;
+        Ok(network)
+    }
+
+    /// Makes a namespace that leads out by the node's bridge.
+    async fn bridged(&self) -> Result<MachineNetwork, NetworkError> {
         let bridge = self.bridge().await?;
         let network = isolated().await?;
-        let namespace = &network.namespace;
         let links = Links::of_node().map_err(namespace_error("talk to the kernel about interfaces"))?;
-        let place = self.take_place(&links, bridge, namespace).await?;
-        namespace
-            .enter(forward_packets)
-            .map_err(namespace_error("let a network namespace forward packets"))?;
-        let within = Links::within(namespace).map_err(namespace_error("enter a network namespace"))?;
-        within.furnish(bridge.network, place).await?;
-        self.nft(Some(namespace), &rules::machine()).await?;
+        let place = self.take_place(&links, bridge, &network.namespace).await?;
+        furnish(&network.namespace, Outlet::at(bridge.network, place)).await?;
         Ok(network)
     }
 
@@ -505,14 +587,7 @@ impl Shared {
         let write = |path: PathBuf| move |source| NetworkError::Write { path, source };
         let mut file = tempfile::NamedTempFile::new_in(&self.run).map_err(write(self.run.clone()))?;
         io::Write::write_all(&mut file, text.as_bytes()).map_err(write(file.path().to_owned()))?;
-        let command = match namespace {
-            None => HostCommand::new(NFT, NFT_PACKAGE),
-            Some(namespace) => {
-                let mut entry = std::ffi::OsString::from("--net=");
-                entry.push(namespace.path());
-                HostCommand::new("nsenter", "util-linux").arg(entry).arg(NFT)
-            }
-        };
+        let command = nft(namespace).map_err(namespace_error("enter a network namespace"))?;
         command.arg("-f").arg(file.path()).run().await?;
         Ok(())
     }
@@ -537,8 +612,17 @@ impl Shared {
         }
     }
 
+    /// Returns what is this host, for machines that leave by its sockets.
+    async fn here(&self) -> Result<Option<watch::Receiver<Here>>, NetworkError> {
+        if own::is_root() {
+            return Ok(None);
+        }
+        let here = self.here.get_or_try_init(here::follow).await?;
+        Ok(Some(here.clone()))
+    }
+
     /// Begins to serve and watch a machine.
-    fn stand(
+    async fn stand(
         &self,
         id: MachineId,
         namespace: &Arc<NetworkNamespace>,
@@ -553,14 +637,22 @@ impl Shared {
             false => Servers::Set(set),
         };
         let journal = Arc::clone(self.journals().entry(id).or_default());
+        let mut here = self.here().await?;
         let stood = || -> io::Result<Post> {
             let runtime = tokio::runtime::Handle::current();
             let open = || {
                 let _entered = runtime.enter();
                 Ok((Sockets::open()?, Firewall::open()?, packets::open()?))
             };
-            let (sockets, firewall, packets) = namespace.enter(open)?;
+            let (sockets, mut firewall, packets) = namespace.enter(open)?;
+            let here_now = here.as_mut().map(|here| Here::clone(&here.borrow_and_update()));
+            // Before a policy lets anything out.
+            firewall.keep_off(here_now.as_deref().unwrap_or_default())?;
             let guard = Arc::new(Guard::new(firewall, wanted.policy.clone(), journal)?);
+            if let Some(here) = here_now {
+                guard.keep_off(here)?;
+            }
+            let following = here.map(|here| tokio::spawn(keep_off(here, Arc::clone(&guard))));
             let authority = Authority {
                 servers,
                 guard: Arc::clone(&guard),
@@ -573,6 +665,7 @@ impl Shared {
                 _packets: AbortOnDropHandle::new(tokio::spawn(watch)),
                 namespace: Arc::clone(namespace),
                 limit: wanted.limit,
+                _here: following.map(AbortOnDropHandle::new),
                 guard,
             })
         };
@@ -648,7 +741,7 @@ mod tests {
                 .pin(address, &Ports::All, Duration::from_secs(5))
                 .unwrap();
         }
-        let listed = list(&namespace);
+        let listed = list(&namespace).await;
         for expected in [
             "192.0.2.0/24 . 0-255",
             "0.0.0.0/0 . 25",
@@ -663,7 +756,7 @@ mod tests {
         }
         firewall.apply(&Policy::default()).unwrap();
         firewall.unpin().unwrap();
-        let listed = list(&namespace);
+        let listed = list(&namespace).await;
         assert!(
             !listed.contains("192.0.2.0/24 .") && !listed.contains("203.0.113.1"),
             "{listed}"
@@ -675,15 +768,8 @@ mod tests {
         firewall.cut(|_, _, _| false).unwrap();
     }
 
-    fn list(namespace: &NetworkNamespace) -> String {
-        let mut entry = std::ffi::OsString::from("--net=");
-        entry.push(namespace.path());
-        let mut command = std::process::Command::new("nsenter");
-        let listed = command
-            .arg(entry)
-            .args(["nft", "list", "ruleset"])
-            .output()
-            .unwrap();
-        String::from_utf8(listed.stdout).unwrap()
+    async fn list(namespace: &NetworkNamespace) -> String {
+        let listed = nft(Some(namespace)).unwrap().args(["list", "ruleset"]);
+        String::from_utf8(listed.run().await.unwrap()).unwrap()
     }
 }

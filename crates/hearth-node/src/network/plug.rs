@@ -13,6 +13,7 @@ use super::links::{Ends, Links, UPLINK, USER};
 use super::user::{Membership, NewNetwork, UserNetworkError};
 use super::{NetworkError, Networks, Shared, namespace_error};
 use crate::host::network_namespace::NetworkNamespace;
+use crate::host::own;
 
 fn interface(number: u16) -> String {
     format!("{USER}{number:04x}")
@@ -28,6 +29,9 @@ impl Networks {
     /// # Errors
     /// [`NetworkError`].
     pub async fn check_uplink(&self, uplink: &Uplink) -> Result<(), NetworkError> {
+        if !own::is_root() {
+            return Err(NetworkError::NotRoot);
+        }
         of_node()?.find_bridge(uplink.bridge()).await.map(drop)
     }
 
@@ -37,6 +41,9 @@ impl Networks {
     /// [`NetworkError`]; there is none then.
     pub async fn create_network(&self, new: NewNetwork) -> Result<(), NetworkError> {
         Self::check(NetworkMode::Filtered)?;
+        if !own::is_root() {
+            return Err(NetworkError::NotRoot);
+        }
         // The node's own range is a route of the host's from here on.
         self.shared.bridge().await?;
         let routes = of_node()?.routes().await?;

@@ -22,6 +22,10 @@ pub(super) const LOG_REFUSED: u16 = 1;
 /// See [`LOG_REFUSED`].
 pub(super) const LOG_LET_OUT: u16 = 2;
 
+/// Addresses that mean the sender itself, or an IPv4 address in the guise of an IPv6 one, to whoever takes them for a destination.
+const NOWHERE_V4: [&str; 2] = ["0.0.0.0/8", "127.0.0.0/8"];
+const NOWHERE_V6: [&str; 2] = ["::/96", "::ffff:0.0.0.0/96"];
+
 /// How many connections a machine may have open at once: each takes memory of the host's.
 const CONNECTIONS_MAX: u32 = 8192;
 
@@ -77,6 +81,7 @@ fn sets() -> String {
     let mut text = String::new();
     for (family, kind) in [("4", "ipv4_addr"), ("6", "ipv6_addr")] {
         for (set, of, flags) in [
+            ("host", "inet_proto", "interval"),
             ("deny", "inet_proto", "interval"),
             ("allow", "inet_proto", "interval"),
             ("deny_port", "inet_service", "interval"),
@@ -119,6 +124,12 @@ fn leaving() -> Vec<String> {
     ];
     // A header of routes leads elsewhere than its packet says (RFC 8200, 4.4).
     let mut rules = vec!["exthdr rt exists goto refused".to_owned()];
+    // The host itself, where the way out is by its sockets: no rule of a policy's allows that.
+    for (family, ip, ..) in &families {
+        rules.push(format!("{ip} daddr . meta l4proto @host{family} goto refused"));
+    }
+    rules.push(format!("ip daddr {{ {} }} goto refused", NOWHERE_V4.join(", ")));
+    rules.push(format!("ip6 daddr {{ {} }} goto refused", NOWHERE_V6.join(", ")));
     for (_, ip, metadata, ..) in &families {
         rules.push(format!("{ip} daddr {{ {metadata} }} goto refused"));
     }
@@ -144,7 +155,8 @@ fn lines(rules: &[String]) -> String {
 }
 
 /// Writes the rules of a machine's namespace. TCP is refused by a reset: a guest may still be in the call that opens the connection
-/// when an error of ICMP arrives, and takes that for no more than a hint then.
+/// when an error of ICMP arrives, and takes that for no more than a hint then. Nobody in the namespace itself begins to talk to the
+/// outside: a guest that has taken its monitor over gets no further by that.
 pub(super) fn machine() -> String {
     let (sets, leaving, denied) = (sets(), lines(&leaving()), lines(&by_address("deny", "refused")));
     format!(
@@ -176,6 +188,13 @@ table inet {TABLE} {{
         icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert, echo-request }} accept
         iifname \"{TAP}\" meta l4proto tcp counter name {DROPPED} reject with tcp reset
         iifname \"{TAP}\" counter name {DROPPED} reject with icmpx type admin-prohibited
+    }}
+    chain output {{
+        type filter hook output priority filter; policy accept;
+        oifname != \"{UPLINK}\" accept
+        ct state established,related accept
+        icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
+        drop
     }}
     chain forward {{
         type filter hook forward priority filter; policy drop;

@@ -1,0 +1,276 @@
+//! Networks of an ordinary user's machines: they reach what root's do, and nothing of the host, though their packets leave by sockets
+//! of it.
+
+use std::net::{TcpListener, UdpSocket};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, ensure};
+use e2e::TestNode;
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::network::{SERVE, default_and_forks, expected, modes, reached};
+use crate::network_policy::{CARRIED, RATE, changes, denials, names, networks, text};
+use crate::node::kill;
+use crate::stage::{
+    ALLOWED, HOST, HOST_V6, PORTS, PRIVATE, Stage, WEB, WEB_V6, inside, ip, on_stage_for_user,
+};
+use crate::support::until;
+
+#[test]
+fn an_ordinary_users_machine_reaches_what_its_mode_says() -> Result<()> {
+    on_stage_for_user(|node, _| modes(node))
+}
+
+#[test]
+fn an_ordinary_users_machine_is_filtered_by_default_and_so_are_its_forks() -> Result<()> {
+    on_stage_for_user(|node, _| default_and_forks(node))
+}
+
+#[test]
+fn an_ordinary_users_policy_lets_out_names_and_networks() -> Result<()> {
+    on_stage_for_user(|node, _| {
+        names(node)?;
+        node.hearth(["rm", "-f", "m"]).ok()?;
+        networks(node)
+    })
+}
+
+#[test]
+fn an_ordinary_users_policy_changes_at_once() -> Result<()> {
+    on_stage_for_user(changes)
+}
+
+#[test]
+fn an_ordinary_users_rate_is_not_exceeded() -> Result<()> {
+    on_stage_for_user(|node, stage| {
+        let counted = stage.count_and_pour(CARRIED)?;
+        let flags = ["--name", "m", "--network", "open", "--net-rate", "10mbit"];
+        node.start(flags.into_iter().chain(["busybox", "sleep", "3600"]))?;
+        // What comes in is measured where it arrives, with its headers: sockets of the host take some of it in advance. The guest's end
+        // stays open: pasta of Debian 12 closes too early otherwise.
+        let script = format!(
+            "head -c {CARRIED} /dev/zero | nc -w 30 {WEB} 9; cd /sys/class/net/eth0/statistics; \
+             cat rx_bytes; read begin rest </proc/uptime; (sleep 60 | nc -w 30 {WEB} 19 &) | head -c {CARRIED} | wc -c; \
+             cat rx_bytes; read end rest </proc/uptime; echo $begin; echo $end"
+        );
+        let said = node.exec(["m", "sh", "-c", &script]).ok()?;
+        let numbers = said.lines().map(|line| Ok(line.trim().parse()?));
+        let numbers: Vec<f64> = numbers.collect::<Result<_>>()?;
+        let [before, received, after, begin, end] = numbers[..] else {
+            anyhow::bail!("{said}");
+        };
+        assert_eq!(received as u64, CARRIED);
+        let out = counted.recv()?;
+        // Pasta is slow to send again what a full queue has dropped, so less may come in than there is room for.
+        for (way, rate, least) in [
+            ("out", out.bytes as f64 / out.took.as_secs_f64(), 0.95),
+            ("in", (after - before) / (end - begin), 0.2),
+        ] {
+            println!("{way}: {rate:.0} bytes a second, {:.3} of the rate", rate / RATE);
+            ensure!(
+                (least..=1.05).contains(&(rate / RATE)),
+                "{way}: {rate:.0} bytes a second"
+            );
+        }
+        Ok(())
+    })
+}
+
+/// Addresses that lead to the host, or to its loopback, where somebody takes a packet for it.
+const HOST_TOO: [&str; 3] = ["192.168.77.1", "10.64.0.1", "fd77::1"];
+
+/// Sends datagrams from root in a machine, by every way that could lead to the host's loopback: headers put together by hand, since a
+/// kernel sends none of these by itself.
+const FORGE: &str = include_str!("network_rootless.py");
+
+#[test]
+fn an_ordinary_users_machine_reaches_neither_its_host_nor_other_machines() -> Result<()> {
+    on_stage_for_user(|node, stage| {
+        for line in [
+            "link add lan type bridge",
+            "link set lan up",
+            "address add 192.168.77.1/24 dev lan",
+            "address add 10.64.0.1/20 dev lan",
+            "address add fd77::1/64 dev lan nodad",
+        ] {
+            inside(&stage.host, || ip(line))?;
+        }
+        let allow = ["--network", "open", "--allow", HOST];
+        node.start(
+            ["--name", "m"]
+                .into_iter()
+                .chain(allow)
+                .chain(["busybox", "sh", "-c", SERVE]),
+        )?;
+        node.start([
+            "--name",
+            "other",
+            "--network",
+            "open",
+            "busybox",
+            "sh",
+            "-c",
+            SERVE,
+        ])?;
+        let host = [HOST, HOST_V6, "127.0.0.1", "::1"];
+        let all: Vec<&str> = host.into_iter().chain(HOST_TOO).chain([WEB]).collect();
+        assert_eq!(reached(node, "m", &all)?, expected(&[WEB], &PORTS));
+        let told = denials(node, "m")?;
+        let denial = told.iter().find(|denial| text(denial, "address") == HOST);
+        let denial = denial.context("the host is not among what was refused")?;
+        assert_eq!(
+            (text(denial, "reason"), text(denial, "remedy")),
+            ("it is the host itself", "")
+        );
+        // What becomes the host's while the machine runs is the host's.
+        assert_eq!(reached(node, "m", &["203.0.113.77"])?, Vec::<String>::new());
+        inside(&stage.internet, || ip("address add 203.0.113.77/32 dev lo"))?;
+        assert_eq!(
+            reached(node, "m", &["203.0.113.77"])?,
+            expected(&["203.0.113.77"], &PORTS)
+        );
+        inside(&stage.host, || ip("address add 203.0.113.77/32 dev lan"))?;
+        assert_eq!(reached(node, "m", &["203.0.113.77"])?, Vec::<String>::new());
+        // Other machines have the same addresses, and are elsewhere.
+        for near in ["100.127.255.249", "100.127.255.250", "100.127.255.253"] {
+            let said = node
+                .exec(["m", "sh", "-c", &format!("nc -w 2 {near} 7 </dev/null; true")])
+                .ok()?;
+            ensure!(!said.contains("a machine"), "{near} answers");
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn what_root_forges_in_an_ordinary_users_machine_does_not_reach_the_hosts_loopback() -> Result<()> {
+    let image = match e2e::debian_python() {
+        Ok(image) => image,
+        Err(error) => return e2e::skip!("no image with Python can be made: {error:#}"),
+    };
+    on_stage_for_user(|node, stage| {
+        let hear = || -> Result<_> {
+            let socket = UdpSocket::bind(("::", 99))?;
+            socket.set_nonblocking(true)?;
+            let listener = TcpListener::bind(("::", 99))?;
+            listener.set_nonblocking(true)?;
+            Ok((socket, listener))
+        };
+        let (datagrams, streams) = inside(&stage.host, hear)?;
+        let (honest, _streams) = inside(&stage.internet, hear)?;
+        let lent = node.lend(Path::new(
+            image.trim_start_matches("oci:").trim_end_matches(":latest"),
+        ))?;
+        let image = format!("oci:{}:latest", lent.display());
+        let flags = [
+            "--name",
+            "m",
+            "--network",
+            "open",
+            "--entrypoint",
+            "sleep",
+            &image,
+            "3600",
+        ];
+        node.start(flags)?;
+        node.exec(["-i", "m", "python3", "-"]).stdin(FORGE).ok()?;
+        let mut bytes = [0; 64];
+        // The last that is sent is meant for the internet, and comes behind all the others.
+        until("the honest datagram has come", || {
+            Ok(honest.recv_from(&mut bytes).is_ok())
+        })?;
+        ensure!(
+            datagrams.recv_from(&mut bytes).is_err(),
+            "the host hears of a machine"
+        );
+        ensure!(streams.accept().is_err(), "the host takes a machine's connection");
+        Ok(())
+    })
+}
+
+/// Finds the processes of a node's user whose program is called so.
+fn processes(node: &TestNode, program: &str) -> Result<Vec<Pid>> {
+    let uid = node.home().metadata()?.uid();
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc")?.flatten() {
+        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let word = line.split(|&byte| byte == 0).next().unwrap_or_default();
+        // Its directory is root's, since nobody may look into it.
+        let status = std::fs::read_to_string(entry.path().join("status")).unwrap_or_default();
+        let runs_as = status
+            .lines()
+            .any(|line| line.starts_with(&format!("Uid:\t{uid}\t")));
+        let number = entry.file_name().to_str().and_then(|name| name.parse().ok());
+        if runs_as && String::from_utf8_lossy(word).ends_with(program) {
+            found.extend(number.and_then(Pid::from_raw));
+        }
+    }
+    Ok(found)
+}
+
+#[test]
+fn an_ordinary_users_network_outlives_its_node_and_ends_with_its_machine() -> Result<()> {
+    on_stage_for_user(|node, _| {
+        let places = || expected(&[WEB, WEB_V6], &ALLOWED);
+        let all = [WEB, WEB_V6, PRIVATE, HOST];
+        for name in ["m", "n"] {
+            node.start([
+                "--name",
+                name,
+                "--network",
+                "filtered",
+                "busybox",
+                "sleep",
+                "3600",
+            ])?;
+        }
+        let monitor = |name: &str| -> Result<Pid> {
+            let pid = node.inspect(name)?.state.pid.context("it has no monitor")?;
+            Pid::from_raw(i32::try_from(pid)?).context("a monitor has a process id")
+        };
+        let [first, second] = [monitor("m")?, monitor("n")?];
+        // A pasta that ends is started anew.
+        for pasta in processes(node, "pasta")? {
+            kill_process(pasta, Signal::KILL)?;
+        }
+        until("the machines have their ways out again", || {
+            Ok(reached(node, "m", &all)? == places())
+        })?;
+        kill(node)?;
+        until("those of machines are left alone", || {
+            Ok(processes(node, "pasta")?.len() == 2)
+        })?;
+        kill_process(second, Signal::KILL)?;
+        until("one has ended with its machine", || {
+            Ok(processes(node, "pasta")?.len() == 1)
+        })?;
+        ensure!(PathBuf::from(format!("/proc/{}", first.as_raw_nonzero())).exists());
+        // The next node takes over what is there, and gives what is not.
+        assert_eq!(reached(node, "m", &all)?, places());
+        kill(node)?;
+        for pasta in processes(node, "pasta")? {
+            kill_process(pasta, Signal::KILL)?;
+        }
+        until("no pasta is left", || Ok(processes(node, "pasta")?.is_empty()))?;
+        assert_eq!(reached(node, "m", &all)?, places());
+        let answer = node
+            .exec(["m", "timeout", "10", "nslookup", "hearth.example"])
+            .ok()?;
+        ensure!(answer.contains(WEB), "{answer}");
+        Ok(())
+    })
+}
+
+#[test]
+fn what_an_ordinary_users_network_lacks_is_said() -> Result<()> {
+    on_stage_for_user(|node, stage: &Stage| {
+        inside(&stage.host, || ip("route del default"))?;
+        inside(&stage.host, || ip("-6 route del default"))?;
+        let refused = node.run(["--network", "filtered", "busybox", "true"]).run()?;
+        refused.expect_code(125)?.complains("no way out")?;
+        // Who asks for none gets none.
+        node.run(["--rm", "busybox", "true"]).ok()?;
+        Ok(())
+    })
+}
