@@ -1,6 +1,7 @@
 //! What networks cost: starts of machines that have one, beside those that have none, and what goes through one, beside what goes through
-//! a TAP with nothing behind it.
+//! a TAP with nothing behind it; published ports beside the kernel's own way in.
 
+use std::net::Ipv4Addr;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -9,6 +10,7 @@ use tokio::process::{Child, Command};
 
 use super::BenchError;
 use super::figures::{Report, Unit, rate};
+use super::ports::{PORTS, Services, answers};
 use super::subjects::{Bencher, Starts, TRANSFERS};
 use crate::error::CliError;
 
@@ -18,6 +20,8 @@ const WARM_UP: u32 = 3;
 
 /// The address of a guest's gateway, which nobody has where a network is isolated.
 const GATEWAY: &str = "100.127.255.253";
+/// The guest's own address.
+const GUEST: &str = "100.127.255.254";
 /// What stands for the internet, and the host's end of the way there (RFC 5737).
 const INTERNET: &str = "203.0.113.2";
 const HOST: &str = "203.0.113.1";
@@ -73,12 +77,12 @@ fn words(line: &str) -> Vec<&str> {
     line.split(' ').collect()
 }
 
-/// Runs a program of the host to its end.
-async fn run(program: &str, arguments: &[&str]) -> Result<(), BenchError> {
+/// Runs a program of the host to its end, and returns what it says.
+async fn run(program: &str, arguments: &[&str]) -> Result<String, BenchError> {
     let line = format!("{program} {}", arguments.join(" "));
     let output = Command::new(program).args(arguments).output().await;
     match output {
-        Ok(output) if output.status.success() => Ok(()),
+        Ok(output) if output.status.success() => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
         Ok(output) => Err(BenchError::Verb {
             line,
             status: output.status,
@@ -132,7 +136,39 @@ impl Bencher<'_> {
     /// Starts with and without a network, in turn, and bytes through one.
     pub(super) async fn net(&self, report: &mut Report) -> Result<(), CliError> {
         self.net_starts(report).await?;
-        self.net_bytes(report).await
+        self.net_bytes(report).await?;
+        self.net_ports(report).await
+    }
+
+    /// Published ports, in turn with the kernel's translation of addresses (DNAT) to the same services. Machines let nothing in by it, so
+    /// this one's rules are opened for that.
+    async fn net_ports(&self, report: &mut Report) -> Result<(), CliError> {
+        let name = self.machines.name("published");
+        let published = self.serve_in(&name, &["--network", "open"]).await?;
+        let machine = self.node.call(async |client| client.inspect(&name).await).await?;
+        let entry = format!("--net=/proc/{}/ns/net", machine.state.pid.unwrap_or_default());
+        let ports = PORTS.map(|port| port.to_string()).join(",");
+        let lines = [
+            "add table ip bench".to_owned(),
+            "add chain ip bench in { type nat hook prerouting priority -101 ; }".to_owned(),
+            format!("add rule ip bench in iifname uplink tcp dport {{ {ports} }} dnat to {GUEST}"),
+            "insert rule inet hearth forward iifname uplink oifname tap0 accept".to_owned(),
+        ];
+        for line in &lines {
+            let arguments = [&entry as &str, "nft"].into_iter().chain(words(line));
+            run("nsenter", &arguments.collect::<Vec<_>>()).await?;
+        }
+        let show = format!("{entry} ip -4 -o address show dev uplink");
+        let shown = run("nsenter", &words(&show)).await?;
+        let mut parts = shown.split_whitespace();
+        let address = parts.find_map(|word| word.split_once('/')?.0.parse().ok());
+        let translated = Services::at(address.unwrap_or(Ipv4Addr::UNSPECIFIED.into()));
+        let measured = async {
+            answers(translated).await?;
+            self.compare(report, ["net: port", "DNAT"], published, translated)
+                .await
+        };
+        Ok(measured.await.map_err(BenchError::Port)?)
     }
 
     async fn net_starts(&self, report: &mut Report) -> Result<(), CliError> {

@@ -1,6 +1,6 @@
-//! Published ports, beside a plain TCP relay on the host: what a connection costs, and what goes through one.
+//! Published ports, beside a plain TCP relay on the host, or the kernel's own way: what a connection costs, and what goes through one.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -22,19 +22,49 @@ const BUFFER: usize = 64 << 10;
 
 /// Where the three services are.
 #[derive(Debug, Clone, Copy)]
-struct Services {
+pub(super) struct Services {
     echo: SocketAddr,
     source: SocketAddr,
     sink: SocketAddr,
 }
 
+impl Services {
+    /// Returns those of a machine at an address of its own.
+    pub(super) fn at(address: IpAddr) -> Self {
+        Self {
+            echo: (address, ECHO).into(),
+            source: (address, SOURCE).into(),
+            sink: (address, SINK).into(),
+        }
+    }
+}
+
+/// The ports of the services in a machine.
+pub(super) const PORTS: [u16; 3] = [ECHO, SOURCE, SINK];
+
 impl Bencher<'_> {
     /// What comes through published ports, in turn with a relay of this process before services of this process.
     pub(super) async fn ports(&self, report: &mut Report) -> Result<(), CliError> {
-        let blocks = self.size >> 16;
         let name = self.machines.name("ports");
-        let mut arguments = self.machines.run_arguments(&name, self.memory);
-        for port in [ECHO, SOURCE, SINK] {
+        let machine = self.serve_in(&name, &[]).await?;
+        let size = self.size >> 16 << 16;
+        let mut tasks = JoinSet::new();
+        let measured = async {
+            let relay = serve(&mut tasks, size).await?;
+            answers(machine).await?;
+            self.compare(report, ["port", "a TCP relay"], machine, relay)
+                .await
+        };
+        measured.await.map_err(BenchError::Port)?;
+        Ok(())
+    }
+
+    /// Starts the services in a machine, and returns where they are published.
+    pub(super) async fn serve_in(&self, name: &str, flags: &[&str]) -> Result<Services, CliError> {
+        let blocks = self.size >> 16;
+        let mut arguments = self.machines.run_arguments(name, self.memory);
+        arguments.extend(flags.iter().map(ToString::to_string));
+        for port in PORTS {
             arguments.extend(["--publish".to_owned(), format!("127.0.0.1::{port}")]);
         }
         let script = format!(
@@ -43,34 +73,28 @@ impl Bencher<'_> {
         );
         arguments.extend(["--detach", self.image, "sh", "-c", &script].map(str::to_owned));
         self.machines.time(&arguments).await?;
-        let machine = self.node.call(async |client| client.inspect(&name).await).await?;
+        let machine = self.node.call(async |client| client.inspect(name).await).await?;
         let published = |guest: u16| {
             let port = machine.ports.iter().find(|port| port.guest == guest);
             SocketAddr::from(([127, 0, 0, 1], port.map_or(0, |port| port.host)))
         };
-        let machine = Services {
+        Ok(Services {
             echo: published(ECHO),
             source: published(SOURCE),
             sink: published(SINK),
-        };
-        let mut tasks = JoinSet::new();
-        let measured = async {
-            let relay = serve(&mut tasks, blocks << 16).await?;
-            answers(machine.echo).await?;
-            self.compare(report, machine, relay, blocks << 16).await
-        };
-        measured.await.map_err(BenchError::Port)?;
-        Ok(())
+        })
     }
 
-    async fn compare(
+    /// Measures published ports in turn with another way, under a name, with what that way is called.
+    pub(super) async fn compare(
         &self,
         report: &mut Report,
+        [name, against]: [&str; 2],
         machine: Services,
         relay: Services,
-        size: u64,
     ) -> std::io::Result<()> {
-        let against = "a TCP relay";
+        let size = self.size >> 16 << 16;
+        let row = |what: &str| format!("{name}: {what}");
         let (mut trips, mut own) = (Vec::new(), Vec::new());
         let mut streams = [connect(machine.echo).await?, connect(relay.echo).await?];
         for _ in 0..self.runs * ROUNDS {
@@ -78,26 +102,26 @@ impl Bencher<'_> {
             own.push(milliseconds(round_trip(&mut streams[1]).await?));
         }
         drop(streams);
-        report.add_against("port: round trip", Unit::Milliseconds, &trips, against, &own);
+        report.add_against(&row("round trip"), Unit::Milliseconds, &trips, against, &own);
         let (mut times, mut own) = (Vec::new(), Vec::new());
         for _ in 0..self.runs * ROUNDS {
             times.push(milliseconds(connection(machine.echo).await?));
             own.push(milliseconds(connection(relay.echo).await?));
         }
-        report.add_against("port: connection", Unit::Milliseconds, &times, against, &own);
+        report.add_against(&row("connection"), Unit::Milliseconds, &times, against, &own);
         let unit = Unit::MegabytesPerSecond;
         let (mut out, mut own) = (Vec::new(), Vec::new());
         for _ in 0..TRANSFERS {
             out.push(rate(size, receive(machine.source, size).await?));
             own.push(rate(size, receive(relay.source, size).await?));
         }
-        report.add_against("port: guest to host", unit, &out, against, &own);
+        report.add_against(&row("guest to host"), unit, &out, against, &own);
         let (mut into, mut own) = (Vec::new(), Vec::new());
         for _ in 0..TRANSFERS {
             into.push(rate(size, send(machine.sink, size).await?));
             own.push(rate(size, send(relay.sink, size).await?));
         }
-        report.add_against("port: host to guest", unit, &into, against, &own);
+        report.add_against(&row("host to guest"), unit, &into, against, &own);
         Ok(())
     }
 }
@@ -109,9 +133,9 @@ async fn connect(address: SocketAddr) -> std::io::Result<TcpStream> {
 }
 
 /// Waits until the service in the guest answers: it is started beside the others.
-async fn answers(echo: SocketAddr) -> std::io::Result<()> {
+pub(super) async fn answers(services: Services) -> std::io::Result<()> {
     let answered = async {
-        while connection(echo).await.is_err() {
+        while connection(services.echo).await.is_err() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
