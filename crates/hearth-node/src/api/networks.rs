@@ -5,6 +5,7 @@ use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use hearth_api::v1::{self, ErrorCode};
+use hearth_machine::{InvalidNetworkName, NetworkName};
 
 use super::Service;
 use super::convert;
@@ -28,7 +29,7 @@ pub(super) async fn create(
     let Json(request) = body?;
     let name = request.name.parse();
     let new = NewNetwork {
-        name: name.map_err(|error: hearth_machine::InvalidNetworkName| invalid(error.to_string()))?,
+        name: name.map_err(|error: InvalidNetworkName| invalid(error.to_string()))?,
         subnets: request.subnets,
         mtu: request.mtu,
         labels: request.labels,
@@ -59,14 +60,7 @@ pub(super) async fn connect(
     Path(network): Path<String>,
     body: Result<Json<v1::ConnectMachine>, JsonRejection>,
 ) -> Result<Json<v1::Machine>, ApiError> {
-    let Json(request) = body?;
-    let machine = service.machines.find(&request.machine)?;
-    // What is no name is the name of no network.
-    find(&service, &network)?;
-    let name = network.parse();
-    let name = name.map_err(|error: hearth_machine::InvalidNetworkName| invalid(error.to_string()))?;
-    machine.change_network(NetworkChange::Connect(name)).await?;
-    Ok(Json(convert::machine(&machine.view())))
+    change(&service, &network, body?.0, NetworkChange::Connect).await
 }
 
 pub(super) async fn disconnect(
@@ -74,10 +68,21 @@ pub(super) async fn disconnect(
     Path(network): Path<String>,
     body: Result<Json<v1::ConnectMachine>, JsonRejection>,
 ) -> Result<Json<v1::Machine>, ApiError> {
-    let Json(request) = body?;
+    change(&service, &network, body?.0, NetworkChange::Disconnect).await
+}
+
+async fn change(
+    service: &Service,
+    network: &str,
+    request: v1::ConnectMachine,
+    change: fn(NetworkName) -> NetworkChange,
+) -> Result<Json<v1::Machine>, ApiError> {
     let machine = service.machines.find(&request.machine)?;
-    find(&service, &network)?;
-    machine.change_network(NetworkChange::Disconnect(network)).await?;
+    // What is no name is the name of no network.
+    find(service, network)?;
+    let name = network.parse();
+    let name = name.map_err(|error: InvalidNetworkName| invalid(error.to_string()))?;
+    machine.change_network(change(name)).await?;
     Ok(Json(convert::machine(&machine.view())))
 }
 

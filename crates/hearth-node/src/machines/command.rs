@@ -64,7 +64,7 @@ pub enum NetworkChange {
     /// Put it on this one.
     Connect(NetworkName),
     /// Take it off this one.
-    Disconnect(String),
+    Disconnect(NetworkName),
 }
 
 impl Change {

@@ -318,9 +318,7 @@ impl Links {
         ends: &Ends<'_>,
     ) -> Result<(), NetworkError> {
         let name = ends.outer;
-        if let Some(index) = self.find(name).await? {
-            self.remove(index, name).await?;
-        }
+        self.remove_found(name).await?;
         let made = self.link(bridge, namespace, ends).await;
         made.map_err(failed("make the link", name))?;
         let index = self.index(name).await?;
@@ -375,6 +373,14 @@ impl Links {
         isolated.map_err(failed("isolate", name))?;
         self.bring_up(LinkUnspec::new_with_index(index), name).await?;
         Ok(true)
+    }
+
+    /// Removes an interface, if there is one of that name.
+    pub(super) async fn remove_found(&self, name: &str) -> Result<(), NetworkError> {
+        match self.find(name).await? {
+            Some(index) => self.remove(index, name).await,
+            None => Ok(()),
+        }
     }
 
     pub(super) async fn remove(&self, index: u32, name: &str) -> Result<(), NetworkError> {

@@ -97,11 +97,9 @@ impl Networks {
     pub async fn disconnect(&self, id: MachineId, network: &str) -> Result<(), NetworkError> {
         let number = self.users().leave(id, network)?;
         self.shared.tell_guard(id);
-        let (links, name) = (of_node()?, self.shared.key.user_link(id, number));
-        match links.find(&name).await? {
-            Some(index) => links.remove(index, &name).await,
-            None => Ok(()),
-        }
+        of_node()?
+            .remove_found(&self.shared.key.user_link(id, number))
+            .await
     }
 }
 
@@ -136,6 +134,9 @@ impl Shared {
         anew: bool,
     ) -> Result<(), NetworkError> {
         let memberships = self.users.memberships(id);
+        if !anew {
+            self.unplug_strays(id, &memberships).await?;
+        }
         if memberships.is_empty() {
             return Ok(());
         }
@@ -179,12 +180,17 @@ impl Shared {
         }
     }
 
-    async fn remove_user_bridge(&self, number: u16) -> Result<(), NetworkError> {
-        let (links, name) = (of_node()?, self.key.user_bridge(number));
-        match links.find(&name).await? {
-            Some(index) => links.remove(index, &name).await,
-            None => Ok(()),
+    /// Takes away links to networks that a machine is not on: an earlier node may have died between the link and the word of it.
+    async fn unplug_strays(&self, id: MachineId, memberships: &[Membership]) -> Result<(), NetworkError> {
+        let is_on = |number: &u16| memberships.iter().any(|membership| membership.number == *number);
+        for number in self.users.numbers().into_iter().filter(|number| !is_on(number)) {
+            of_node()?.remove_found(&self.key.user_link(id, number)).await?;
         }
+        Ok(())
+    }
+
+    async fn remove_user_bridge(&self, number: u16) -> Result<(), NetworkError> {
+        of_node()?.remove_found(&self.key.user_bridge(number)).await
     }
 
     /// Removes the bridges of all networks: no machine runs any more.

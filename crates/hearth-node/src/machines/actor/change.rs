@@ -39,9 +39,9 @@ impl Actor {
                 self.spec = spec;
             }
             NetworkChange::Disconnect(network) => {
-                wire.networks.retain(|name| *name != network);
+                wire.networks.retain(|name| name != network.as_str());
                 let spec = spec::check(&wire, ANY_HOST)?;
-                networks.disconnect(self.id, &network).await?;
+                networks.disconnect(self.id, network.as_str()).await?;
                 self.spec = spec;
             }
         }
