@@ -3,9 +3,10 @@
 use clap::{Args, Subcommand};
 
 const NETWORK_HELP: &str = "\
-Machines on one network reach each other by name, on every port; from others and from this host nothing gets in. What else a
-machine reaches is its policy's: with --policy locked it is nothing but the machines of its networks.
-A machine finds another one as NAME, or as NAME.NETWORK; names with a dot in them are not answered.
+Machines on one network reach each other by name, on every port; others, and this host, do not get
+in. What else a machine reaches is its policy's: with --policy locked nothing but the machines of
+its networks. A machine finds another one as NAME, or as NAME.NETWORK; names with a dot in them are
+not answered.
 
 Examples:
   hearth network create backend
