@@ -102,6 +102,17 @@ fn machines_of_one_network_reach_each_other_and_nobody_else_does() -> Result<()>
         check("b", "c:7")?.expect_code(1)?;
         check("wary", "b:7")?.expect_code(1)?;
         by_address(node, stage)?;
+        // A server of names among them is asked, and not the gateway in its place.
+        node.exec(["-d", "b", "nc", "-ll", "-p", "53", "-e", "echo", "names of b"])
+            .ok()?;
+        let script = "until nc 127.0.0.1 53 </dev/null; do sleep 0.1; done";
+        node.exec(["b", "sh", "-c", script]).ok()?;
+        let of_b = addresses(node, "red", "b")?;
+        for address in &of_b {
+            let script = format!("timeout 10 nc -w 5 {address} 53 </dev/null; true");
+            let said = node.exec(["a", "sh", "-c", &script]).ok()?;
+            ensure!(said.contains("names of b"), "{address}: {said}");
+        }
         // Who is locked reaches nothing else, and the others the internet as ever.
         assert_eq!(reached(node, "b", &[WEB])?, Vec::<String>::new());
         assert_eq!(reached(node, "a", &[WEB])?, expected(&[WEB], &ALLOWED));

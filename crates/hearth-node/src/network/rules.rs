@@ -176,6 +176,7 @@ table inet {TABLE} {{
         type nat hook prerouting priority dstnat; policy accept;
         iifname \"{USER}*\" meta pkttype host dnat ip to {GUEST_V4}
         iifname \"{USER}*\" meta pkttype host dnat ip6 to {GUEST_V6}
+        iifname \"{TAP}\" fib daddr oifname \"{USER}*\" accept
         iifname \"{TAP}\" meta l4proto {{ tcp, udp }} th dport @captured dnat ip to {GATEWAY_V4}
         iifname \"{TAP}\" meta l4proto {{ tcp, udp }} th dport @captured dnat ip6 to {GATEWAY_V6}
     }}
