@@ -121,19 +121,12 @@ mod tests {
     }
 
     async fn run_behind(fence: Option<Fence>, work: &Path, line: &str) -> Exit {
+        let log = File::create(work.join("log")).unwrap();
+        let arguments = ["sh", "-c", line].map(OsString::from).into();
         let process = launch(Launch {
-            program: SHELL.into(),
-            args: ["sh", "-c", line].map(OsString::from).into(),
-            log: File::create(work.join("log")).unwrap(),
-            output: None,
-            passed: Vec::new(),
-            user: None,
-            groups: Vec::new(),
-            network: None,
             directory: Some(work.to_owned()),
-            mounts: Vec::new(),
             fence,
-            oom_score_adj: 0,
+            ..Launch::of(SHELL.into(), arguments, log)
         });
         process.unwrap().wait().await.unwrap()
     }

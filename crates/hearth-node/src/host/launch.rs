@@ -69,6 +69,26 @@ pub struct Launch {
     pub oom_score_adj: i16,
 }
 
+impl Launch {
+    /// Says to start a program as the node is: its user, its network, its files.
+    pub const fn of(program: PathBuf, args: Vec<OsString>, log: File) -> Self {
+        Self {
+            program,
+            args,
+            log,
+            output: None,
+            passed: Vec::new(),
+            user: None,
+            groups: Vec::new(),
+            network: None,
+            directory: None,
+            mounts: Vec::new(),
+            fence: None,
+            oom_score_adj: 0,
+        }
+    }
+}
+
 /// A file that a program sees at another place, too.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mount {

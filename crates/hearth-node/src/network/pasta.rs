@@ -194,23 +194,12 @@ impl Carrier {
         let program = facts::find_program(PASTA).ok_or(PastaError::NotFound)?;
         let (words, theirs) = fork::pipe()?;
         let mut words = pipe::Receiver::from_owned_fd(words)?;
-        let keeper = launch::launch_beside(
-            Launch {
-                program: std::env::current_exe()?,
-                args: vec![KEEPER.into(), program.into()],
-                log: File::from(theirs),
-                output: None,
-                passed: vec![self.tied.try_clone()?, self.namespace.pass()?],
-                user: None,
-                groups: Vec::new(),
-                network: None,
-                directory: None,
-                mounts: Vec::new(),
-                fence: None,
-                oom_score_adj: 0,
-            },
-            &self.namespace,
-        )?;
+        let arguments = vec![KEEPER.into(), program.into()];
+        let keeper = Launch {
+            passed: vec![self.tied.try_clone()?, self.namespace.pass()?],
+            ..Launch::of(std::env::current_exe()?, arguments, File::from(theirs))
+        };
+        let keeper = launch::launch_beside(keeper, &self.namespace)?;
         let begun = tokio::time::timeout(PATIENCE, begun(&mut words)).await;
         let words = match begun {
             Ok(Ok(())) => return Ok(keeper),

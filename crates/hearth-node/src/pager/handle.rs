@@ -79,19 +79,10 @@ impl Pager {
         log.create(true).append(true).mode(files::PRIVATE);
         let log = log.open(&start.log).map_err(prepare)?;
         let listener = unix_socket::listen(&start.socket)?;
+        let program = std::env::current_exe().map_err(prepare)?;
         let process = launch::launch(Launch {
-            program: std::env::current_exe().map_err(prepare)?,
-            args: arguments(start),
-            log,
-            output: None,
             passed: vec![listener],
-            user: None,
-            groups: Vec::new(),
-            network: None,
-            directory: None,
-            mounts: Vec::new(),
-            fence: None,
-            oom_score_adj: 0,
+            ..Launch::of(program, arguments(start), log)
         });
         if process.is_err() {
             // The error that counts is the first one.
