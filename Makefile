@@ -51,16 +51,18 @@ lint: ## Lints as errors, and the structure checks
 tidy: ## The structure checks alone
 	@cargo xtask tidy
 
-test-metal: ## The driver suite, every pair of it: for a machine whose KVM is native
+test-metal: ## The driver suite, every pair of it: for a machine whose KVM is native; fails where anything is skipped
 	@scripts/prerequisites.sh test
-	@cargo xtask build
+	@cargo xtask guest
 	@cargo xtask bare-guest
-	@HEARTH_E2E_METAL=1 cargo test --package e2e -- --nocapture firecracker::
+	@HEARTH_E2E_METAL=1 cargo test --workspace --locked --test all -- --nocapture firecracker
 
-soak: ## The long end-to-end tests: 100 boots in a row, 50 machines, 200 deaths of the node
+soak: ## The long end-to-end tests: boots, restores and clones by the hundred, 200 deaths of the node
 	@scripts/prerequisites.sh test
-	@cargo xtask build
-	@HEARTH_E2E_SOAK=1 cargo test --package e2e -- --nocapture boots_one_after_the_other fifty_machines_leave_nothing many_networks chaos::
+	@cargo xtask guest
+	@cargo xtask bare-guest
+	@HEARTH_E2E_SOAK=1 cargo test --workspace --locked --test all -- --nocapture --test-threads 1 \
+		boots_one_after_the_other restores_one_after_the_other clones_at_once_leave_nothing fifty_machines_leave_nothing many_networks chaos::
 
 fuzz: ## Every fuzz target, SECONDS_EACH (600) seconds each
 	@for name in $$(cargo xtask fuzz); do cargo xtask fuzz "$$name" --seconds $(SECONDS_EACH); done

@@ -49,7 +49,19 @@ impl BareGuest {
     /// # Errors
     /// Hearth is not built, or Firecracker is not installed.
     pub fn node(&self) -> Result<TestNode> {
-        let node = TestNode::ready(Driver::Firecracker)?.with_env(KERNEL_VARIABLE, &self.guest);
+        self.given_to(TestNode::ready(Driver::Firecracker)?)
+    }
+
+    /// Makes such a home on a file system of its own, as [`TestNode::ready_on_small_disk`] does.
+    ///
+    /// # Errors
+    /// As for that, and for [`BareGuest::node`].
+    pub fn node_on_small_disk(&self, spare_mib: u64) -> Result<TestNode> {
+        self.given_to(TestNode::ready_on_small_disk(Driver::Firecracker, spare_mib)?)
+    }
+
+    fn given_to(&self, node: TestNode) -> Result<TestNode> {
+        let node = node.with_env(KERNEL_VARIABLE, &self.guest);
         self.install(&node)?;
         Ok(node)
     }

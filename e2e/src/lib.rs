@@ -10,7 +10,7 @@
 //!        `-- leaks      processes, mounts, loop devices, sockets, memory and cgroups of a closed node
 //! ```
 //! The tests themselves are in `tests/all`. `HEARTH_E2E_BINARY` names another `hearth` to test, `HEARTH_E2E_KEEP=1` keeps
-//! homes, `HEARTH_E2E_SOAK=1` makes the long tests long.
+//! homes, `HEARTH_E2E_SOAK=1` makes the long tests long, with `HEARTH_E2E_METAL=1` what cannot run here fails.
 
 pub mod archive;
 mod bare;
@@ -42,7 +42,7 @@ pub use node::{Driver, TestNode, check};
 pub use permits::is_quiet;
 pub use podman::Podman;
 pub use registry::{PASSWORD, Registry, USER};
-pub use skip::{is_soak, missing_program, report_skipped};
+pub use skip::{is_metal, is_soak, missing_program, report_skipped};
 pub use terminal::{Terminal, is_raw};
 pub use text::{contains, random_bytes, sha256};
 pub use tree::{files_that_contain, link_tree};

@@ -37,7 +37,7 @@ pub(crate) fn run_and_exec_behave_as_the_reference_does(node: &TestNode) -> Resu
     let reference = match &podman {
         Ok(podman) => Some(Subject::podman(podman)),
         Err(error) => {
-            report_skipped(&format!("the reference half: {error:#}"));
+            report_skipped(&format!("the reference half: {error:#}"))?;
             None
         }
     };
