@@ -3,6 +3,7 @@
 
 use std::net::Ipv4Addr;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::TestNode;
@@ -16,15 +17,40 @@ use crate::stage::{
 };
 use crate::support::stay;
 
+/// How long a place may take to answer that is to be reached. What is refused is refused at once, so nobody waits that long for nothing.
+const PATIENCE: Duration = Duration::from_secs(90);
+/// How long one is waited for whose packets are lost: nothing tells of those.
+pub(crate) const SILENCE: Duration = Duration::from_secs(5);
+
+/// Begins a script that opens connections with [`hear`]: descriptor 3 stays open and says nothing. Pasta of Debian 12 keeps the end of a
+/// connection to itself whose other end has said that it is done.
+pub(crate) const MUTE: &str = "mkfifo /tmp/mute-$$ && exec 3<>/tmp/mute-$$ && rm /tmp/mute-$$; ";
+
+/// Says how a connection to a place is opened that prints what comes, until that side ends it.
+pub(crate) fn hear(place: &str, patience: Duration) -> String {
+    let seconds = patience.as_secs();
+    format!("timeout {seconds} nc -w {seconds} {place} <&3 2>/dev/null")
+}
+
 /// Tries each port of each destination from within a machine, all at once; returns those that answered, as in `203.0.113.10 80`.
 pub(crate) fn reached(node: &TestNode, machine: &str, destinations: &[&str]) -> Result<Vec<String>> {
+    reached_in(node, machine, destinations, PATIENCE)
+}
+
+/// Does so where packets are lost, and tells what has answered by then.
+pub(crate) fn reached_in(
+    node: &TestNode,
+    machine: &str,
+    destinations: &[&str],
+    patience: Duration,
+) -> Result<Vec<String>> {
     let tries = expected(destinations, &PORTS);
-    let tries = tries
-        .iter()
-        // Pasta of Debian 12 keeps the end of a connection to itself whose other end has said that it is done.
-        .map(|place| format!("timeout 8 nc -w 5 {place} </dev/null 2>/dev/null & "));
-    let script: String = tries.collect();
-    let said = node.exec([machine, "sh", "-c", &format!("{script} wait")]).ok()?;
+    let tries = tries.iter().map(|place| format!("{} & ", hear(place, patience)));
+    let script = format!("{MUTE}{}wait", tries.collect::<String>());
+    let said = node
+        .exec([machine, "sh", "-c", &script])
+        .deadline(2 * PATIENCE)
+        .ok()?;
     let answers = said
         .lines()
         .filter_map(|line| Some(line.strip_prefix("at ")?.to_owned()));
@@ -74,33 +100,34 @@ pub(crate) fn modes(node: &TestNode) -> Result<()> {
         expected(&all_but_the_host, &PORTS)
     );
     for mode in ["isolated", "none"] {
-        assert_eq!(reached(node, mode, &EVERYWHERE)?, Vec::<String>::new(), "{mode}");
+        let reached = reached_in(node, mode, &EVERYWHERE, SILENCE)?;
+        assert_eq!(reached, Vec::<String>::new(), "{mode}");
     }
     names(node)
 }
 
 /// Names are answered by the gateway, whichever server is asked; where no way leads out, none are.
 fn names(node: &TestNode) -> Result<()> {
-    let ask = |machine: &str, server: &str| {
-        let script = format!("timeout 10 nslookup hearth.example {server}");
+    let ask = |machine: &str, server: &str, seconds: u32| {
+        let script = format!("timeout {seconds} nslookup hearth.example {server}");
         node.exec([machine, "sh", "-c", &script]).run()
     };
     for server in ["", "203.0.113.99"] {
-        let answer = ask("filtered", server)?.success()?.text()?;
+        let answer = ask("filtered", server, 60)?.success()?.text()?;
         ensure!(answer.contains(WEB), "{answer}");
     }
-    let answer = ask("open", "")?.success()?.text()?;
+    let answer = ask("open", "", 60)?.success()?.text()?;
     ensure!(answer.contains(WEB), "{answer}");
     // Nobody listens there.
     node.start(["--name", "own", "--dns", HOST, "busybox", "sleep", "3600"])?;
-    ensure!(ask("own", "")?.code != 0, "the node's servers are asked");
+    ensure!(ask("own", "", 10)?.code != 0, "the node's servers are asked");
     assert_eq!(reached(node, "own", &[WEB])?, expected(&[WEB], &ALLOWED));
     node.hearth(["run", "--network", "none", "--dns", HOST, "busybox", "true"])
         .run()?
         .expect_code(125)?
         .complains("--dns needs a network")?;
     for machine in ["isolated", "none"] {
-        ensure!(ask(machine, "")?.code != 0, "{machine} has names");
+        ensure!(ask(machine, "", 10)?.code != 0, "{machine} has names");
     }
     Ok(())
 }
@@ -169,12 +196,11 @@ pub(crate) fn default_and_forks(node: &TestNode) -> Result<()> {
         ("apart", NetworkMode::None),
     ] {
         assert_eq!(node.inspect(name)?.spec.network, Some(mode), "{name}");
-        let places = if mode == NetworkMode::None {
-            vec![]
-        } else {
-            expected(&[WEB, WEB_V6], &ALLOWED)
+        let (places, patience) = match mode {
+            NetworkMode::None => (vec![], SILENCE),
+            _ => (expected(&[WEB, WEB_V6], &ALLOWED), PATIENCE),
         };
-        assert_eq!(reached(node, name, &EVERYWHERE)?, places, "{name}");
+        assert_eq!(reached_in(node, name, &EVERYWHERE, patience)?, places, "{name}");
     }
     let reasons = ["m", "apart"].map(|name| Ok(node.inspect(name)?.network_reason));
     let [of_m, of_apart]: [Result<Option<String>>; 2] = reasons;
@@ -183,7 +209,7 @@ pub(crate) fn default_and_forks(node: &TestNode) -> Result<()> {
         "inspect says why, where nobody asked"
     );
     // So does code that runs once.
-    let script = format!("timeout 8 nc -w 5 {WEB} 80 </dev/null; true");
+    let script = format!("{MUTE}{}; true", hear(&format!("{WEB} 80"), PATIENCE));
     let told = node
         .hearth(["execute", "--image", "busybox", "--cmd", "sh", "-c", &script])
         .ok()?;
@@ -202,7 +228,7 @@ fn a_network_outlives_its_node_and_names_come_back_with_the_next() -> Result<()>
         kill(node)?;
         assert_eq!(reached(node, "m", &[WEB])?, expected(&[WEB], &ALLOWED));
         let answer = node
-            .exec(["m", "timeout", "10", "nslookup", "hearth.example"])
+            .exec(["m", "timeout", "60", "nslookup", "hearth.example"])
             .ok()?;
         ensure!(answer.contains(WEB), "{answer}");
         stay(node, "other")?;
