@@ -50,9 +50,12 @@ pub struct ExecuteRequest {
     /// What it may reach there; not with `pool`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<NetworkPolicy>,
-    /// Names of the networks of machines that it is on.
+    /// Names of the networks of machines that it is on; not with `pool`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub networks: Vec<String>,
+    /// Certificates (PEM) of authorities that its image's programs trust beside those that they trust; not with `pool`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ca_certificates: Vec<String>,
     /// A tar archive of what is to lie in `/workspace/input`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub input_archive: Option<String>,

@@ -55,6 +55,9 @@ pub struct PoolSpec {
     /// Names of the networks of machines that it is on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub networks: Vec<String>,
+    /// Certificates (PEM) of authorities that its image's programs trust beside those that they trust.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ca_certificates: Vec<String>,
 }
 
 /// A pool as it is now.

@@ -1,5 +1,6 @@
 //! What a machine may reach: the flags of the verbs that make machines, and `policy` with what is below it.
 
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, Subcommand};
@@ -15,6 +16,20 @@ pub(crate) struct NetworkFlags {
     pub(crate) network: Vec<Network>,
     #[command(flatten)]
     pub(crate) policy: PolicyFlags,
+    /// Certificates (PEM) of authorities that the machine's programs are to trust, too
+    #[arg(long, value_name = "FILE", help_heading = "Network")]
+    pub(crate) ca_cert: Vec<PathBuf>,
+    /// Hand the proxy of this host's HTTP_PROXY, HTTPS_PROXY and NO_PROXY, or another one, to the workload, and let the machine reach it:
+    /// whatever the proxy reaches is reached then, --policy or not
+    #[arg(
+        long,
+        value_name = "host|URL|none",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "host",
+        help_heading = "Network"
+    )]
+    pub(crate) http_proxy: Option<String>,
 }
 
 /// What a machine may reach over its network.

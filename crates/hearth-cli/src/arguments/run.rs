@@ -74,20 +74,6 @@ pub(crate) struct Run {
     /// Server that answers for the machine's names, by its address; the host's servers otherwise
     #[arg(long, value_name = "ADDRESS", help_heading = "Network")]
     pub(crate) dns: Vec<String>,
-    /// Certificates (PEM) of authorities that the machine's programs are to trust, too
-    #[arg(long, value_name = "FILE", help_heading = "Network")]
-    pub(crate) ca_cert: Vec<PathBuf>,
-    /// Hand the proxy of this host's HTTP_PROXY, HTTPS_PROXY and NO_PROXY, or another one, to the workload, and let the machine reach it:
-    /// whatever the proxy reaches is reached then, --policy or not
-    #[arg(
-        long,
-        value_name = "host|URL|none",
-        num_args = 0..=1,
-        require_equals = true,
-        default_missing_value = "host",
-        help_heading = "Network"
-    )]
-    pub(crate) http_proxy: Option<String>,
     /// What the metadata service at 169.254.169.254 tells the machine (MMDS, version 2): JSON, or a file of it (Firecracker)
     #[arg(long, value_name = "FILE|JSON", help_heading = "Network")]
     pub(crate) metadata: Option<String>,

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use hearth_api::v1;
 
-use super::{Host, ResolveError, driver, duration, environment, image_reference};
+use super::run::certificates;
+use super::{Host, ResolveError, driver, duration, environment, image_reference, proxy};
 use crate::arguments::{Execute, Pull};
 
 /// How long to wait for memory or a machine, unless it is said, in milliseconds.
@@ -40,6 +41,9 @@ pub(crate) fn execute(arguments: Execute, host: &impl Host) -> Result<ExecuteOrd
         .map(|name| name.to_string_lossy().into_owned());
     let words = |text: String| text.split_whitespace().map(str::to_owned).collect();
     let networks = super::policy::networks(&arguments.network.network)?.of_many()?;
+    let proxy = proxy::resolve(arguments.network.http_proxy.as_deref(), networks.mode, host)?;
+    let mut variables = proxy.environment;
+    variables.extend(environment::collect(&arguments.env_file, &arguments.env, host)?);
     let request = v1::ExecuteRequest {
         image: arguments
             .image
@@ -51,7 +55,7 @@ pub(crate) fn execute(arguments: Execute, host: &impl Host) -> Result<ExecuteOrd
         code_name: name,
         interpreter: arguments.interpreter.map(words).unwrap_or_default(),
         command: arguments.cmd,
-        environment: environment::collect(&arguments.env_file, &arguments.env, host)?,
+        environment: variables,
         timeout_ms: arguments
             .timeout
             .as_deref()
@@ -62,7 +66,8 @@ pub(crate) fn execute(arguments: Execute, host: &impl Host) -> Result<ExecuteOrd
         driver: driver(arguments.driver),
         network: networks.mode,
         networks: networks.names,
-        policy: super::policy(&arguments.network.policy, host)?,
+        policy: proxy::allowed(super::policy(&arguments.network.policy, host)?, proxy.allow),
+        ca_certificates: certificates(&arguments.network.ca_cert, host)?,
         input_archive: None,
         output: arguments.workspace.is_some(),
         output_max_bytes: None,
@@ -103,7 +108,7 @@ fn code(path: &Path, host: &impl Host) -> Result<String, ResolveError> {
 mod tests {
     use clap::Parser as _;
 
-    use super::super::fake::FakeHost;
+    use super::super::fake::{FakeHost, certificate};
     use super::*;
     use crate::arguments::{Cli, Command};
 
@@ -111,6 +116,7 @@ mod tests {
         let mut host = FakeHost::default();
         host.files.insert("a.py", b"print(1)");
         host.files.insert("b", &[0xff]);
+        host.files.insert("ca.pem", certificate().as_bytes());
         let all = ["hearth", "execute"].into_iter().chain(arguments.split(' '));
         match Cli::try_parse_from(all).unwrap().command {
             Command::Execute(arguments) => execute(*arguments, &host),
@@ -121,7 +127,7 @@ mod tests {
     #[test]
     fn every_flag_reaches_the_request() {
         let order = resolved(
-            "--image busybox --network backend --policy locked --workspace w --timeout 1500ms --wait 2s -e A=1 --cpus 2 -m 64m --interpreter python3{}-u --json a.py"
+            "--image busybox --network backend --policy locked --http-proxy=http://10.1.2.3:8080 --ca-cert ca.pem --workspace w --timeout 1500ms --wait 2s -e A=1 --cpus 2 -m 64m --interpreter python3{}-u --json a.py"
                 .replace("{}", "\u{a0}")
                 .as_str(),
         )
@@ -131,15 +137,25 @@ mod tests {
             code: Some("print(1)".into()),
             code_name: Some("a.py".into()),
             interpreter: vec!["python3".into(), "-u".into()],
-            environment: vec!["A=1".into()],
+            environment: [
+                "HTTP_PROXY=http://10.1.2.3:8080",
+                "http_proxy=http://10.1.2.3:8080",
+                "HTTPS_PROXY=http://10.1.2.3:8080",
+                "https_proxy=http://10.1.2.3:8080",
+                "A=1",
+            ]
+            .map(str::to_owned)
+            .to_vec(),
             timeout_ms: Some(1500),
             memory_bytes: Some(64 << 20),
             cpu_milli: Some(2000),
             networks: vec!["backend".into()],
             policy: Some(v1::NetworkPolicy {
                 preset: Some(v1::PolicyPreset::Locked),
+                allow: vec!["10.1.2.3:8080".into()],
                 ..v1::NetworkPolicy::default()
             }),
+            ca_certificates: vec![certificate().into()],
             output: true,
             wait_ms: Some(2000),
             ..v1::ExecuteRequest::default()

@@ -273,6 +273,13 @@ pub(crate) mod fake {
 
     use super::*;
 
+    /// Returns a file of one certificate, as far as its outside goes: a sequence of 260 zeroes.
+    pub(crate) fn certificate() -> &'static str {
+        let digits = format!("MIIBBA{}", "A".repeat(346));
+        let text = format!("-----BEGIN CERTIFICATE-----\n{digits}\n-----END CERTIFICATE-----\n");
+        text.leak()
+    }
+
     #[derive(Default)]
     pub(crate) struct FakeHost {
         pub(crate) variables: BTreeMap<&'static str, &'static str>,

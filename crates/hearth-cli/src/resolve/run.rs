@@ -63,7 +63,7 @@ pub(crate) fn run(arguments: Run, host: &impl Host) -> Result<RunRequest, Resolv
     let (image, command) = split(&arguments.image_and_command);
     let world = arguments.container;
     let networks = super::policy::networks(&arguments.network.network)?;
-    let proxy = proxy::resolve(arguments.http_proxy.as_deref(), networks.mode, host)?;
+    let proxy = proxy::resolve(arguments.network.http_proxy.as_deref(), networks.mode, host)?;
     let mut variables = proxy.environment;
     variables.extend(environment::collect(&arguments.env_file, &arguments.env, host)?);
     let spec = v1::MachineSpec {
@@ -106,7 +106,7 @@ pub(crate) fn run(arguments: Run, host: &impl Host) -> Result<RunRequest, Resolv
         uplink: networks.uplink,
         policy: proxy::allowed(super::policy(&arguments.network.policy, host)?, proxy.allow),
         name_servers: arguments.dns,
-        ca_certificates: certificates(&arguments.ca_cert, host)?,
+        ca_certificates: certificates(&arguments.network.ca_cert, host)?,
         net_rate: arguments.net_rate.map(rate),
         disk_rate: arguments.disk_rate.map(rate),
         metadata: arguments
@@ -190,7 +190,7 @@ fn metadata(text: &str, host: &impl Host) -> Result<serde_json::Value, ResolveEr
 }
 
 /// Reads files of certificates.
-fn certificates(paths: &[PathBuf], host: &impl Host) -> Result<Vec<String>, ResolveError> {
+pub(super) fn certificates(paths: &[PathBuf], host: &impl Host) -> Result<Vec<String>, ResolveError> {
     let mut all = Vec::new();
     for path in paths {
         let content = host.read(path).map_err(|source| ResolveError::File {

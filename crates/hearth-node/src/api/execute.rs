@@ -118,6 +118,7 @@ fn checked(request: v1::ExecuteRequest) -> Result<Asked, ApiError> {
             network: request.network,
             policy: request.policy,
             networks: request.networks,
+            ca_certificates: request.ca_certificates,
             auto_remove: true,
             ..v1::MachineSpec::default()
         })),
@@ -126,10 +127,11 @@ fn checked(request: v1::ExecuteRequest) -> Result<Asked, ApiError> {
                 || request.cpu_milli.is_some()
                 || request.network.is_some()
                 || request.policy.is_some()
-                || !request.networks.is_empty() =>
+                || !request.networks.is_empty()
+                || !request.ca_certificates.is_empty() =>
         {
             return Err(invalid(
-                "the machines of a pool are as they are: memory, processors and network are the pool's",
+                "the machines of a pool are as they are: memory, processors, network and certificates are the pool's",
             ));
         }
         (None, Some(pool)) => Place::Pool(pool),

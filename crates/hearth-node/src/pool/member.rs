@@ -33,6 +33,7 @@ pub(super) fn machine_spec(spec: &PoolSpec) -> MachineSpec {
         network: spec.network,
         policy: spec.policy.clone(),
         networks: spec.networks.clone(),
+        ca_certificates: spec.ca_certificates.clone(),
         auto_remove: true,
         ..MachineSpec::default()
     }
