@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use e2e::TestNode;
 use hearth_api::v1;
 
-use crate::network::{expected, reached};
+use crate::network::{SILENCE, expected, reached, reached_in};
 use crate::node::kill;
 use crate::stage::{ALLOWED, PRIVATE, Stage, WEB, WEB_V6, bridge_addresses, inside, ip, on_stage};
 
@@ -380,7 +380,7 @@ fn the_doctor_finds_rules_of_others_that_keep_machines_in() -> Result<()> {
         assert_eq!(state()?, v1::DoctorState::Ok);
         nft("add table ip filter")?;
         nft("add chain ip filter FORWARD { type filter hook forward priority 0 ; policy drop ; }")?;
-        assert_eq!(reached(node, "m", &[WEB])?, Vec::<String>::new());
+        assert_eq!(reached_in(node, "m", &[WEB], SILENCE)?, Vec::<String>::new());
         assert_eq!(state()?, v1::DoctorState::Warning);
         // What it advises helps.
         nft("insert rule ip filter FORWARD iifname { \"hearth*\", \"hn*\" } accept")?;
@@ -389,6 +389,30 @@ fn the_doctor_finds_rules_of_others_that_keep_machines_in() -> Result<()> {
         assert_eq!(reached(node, "m", &[WEB])?, expected(&[WEB], &ALLOWED));
         nft("delete table ip filter")
     })
+}
+
+/// A pool has a network that is there, for as long as it is a pool.
+fn of_pools(node: &TestNode) -> Result<()> {
+    let create = |network: &str| {
+        let flags = ["--image", "busybox", "-m", "80m", "--min", "0", "--max", "1"];
+        let head = ["pool", "create", "p", "--network", network];
+        node.hearth(head.iter().chain(&flags)).run()
+    };
+    create("nope")?
+        .expect_code(1)?
+        .complains("there is no network \"nope\"")?
+        .complains("hearth network create")?;
+    ensure!(
+        node.hearth(["pool", "ls", "--json"]).ok()? == "[]",
+        "a pool is left"
+    );
+    create("red")?.success()?;
+    node.hearth(["network", "rm", "red"])
+        .run()?
+        .expect_code(1)?
+        .complains("the network red is that of the machines of p")?
+        .complains("hearth pool rm")?;
+    node.hearth(["pool", "rm", "p"]).ok().map(drop)
 }
 
 #[test]
@@ -447,6 +471,7 @@ fn what_cannot_be_is_refused_and_leaves_nothing() -> Result<()> {
         }
         ensure!(node.machines()?.is_empty(), "a machine is left");
         ensure!(network(node, "red")?.machines.is_empty(), "a place is taken");
+        of_pools(node)?;
         node.start(["--name", "m", "--network", "isolated", "busybox", "sleep", "3600"])?;
         node.hearth(["network", "connect", "red", "m"])
             .run()?

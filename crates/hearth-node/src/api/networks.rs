@@ -50,8 +50,7 @@ pub(super) async fn remove(
     State(service): State<Service>,
     Path(network): Path<String>,
 ) -> Result<StatusCode, ApiError> {
-    let networks = &service.machines.parts().networks;
-    networks.remove_network(&network).await?;
+    service.pools.remove_network(network).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -105,6 +105,7 @@ impl From<PoolError> for ApiError {
     fn from(error: PoolError) -> Self {
         let (code, remediation) = match error {
             PoolError::Image(error) => return error.into(),
+            PoolError::Network(error) => return error.into(),
             PoolError::Snapshot(error) => return error.into(),
             PoolError::Create(error) => return error.into(),
             PoolError::Machine(error) => return error.into(),
@@ -127,6 +128,7 @@ impl From<PoolError> for ApiError {
                 ErrorCode::InUse,
                 Some("release them first, or force it: whoever has them loses them"),
             ),
+            PoolError::Named { .. } => (ErrorCode::InUse, Some("remove the pool first (`hearth pool rm`)")),
             PoolError::Closing(_) => (ErrorCode::WrongState, Some("wait until it is gone")),
             PoolError::NoneFree { .. } => (
                 ErrorCode::Timeout,

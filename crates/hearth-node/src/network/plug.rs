@@ -50,12 +50,19 @@ impl Networks {
         Ok(self.users().create(new, &routes)?)
     }
 
-    /// Removes a network that no machine is on.
+    /// Forgets a network that no machine is on; returns its number, by which [`Networks::remove_bridge`] knows the rest of it.
     ///
     /// # Errors
     /// [`NetworkError`].
-    pub async fn remove_network(&self, name: &str) -> Result<(), NetworkError> {
-        let number = self.users().remove(name)?;
+    pub fn forget_network(&self, name: &str) -> Result<u16, NetworkError> {
+        Ok(self.users().remove(name)?)
+    }
+
+    /// Removes what carried a network.
+    ///
+    /// # Errors
+    /// [`NetworkError`].
+    pub async fn remove_bridge(&self, number: u16) -> Result<(), NetworkError> {
         self.shared.remove_user_bridge(number).await
     }
 

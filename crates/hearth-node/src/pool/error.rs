@@ -8,6 +8,7 @@ use hearth_machine::pool::BoundsError;
 use crate::guest::RequestError;
 use crate::images::ImageError;
 use crate::machines::{CreateError, MachineError};
+use crate::network::NetworkError;
 use crate::records::RecordError;
 use crate::records::spec::InvalidSpec;
 
@@ -32,6 +33,17 @@ pub enum PoolError {
     /// Its machines cannot be so.
     #[error(transparent)]
     Spec(#[from] InvalidSpec),
+    /// A network that its machines are to be on, or one that is to go.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    /// A network that is to go is a pool's.
+    #[error("the network {network} is that of the machines of {}", pools.join(", "))]
+    Named {
+        /// The network.
+        network: String,
+        /// The names of the pools.
+        pools: Vec<String>,
+    },
     /// Its image is not there.
     #[error(transparent)]
     Image(#[from] ImageError),

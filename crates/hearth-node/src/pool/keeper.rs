@@ -16,6 +16,7 @@ use super::error::PoolError;
 use super::kept::{Kept, Reply, Waiting, bounds};
 use crate::host::failpoint;
 use crate::machines::{Machine, Machines, Reader};
+use crate::network::NetworkError;
 use crate::records::{NamedRecords, PoolRecord};
 
 /// Leases whose end is remembered, so that a late release is told why.
@@ -67,6 +68,11 @@ pub(super) enum Ask {
     Admit {
         wait: Duration,
         admission: Admission,
+    },
+    /// A network of machines is to go, unless a pool names it: a pool that is made meanwhile comes before or behind.
+    ForgetNetwork {
+        network: String,
+        reply: Reply<u16>,
     },
     /// Nothing is to be started any more: the node ends with its machines.
     Rest {
@@ -126,6 +132,15 @@ pub(super) struct Keeper {
 /// Returns the time since 1970.
 pub(super) fn now() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+/// Makes sure that there are the networks that a pool's machines are to be on.
+pub(super) fn check_networks(machines: &Machines, spec: &PoolSpec) -> Result<(), PoolError> {
+    let users = machines.parts().networks.users();
+    for network in &spec.networks {
+        users.find(network).map_err(NetworkError::from)?;
+    }
+    Ok(())
 }
 
 fn answer<T>(reply: Reply<T>, result: Result<T, PoolError>) {
@@ -188,6 +203,7 @@ impl Keeper {
             Ask::Extend { lease, time, reply } => answer(reply, self.extend(&lease, time)),
             Ask::Release { lease, reply } => answer(reply, self.release(&lease)),
             Ask::Admit { wait, admission } => self.admissions.push(admission, now() + wait),
+            Ask::ForgetNetwork { network, reply } => answer(reply, self.forget_network(network)),
             Ask::Rest { reply } => {
                 self.resting = true;
                 // Who asked has gone away.
@@ -210,6 +226,7 @@ impl Keeper {
             return Err(PoolError::NameTaken(record.name));
         }
         self.checked(&record.spec)?;
+        check_networks(&self.machines, &record.spec)?;
         let mut kept = Kept::new(self.serials, record);
         self.serials += 1;
         kept.write(&self.records)?;
@@ -217,6 +234,20 @@ impl Keeper {
         let view = kept.view();
         self.pools.insert(kept.record.name.clone(), kept);
         Ok(view)
+    }
+
+    fn forget_network(&self, network: String) -> Result<u16, PoolError> {
+        let names = |kept: &&Kept| kept.record.spec.networks.contains(&network);
+        let pools: Vec<String> = self
+            .pools
+            .values()
+            .filter(names)
+            .map(|kept| kept.record.name.clone())
+            .collect();
+        match pools.is_empty() {
+            true => Ok(self.machines.parts().networks.forget_network(&network)?),
+            false => Err(PoolError::Named { network, pools }),
+        }
     }
 
     fn resize(&mut self, pool: &str, change: &v1::ResizePool) -> Result<v1::Pool, PoolError> {

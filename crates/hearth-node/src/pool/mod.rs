@@ -90,6 +90,7 @@ impl Pools {
         checked.map_err(|_| PoolError::Name(name.clone()))?;
         let machine = member::machine_spec(&spec);
         self.machines.check(&machine)?;
+        keeper::check_networks(&self.machines, &spec)?;
         self.machines.parts().images.resolve(&machine.image).await?;
         let record = Box::new(PoolRecord::new(name, spec, jiff::Timestamp::now().to_string()));
         self.ask(|reply| Ask::Create { record, reply }).await
@@ -165,6 +166,15 @@ impl Pools {
     /// Returns [`PoolError::NoLease`], with how it ended if that is known.
     pub async fn release(&self, lease: String) -> Result<(), PoolError> {
         self.ask(|reply| Ask::Release { lease, reply }).await
+    }
+
+    /// Removes a network of machines that no pool names and no machine is on.
+    ///
+    /// # Errors
+    /// Returns [`PoolError::Network`], or [`PoolError::Named`].
+    pub async fn remove_network(&self, network: String) -> Result<(), PoolError> {
+        let number = self.ask(|reply| Ask::ForgetNetwork { network, reply }).await?;
+        Ok(self.machines.parts().networks.remove_bridge(number).await?)
     }
 
     /// Waits until there is memory for one more machine, behind all who came before.
