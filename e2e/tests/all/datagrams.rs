@@ -1,13 +1,13 @@
 //! Published UDP ports: datagrams as they were sent, clients apart, in every mode of a network and through every change of a machine.
 
-use std::net::UdpSocket;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::{Driver, TestNode, check, debian_python, skip};
 
 use crate::node::kill;
-use crate::stage::{inside, obstacle, on_stage};
+use crate::stage::{HOST, HOST_V6, inside, ip, obstacle, on_stage};
 use crate::support::{logged, until};
 
 const SERVICE: &str = include_str!("datagrams.py");
@@ -180,6 +180,55 @@ fn datagrams_reach_machines_in_every_mode_of_a_network() -> Result<()> {
                 Ok(())
             })?;
             node.hearth(["rm", "-f", mode]).ok()?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn an_answer_comes_from_the_address_that_was_asked() -> Result<()> {
+    let image = match (obstacle(), debian_python()) {
+        (Some(reason), _) => return skip!("{reason}"),
+        (_, Err(error)) => return skip!("no image of Debian can be made here: {error:#}"),
+        (None, Ok(image)) => image,
+    };
+    on_stage(|node, stage| {
+        for line in [
+            "address add 198.51.100.77/24 dev wan",
+            "address add 2001:db8:1::77/64 dev wan nodad",
+        ] {
+            inside(&stage.host, || ip(line))?;
+        }
+        let ports = ["-p", "0.0.0.0::7/udp", "-p", "[::]::7/udp"];
+        start(node, &image, "m", &ports)?;
+        let listed = node.hearth(["port", "m"]).ok()?;
+        let port = |head: &str| -> Result<u16> {
+            let head = format!("7/udp -> {head}:");
+            let number = listed.lines().find_map(|line| line.strip_prefix(&head));
+            Ok(number.context(listed.clone())?.parse()?)
+        };
+        let (v4, both) = (port("0.0.0.0")?, port("[::]")?);
+        // A socket that is connected takes answers of that address alone; that of the route is the first one.
+        for (port, address) in [
+            (v4, HOST),
+            (v4, "198.51.100.77"),
+            (both, "198.51.100.77"),
+            (both, HOST_V6),
+            (both, "2001:db8:1::77"),
+        ] {
+            let address: IpAddr = address.parse()?;
+            inside(&stage.internet, || {
+                let own: IpAddr = match address {
+                    IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+                    IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+                };
+                let client = UdpSocket::bind((own, 0))?;
+                client.connect((address, port))?;
+                client.set_read_timeout(Some(ANSWER))?;
+                let answer = ask(&client, b"who are you").with_context(|| format!("{address}"))?;
+                ensure!(answer == b"who are you", "{answer:?}");
+                Ok(())
+            })?;
         }
         Ok(())
     })

@@ -5,6 +5,7 @@ pub mod cgroup;
 pub mod command;
 pub mod confine;
 pub mod console;
+pub mod datagram;
 pub mod facts;
 pub mod failpoint;
 pub mod fence;

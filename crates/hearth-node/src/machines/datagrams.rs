@@ -13,13 +13,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use hearth_guest_protocol::datagram::{DATAGRAM_MAX, datagrams};
-use tokio::net::UdpSocket;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::{AbortHandle, Id, JoinSet};
 
 use super::ports::BREATH;
 use crate::guest::{Guest, Input, Session, SessionEvent};
+use crate::host::datagram::{Asked, Datagrams, Received};
 
 /// How long a flow lasts in which nobody says anything: one that the guest has not answered, and one that it has.
 const PATIENCE: [Duration; 2] = [Duration::from_secs(30), Duration::from_secs(180)];
@@ -43,6 +43,9 @@ struct Datagram {
     _room: OwnedSemaphorePermit,
 }
 
+/// Who asks, and which of the host's addresses where the port is at several: answers leave by that.
+type Client = (SocketAddr, Option<Asked>);
+
 /// A client, and the task that talks to the guest for it.
 #[derive(Debug)]
 struct Flow {
@@ -63,16 +66,16 @@ struct Pulse {
 
 /// A port as it is served.
 struct Port {
-    socket: Arc<UdpSocket>,
+    socket: Arc<Datagrams>,
     number: u16,
     guest: Guest,
-    flows: HashMap<SocketAddr, Flow>,
+    flows: HashMap<Client, Flow>,
     tasks: JoinSet<()>,
     room: Arc<Semaphore>,
 }
 
 /// Serves a port until this is dropped, which ends its flows, too.
-pub(super) async fn serve(socket: UdpSocket, number: u16, guest: Guest) {
+pub(super) async fn serve(socket: Datagrams, number: u16, guest: Guest) {
     let mut port = Port {
         socket: Arc::new(socket),
         number,
@@ -85,8 +88,10 @@ pub(super) async fn serve(socket: UdpSocket, number: u16, guest: Guest) {
     let mut buffer = vec![0; DATAGRAM_MAX + 1];
     loop {
         tokio::select! {
-            received = port.socket.recv_from(&mut buffer) => match received {
-                Ok((count, client)) if count <= DATAGRAM_MAX => port.take(&buffer[..count], client),
+            received = port.socket.receive(&mut buffer) => match received {
+                Ok(Received { bytes, client, asked }) if bytes <= DATAGRAM_MAX => {
+                    port.take(&buffer[..bytes], (client, asked));
+                }
                 Ok(_) => {}
                 Err(error) => {
                     tracing::warn!(port = number, %error, "a datagram was not received");
@@ -102,7 +107,7 @@ pub(super) async fn serve(socket: UdpSocket, number: u16, guest: Guest) {
 
 impl Port {
     /// Hands a datagram on, or drops it.
-    fn take(&mut self, bytes: &[u8], client: SocketAddr) {
+    fn take(&mut self, bytes: &[u8], client: Client) {
         let cost = u32::try_from(bytes.len() + OVERHEAD).unwrap_or(u32::MAX);
         let Ok(room) = Arc::clone(&self.room).try_acquire_many_owned(cost) else {
             return;
@@ -124,9 +129,9 @@ impl Port {
     }
 
     /// Begins a flow, if there may be one more.
-    fn open(&mut self, first: Datagram, client: SocketAddr) {
+    fn open(&mut self, first: Datagram, client: Client) {
         if self.flows.len() >= FLOWS_MAX && !self.make_room() {
-            tracing::debug!(port = self.number, %client, "one flow too many: a datagram is dropped");
+            tracing::debug!(port = self.number, client = %client.0, "one flow too many: a datagram is dropped");
             return;
         }
         let (waiting, queue) = mpsc::channel(QUEUE);
@@ -204,8 +209,8 @@ impl Pulse {
 
 /// The work of one flow.
 struct Carrier {
-    client: SocketAddr,
-    socket: Arc<UdpSocket>,
+    client: Client,
+    socket: Arc<Datagrams>,
     pulse: Arc<Pulse>,
 }
 
@@ -237,7 +242,8 @@ impl Carrier {
                     for datagram in datagrams(&bytes) {
                         self.pulse.answer();
                         // One that cannot be sent is lost.
-                        let _ = self.socket.send_to(datagram, self.client).await;
+                        let (client, asked) = self.client;
+                        let _ = self.socket.answer(datagram, client, asked).await;
                     }
                 }
                 SessionEvent::Started { .. } | SessionEvent::OutputEnded(_) => {}

@@ -13,12 +13,13 @@ use std::time::Duration;
 use hearth_machine::{PublishedPort, Transport};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use super::datagrams;
 use crate::guest::{Guest, Input, Session, SessionEvent};
+use crate::host::datagram::Datagrams;
 
 /// Bytes that are read from a client at a time.
 const BUFFER: usize = 32 << 10;
@@ -43,15 +44,14 @@ pub(super) struct Listeners(Vec<(Listener, PublishedPort)>);
 #[derive(Debug)]
 enum Listener {
     Tcp(TcpListener),
-    Udp(UdpSocket),
+    Udp(Datagrams),
 }
 
 impl Listener {
     async fn bind(port: PublishedPort) -> io::Result<Self> {
-        let address = (port.address, port.host);
         match port.transport {
-            Transport::Tcp => TcpListener::bind(address).await.map(Self::Tcp),
-            Transport::Udp => UdpSocket::bind(address).await.map(Self::Udp),
+            Transport::Tcp => TcpListener::bind((port.address, port.host)).await.map(Self::Tcp),
+            Transport::Udp => Datagrams::bind(port.address, port.host).await.map(Self::Udp),
         }
     }
 
