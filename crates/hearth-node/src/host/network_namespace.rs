@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::MetadataExt as _;
 use std::sync::{Mutex, PoisonError};
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -140,6 +141,17 @@ impl NetworkNamespace {
                 .join()
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
+    }
+
+    /// Tells whether a process is in the user namespace that this one belongs to.
+    pub fn is_owner_of(&self, pid: i32) -> bool {
+        let theirs = std::fs::metadata(format!("/proc/{pid}/ns/user"));
+        let own = self.user.as_ref().map(rustix::fs::fstat);
+        match (own, theirs) {
+            (Some(Ok(own)), Ok(theirs)) => (own.st_dev, own.st_ino) == (theirs.dev(), theirs.ino()),
+            // Where it belongs to none of its own, or somebody else's may not be looked at.
+            _ => false,
+        }
     }
 
     /// Has programs that will live inside hold one end of a pipe, and returns the other, which hangs up when this value and all of

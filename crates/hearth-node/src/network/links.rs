@@ -15,7 +15,7 @@ use rtnetlink::packet_core::{
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags};
 use rtnetlink::packet_route::link::{
-    InfoBridgePort, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    InfoBridgePort, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage,
 };
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteType};
 use rtnetlink::packet_route::tc::{TcAttribute, TcHandle, TcMessage, TcOption, TcStats2};
@@ -116,13 +116,6 @@ impl Links {
         self.find(name)
             .await?
             .ok_or_else(|| NetworkError::Gone(name.to_owned()))
-    }
-
-    /// Tells whether somebody is at the other end of an interface.
-    pub(super) async fn is_carried(&self, name: &str) -> Result<bool, NetworkError> {
-        let mut found = self.handle.link().get().match_name(name.to_owned()).execute();
-        let link = found.try_next().await.map_err(failed("look for", name))?;
-        Ok(link.is_some_and(|link| link.header.flags.contains(LinkFlags::LowerUp)))
     }
 
     /// Tells for which of IPv4 and IPv6 there is a way out.

@@ -480,13 +480,12 @@ async fn carried() -> Result<MachineNetwork, NetworkError> {
 
 /// Sees to it that a machine of an earlier node's has its way out still.
 async fn carry_on(namespace: &NetworkNamespace, monitor: i32) -> Result<(), NetworkError> {
-    let within = Links::within(namespace).map_err(namespace_error("enter a network namespace"))?;
-    if within.is_carried(UPLINK).await? {
-        return Ok(());
-    }
     let tied = process::handle(monitor).map_err(PastaError::from)?;
     let untied = namespace.untied().map_err(PastaError::from)?;
-    Ok(Carrier::new(untied, tied).keep().await?)
+    match Carrier::new(untied, tied).take_over() {
+        Some(carrier) => Ok(carrier.keep().await?),
+        None => Ok(()),
+    }
 }
 
 /// Gives a namespace its addresses and its way out, and lets it pass packets on.

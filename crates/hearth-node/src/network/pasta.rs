@@ -21,7 +21,7 @@ use tokio::net::unix::pipe;
 use super::links::{Outlet, UPLINK};
 use crate::host::launch::{self, Launch, LaunchError};
 use crate::host::network_namespace::{self, NetworkNamespace};
-use crate::host::process::Process;
+use crate::host::process::{self, Process};
 use crate::host::{facts, fork, own};
 
 /// The program, and Debian's package of it.
@@ -162,32 +162,48 @@ impl Carrier {
 
     /// Starts pasta, returns once it carries, and has it started anew when it ends before the machine.
     pub(super) async fn keep(self) -> Result<(), PastaError> {
-        let mut keeper = self.start().await?;
-        tokio::spawn(async move {
-            loop {
-                let ended = keeper.wait().await;
-                if !matches!(self.is_wanted(), Ok(true)) {
-                    return;
-                }
-                tracing::warn!(?ended, "a machine's pasta has ended, and is started anew");
-                keeper = loop {
-                    tokio::time::sleep(PAUSE).await;
-                    match self.start().await {
-                        Ok(keeper) => break keeper,
-                        Err(error) if matches!(self.is_wanted(), Ok(true)) => {
-                            tracing::warn!(%error, "a machine has no way out");
-                        }
-                        Err(_) => return,
-                    }
-                };
-            }
-        });
+        let keeper = self.start().await?;
+        tokio::spawn(self.watch(keeper));
         Ok(())
     }
 
-    fn is_wanted(&self) -> io::Result<bool> {
-        let ended = fork::wait_for_any(&[self.tied.as_fd()], Some(Duration::ZERO))?;
-        Ok(!ended.contains(&true))
+    /// Does so with a pasta that an earlier node has started; gives this back where there is none.
+    pub(super) fn take_over(self) -> Option<Self> {
+        // A process that ends meanwhile is none.
+        let keepers = process::with_arguments(&[KEEPER]).into_iter();
+        let mut found = keepers.filter_map(|id| Process::find(id).ok().flatten());
+        match found.find(|keeper| self.namespace.is_owner_of(keeper.id().pid)) {
+            Some(keeper) => {
+                tokio::spawn(self.watch(keeper));
+                None
+            }
+            None => Some(self),
+        }
+    }
+
+    async fn watch(self, mut keeper: Process) {
+        loop {
+            let ended = keeper.wait().await;
+            if !self.is_wanted() {
+                return;
+            }
+            tracing::warn!(?ended, "a machine's pasta has ended, and is started anew");
+            keeper = loop {
+                tokio::time::sleep(PAUSE).await;
+                if !self.is_wanted() {
+                    return;
+                }
+                match self.start().await {
+                    Ok(keeper) => break keeper,
+                    Err(error) => tracing::warn!(%error, "a machine has no way out"),
+                }
+            };
+        }
+    }
+
+    fn is_wanted(&self) -> bool {
+        let ended = fork::wait_for_any(&[self.tied.as_fd()], Some(Duration::ZERO));
+        matches!(ended, Ok(ended) if !ended.contains(&true))
     }
 
     async fn start(&self) -> Result<Process, PastaError> {
