@@ -124,6 +124,11 @@ impl Layout {
         self.machine_data(id).join("disk.img")
     }
 
+    /// Returns the file of what a machine was refused on its network.
+    pub fn machine_denials(&self, id: MachineId) -> PathBuf {
+        self.machine_data(id).join("denials.jsonl")
+    }
+
     /// Returns the directory of all machines' sockets.
     pub fn machines_run(&self) -> PathBuf {
         self.run.join("m")

@@ -1,18 +1,24 @@
 //! What machines may reach: rules of names and networks, what is told of denials, and changes while a machine runs.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::{DEADLINE, TestNode};
 use serde_json::Value;
 
+use crate::network::{MUTE, SILENCE, hear};
+use crate::node::kill;
 use crate::stage::{METADATA, OTHER, PRIVATE, Stage, WEB, WEB_V6, on_stage};
+use crate::support::until;
+
+/// How long a place may take to answer: what is refused is refused at once.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Tells which of these places answer, as `HOST PORT`, asked for one after the other from within a machine.
 fn answering(node: &TestNode, machine: &str, places: &[&str]) -> Result<Vec<String>> {
     let mut answered = Vec::new();
     for place in places {
-        let script = format!("timeout 5 nc -w 4 {place} </dev/null 2>/dev/null | grep -q '^at' && echo yes");
+        let script = format!("{MUTE}{} | grep -q '^at' && echo yes", hear(place, PATIENCE));
         if node
             .exec([machine, "sh", "-c", &script])
             .run()?
@@ -220,14 +226,15 @@ pub(crate) fn changes(node: &TestNode, stage: &Stage) -> Result<()> {
         arguments.extend(["busybox", "sh", "-c", &script]);
         node.start(arguments)?;
     }
-    let echoes = |machine: &str, word: &str| -> Result<bool> {
+    let echoes = |machine: &str, word: &str, patience: Duration| -> Result<bool> {
         let script = format!(
-            "echo {word} >/tmp/in; for i in 1 2 3 4 5 6 7 8 9 10; do grep -q {word} /tmp/out && exit 0; sleep 0.2; done; exit 1"
+            "echo {word} >/tmp/in; for i in $(seq {}); do grep -q {word} /tmp/out && exit 0; sleep 0.2; done; exit 1",
+            patience.as_secs() * 5
         );
         Ok(node.exec([machine, "sh", "-c", &script]).run()?.code == 0)
     };
     for machine in ["stays", "goes"] {
-        ensure!(echoes(machine, "first")?, "{machine} does not talk");
+        ensure!(echoes(machine, "first", PATIENCE)?, "{machine} does not talk");
     }
     for machine in ["stays", "goes"] {
         let begun = Instant::now();
@@ -243,8 +250,14 @@ pub(crate) fn changes(node: &TestNode, stage: &Stage) -> Result<()> {
         .ok()?;
         println!("the policy of {machine} was changed in {:?}", begun.elapsed());
     }
-    ensure!(echoes("stays", "second")?, "a connection that is allowed ended");
-    ensure!(!echoes("goes", "second")?, "a connection that is denied goes on");
+    ensure!(
+        echoes("stays", "second", PATIENCE)?,
+        "a connection that is allowed ended"
+    );
+    ensure!(
+        !echoes("goes", "second", SILENCE)?,
+        "a connection that is denied goes on"
+    );
     // What the log tells leads to what lets it go on.
     let denied = denials(node, "goes")?;
     let denial = denied.first().context("nothing was told of")?;
@@ -253,20 +266,11 @@ pub(crate) fn changes(node: &TestNode, stage: &Stage) -> Result<()> {
         .strip_prefix("--allow ")
         .context("no remedy")?;
     node.hearth(["policy", "allow", "goes", remedy]).ok()?;
-    assert_eq!(
-        answering(node, "goes", &["203.0.113.10 7"])?,
-        Vec::<String>::new(),
-        "the echo says nothing first"
+    let talk = format!(
+        "{MUTE}echo third >&3; mkfifo /tmp/third; {} >/tmp/third & read line </tmp/third; echo $line; kill $!",
+        hear(&format!("{WEB} 7"), PATIENCE)
     );
-    let talks = node
-        .exec([
-            "goes",
-            "sh",
-            "-c",
-            "echo third | timeout 8 nc -w 3 203.0.113.10 7; true",
-        ])
-        .ok()?;
-    assert_eq!(talks.trim(), "third");
+    assert_eq!(node.exec(["goes", "sh", "-c", &talk]).ok()?.trim(), "third");
     let shown = node.hearth(["policy", "show", "goes"]).ok()?;
     ensure!(
         shown.contains("\"203.0.113.10:7\"") && shown.contains("\"203.0.113.20:7\""),
@@ -321,6 +325,46 @@ fn denials_are_followed_as_they_come() -> Result<()> {
         // The machine's removal is the stream's end.
         node.hearth(["rm", "-f", "m"]).ok()?;
         follower.finish(DEADLINE)?.success()?;
+        Ok(())
+    })
+}
+
+#[test]
+fn denials_outlive_the_node_and_the_machines_end() -> Result<()> {
+    on_stage(|node, _| {
+        node.start(sleeper("m", &["--policy", "locked"]))?;
+        let tries = |port: u16| -> Result<()> {
+            let script = format!("nc -w 60 {WEB} {port} </dev/null; true");
+            node.exec(["m", "sh", "-c", &script]).ok().map(drop)
+        };
+        tries(80)?;
+        until("it is told of", || Ok(denials(node, "m")?.len() == 1))?;
+        kill(node)?;
+        let first = denials(node, "m")?;
+        assert_eq!(
+            first
+                .iter()
+                .map(|denial| text(denial, "address"))
+                .collect::<Vec<_>>(),
+            [WEB]
+        );
+        // Who follows hears of what was, and of what comes.
+        let follower = node.hearth(["policy", "log", "-f", "--json", "m"]).spawn()?;
+        tries(443)?;
+        follower.stdout.wait_for_times("\n", 2, DEADLINE)?;
+        drop(follower);
+        let both = denials(node, "m")?;
+        assert_eq!(both.len(), 2);
+        assert_eq!(both[0], first[0]);
+        assert_eq!(both[1]["sequence"].as_u64(), Some(2));
+        node.hearth(["stop", "-t", "0", "m"]).ok()?;
+        kill(node)?;
+        assert_eq!(denials(node, "m")?, both);
+        node.hearth(["rm", "m"]).ok()?;
+        node.hearth(["policy", "log", "m"])
+            .run()?
+            .expect_code(1)?
+            .complains("no machine \"m\"")?;
         Ok(())
     })
 }

@@ -1,8 +1,9 @@
-//! What a machine was refused, and whom it has talked to. Kept in memory while the node knows the machine, within bounds: a guest
-//! that asks for much has the oldest of it forgotten.
+//! What a machine was refused, and whom it has talked to, within bounds: a guest that asks for much has the oldest of it forgotten. What it
+//! was refused is in a file, too ([`super::book`]); whom it has talked to is known while the node is.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -10,8 +11,10 @@ use hearth_machine::policy::{DomainName, Protocol};
 use jiff::Timestamp;
 use tokio::sync::watch;
 
-/// How many denials are kept.
-const DENIALS_MAX: usize = 1024;
+use super::book::{Book, DENIALS_MAX};
+use super::firewall::protocol_of;
+use super::record::DenialRecord;
+
 /// How many different contacts.
 const CONTACTS_MAX: usize = 1024;
 /// What is refused once more within this time is not told of again: programs try again and again.
@@ -55,21 +58,70 @@ pub struct Contact {
 }
 
 /// What is known of one machine.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Journal {
     /// Single calls write and read it, never across a wait.
     pages: Mutex<Pages>,
     written: watch::Sender<u64>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Pages {
+    book: Book,
     denials: VecDeque<Denial>,
     sequence: u64,
     contacts: HashMap<Target, bool>,
 }
 
+impl Denial {
+    /// Reads one from the file; nothing where it makes no sense.
+    fn of(record: DenialRecord) -> Option<Self> {
+        let name = record.name.map(|name| name.parse()).transpose().ok()?;
+        Some(Self {
+            sequence: record.sequence,
+            time: record.time.parse().ok()?,
+            target: Target {
+                name,
+                address: record.address,
+                protocol: record.protocol.map(protocol_of),
+                port: record.port,
+            },
+            reason: record.reason,
+            remedy: record.remedy,
+        })
+    }
+
+    fn record(&self) -> DenialRecord {
+        DenialRecord {
+            sequence: self.sequence,
+            time: self.time.to_string(),
+            name: self.target.name.as_ref().map(ToString::to_string),
+            address: self.target.address,
+            protocol: self.target.protocol.map(number_of),
+            port: self.target.port,
+            reason: self.reason.clone(),
+            remedy: self.remedy.clone(),
+        }
+    }
+}
+
 impl Journal {
+    /// Goes on where an earlier node has ended.
+    pub(super) fn open(path: PathBuf) -> Self {
+        let (book, records) = Book::open(path);
+        let denials: VecDeque<Denial> = records.into_iter().filter_map(Denial::of).collect();
+        let sequence = denials.back().map_or(0, |denial| denial.sequence);
+        Self {
+            pages: Mutex::new(Pages {
+                book,
+                denials,
+                sequence,
+                contacts: HashMap::new(),
+            }),
+            written: watch::Sender::new(sequence),
+        }
+    }
+
     fn pages(&self) -> MutexGuard<'_, Pages> {
         self.pages.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -91,13 +143,17 @@ impl Journal {
         if pages.denials.len() == DENIALS_MAX {
             pages.denials.pop_front();
         }
-        pages.denials.push_back(Denial {
+        let denial = Denial {
             sequence,
             time,
             target,
             reason,
             remedy,
-        });
+        };
+        let record = denial.record();
+        pages.denials.push_back(denial);
+        let Pages { book, denials, .. } = &mut *pages;
+        book.add(&record, || denials.iter().map(Denial::record).collect());
         drop(pages);
         self.written.send_replace(sequence);
     }
@@ -138,9 +194,63 @@ impl Pages {
     }
 }
 
+/// See [`protocol_of`].
+fn number_of(protocol: Protocol) -> u8 {
+    match protocol {
+        Protocol::Tcp => 6,
+        Protocol::Udp => 17,
+        Protocol::Other(number) => number,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn journal(directory: &tempfile::TempDir) -> Journal {
+        Journal::open(directory.path().join("denials.jsonl"))
+    }
+
+    #[test]
+    fn denials_outlive_the_node_within_bounds_and_a_line_that_was_cut_off_does_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let first = journal(&directory);
+        let named = Target {
+            name: Some("a.example".parse().unwrap()),
+            address: None,
+            protocol: None,
+            port: None,
+        };
+        first.refused(named, "why".to_owned(), Some("--allow a.example".to_owned()));
+        first.refused(target(25), "why".to_owned(), None);
+        let before = first.denials(0);
+        assert_eq!(before.len(), 2);
+        drop(first);
+        let path = directory.path().join("denials.jsonl");
+        let whole = std::fs::read(&path).unwrap();
+        std::fs::write(&path, [&whole[..], b"{\"sequence\":3,\"ti"].concat()).unwrap();
+        let second = journal(&directory);
+        assert_eq!(second.denials(0), before);
+        assert_eq!(*second.watch().borrow(), 2);
+        assert_eq!(std::fs::read(&path).unwrap(), whole);
+        second.refused(target(26), "why".to_owned(), None);
+        assert_eq!(second.denials(2).len(), 1);
+        for port in 1000..5000 {
+            second.refused(target(port), String::new(), None);
+        }
+        let kept = second.denials(0);
+        let lines = std::fs::read_to_string(&path).unwrap().lines().count();
+        assert!((DENIALS_MAX..=2 * DENIALS_MAX).contains(&lines), "{lines}");
+        assert_eq!(journal(&directory).denials(0), kept);
+    }
+
+    #[test]
+    fn a_journal_without_a_place_to_write_goes_on_in_memory() {
+        let journal = Journal::open("/nowhere/denials.jsonl".into());
+        journal.refused(target(25), "why".to_owned(), None);
+        journal.refused(target(26), "why".to_owned(), None);
+        assert_eq!(journal.denials(0).len(), 2);
+    }
 
     fn target(port: u16) -> Target {
         Target {
@@ -153,7 +263,8 @@ mod tests {
 
     #[test]
     fn denials_are_numbered_told_once_and_bounded() {
-        let journal = Journal::default();
+        let directory = tempfile::tempdir().unwrap();
+        let journal = journal(&directory);
         let written = journal.watch();
         for _ in 0..3 {
             journal.refused(target(25), "why".to_owned(), None);
@@ -180,7 +291,8 @@ mod tests {
 
     #[test]
     fn a_contact_is_what_it_was_last() {
-        let journal = Journal::default();
+        let directory = tempfile::tempdir().unwrap();
+        let journal = journal(&directory);
         journal.refused(target(25), String::new(), None);
         journal.let_out(target(25));
         journal.let_out(target(443));

@@ -11,6 +11,7 @@
 //! pasta(1) instead of a place at the bridge ([`pasta`]).
 
 mod address;
+mod book;
 mod counters;
 mod dns;
 mod firewall;
@@ -36,7 +37,6 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use hearth_api::location::Configuration as Place;
 use hearth_machine::{MachineId, NetworkMode, Policy, Rate, Spec, Uplink};
 use tokio::sync::watch;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
@@ -190,8 +190,7 @@ pub struct Networks {
 #[derive(Debug)]
 struct Shared {
     key: NodeKey,
-    run: PathBuf,
-    configuration: Place,
+    layout: Layout,
     tasks: TaskTracker,
     users: Arc<UserNetworks>,
     /// The bridge, once it is there; a second machine waits for the first to make it.
@@ -231,8 +230,7 @@ impl Networks {
             shared: Arc::new(Shared {
                 key,
                 users: Arc::new(UserNetworks::open(key, layout.networks())),
-                run: layout.run().to_owned(),
-                configuration: layout.configuration().clone(),
+                layout: layout.clone(),
                 tasks,
                 bridge: tokio::sync::Mutex::default(),
                 next: AtomicU32::new(0),
@@ -361,7 +359,7 @@ impl Networks {
 
     /// Returns what is known of a machine's connections.
     pub fn journal(&self, id: MachineId) -> Arc<Journal> {
-        Arc::clone(self.shared.journals().entry(id).or_default())
+        self.shared.journal(id)
     }
 
     /// Ends what serves a machine; its namespace goes with its monitor.
@@ -527,6 +525,11 @@ impl Shared {
         self.journals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn journal(&self, id: MachineId) -> Arc<Journal> {
+        let open = || Arc::new(Journal::open(self.layout.machine_denials(id)));
+        Arc::clone(self.journals().entry(id).or_insert_with(open))
+    }
+
     /// Makes the node's bridge with its rules, or returns it.
     async fn bridge(&self) -> Result<Bridge, NetworkError> {
         let mut bridge = self.bridge.lock().await;
@@ -537,7 +540,7 @@ impl Shared {
         let (index, network) = links.bridge(self.key, self.users.ranges()).await?;
         self.nft(None, &rules::host(self.key, network)).await?;
         forward_packets().map_err(namespace_error("let this host forward packets"))?;
-        let mtu = match configuration::read(&self.configuration)?.mtu {
+        let mtu = match configuration::read(self.layout.configuration())?.mtu {
             Some(mtu) => mtu,
             None => links.outward_mtu().await?.clamp(user::MTU_MIN, user::MTU_DEFAULT),
         };
@@ -584,7 +587,8 @@ impl Shared {
     /// Sets rules, in the node's namespace or in another one.
     async fn nft(&self, namespace: Option<&NetworkNamespace>, text: &str) -> Result<(), NetworkError> {
         let write = |path: PathBuf| move |source| NetworkError::Write { path, source };
-        let mut file = tempfile::NamedTempFile::new_in(&self.run).map_err(write(self.run.clone()))?;
+        let mut file = tempfile::NamedTempFile::new_in(self.layout.run())
+            .map_err(write(self.layout.run().to_owned()))?;
         io::Write::write_all(&mut file, text.as_bytes()).map_err(write(file.path().to_owned()))?;
         let command = nft(namespace).map_err(namespace_error("enter a network namespace"))?;
         command.arg("-f").arg(file.path()).run().await?;
@@ -628,14 +632,16 @@ impl Shared {
         wanted: &Wanted<'_>,
     ) -> Result<(), NetworkError> {
         let set: Arc<[IpAddr]> = match wanted.name_servers {
-            [] => configuration::read(&self.configuration)?.name_servers.into(),
+            [] => configuration::read(self.layout.configuration())?
+                .name_servers
+                .into(),
             own => own.into(),
         };
         let servers = match set.is_empty() {
             true => Servers::Host,
             false => Servers::Set(set),
         };
-        let journal = Arc::clone(self.journals().entry(id).or_default());
+        let journal = self.journal(id);
         let mut here = self.here().await?;
         let stood = || -> io::Result<Post> {
             let runtime = tokio::runtime::Handle::current();

@@ -1,6 +1,7 @@
-//! The record of one network of machines.
+//! What is written down of networks: the record of each network of machines, and what a machine was refused.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
@@ -45,6 +46,26 @@ pub struct MemberPlace {
 impl NetworkRecord {
     /// The format to put into a new record.
     pub const FORMAT: u32 = FORMAT;
+}
+
+/// Something that a machine was refused. What its fields mean is said at [`super::Denial`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct DenialRecord {
+    pub(super) sequence: u64,
+    /// RFC 3339.
+    pub(super) time: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) name: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) address: Option<IpAddr>,
+    /// Its number (IANA).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) protocol: Option<u8>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) port: Option<u16>,
+    pub(super) reason: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) remedy: Option<String>,
 }
 
 impl NamedRecord for NetworkRecord {
