@@ -6,11 +6,10 @@ use std::process::Command;
 
 use anyhow::{Result, ensure};
 use e2e::{
-    DEADLINE, Driver, TestNode, check, debian_python, files_that_contain, missing_program, random_bytes,
-    sha256, skip,
+    Driver, TestNode, check, debian_python, files_that_contain, missing_program, random_bytes, sha256, skip,
 };
 
-use crate::network::{MUTE, expected, hear, reached};
+use crate::network::{expected, reached};
 use crate::stage::{PRIVATE, WEB, on_stage};
 use crate::support::logged;
 
@@ -65,7 +64,6 @@ fn the_hosts_proxy_is_handed_on_and_reached_and_nothing_beside_it() -> Result<()
                 ensure!(found.is_empty(), "{found:?}");
             }
         }
-        also_once_and_in_pools(node, &proxy)?;
         run("other", &["--http-proxy=http://127.0.0.1:3128"])?
             .expect_code(125)?
             .complains("loopback")?;
@@ -77,30 +75,6 @@ fn the_hosts_proxy_is_handed_on_and_reached_and_nothing_beside_it() -> Result<()
             .complains("--http-proxy needs a network")?;
         Ok(())
     })
-}
-
-/// Code that runs once has the proxy, and so have machines of a pool.
-fn also_once_and_in_pools(node: &TestNode, proxy: &str) -> Result<()> {
-    let flag = format!("--http-proxy={proxy}");
-    let place = format!("{PRIVATE} 8080");
-    let script = format!("echo $https_proxy; {MUTE}{}", hear(&place, DEADLINE));
-    let executed = [
-        "execute", "--image", "busybox", &flag, "--cmd", "sh", "-c", &script,
-    ];
-    let create = ["pool", "create", "p", "--image", "busybox", "-m", "80m", &flag];
-    node.hearth(create).ok()?;
-    let acquire = ["pool", "acquire", "p", "--wait", "120s"];
-    let machine = node.hearth(acquire).deadline(2 * DEADLINE).ok()?;
-    let of_pool = node.exec([machine.as_str(), "sh", "-c", &script]).ok()?;
-    for said in [node.hearth(executed).ok()?, of_pool] {
-        assert_eq!(said.trim(), format!("{proxy}\nat {place}"));
-    }
-    node.hearth(["execute", "--pool", "p", &flag, "--cmd", "true"])
-        .run()?
-        .expect_code(125)?
-        .complains("network and certificates are the pool's")?;
-    node.hearth(["pool", "rm", "-f", "p"]).ok()?;
-    Ok(())
 }
 
 /// Serves TLS for localhost, with a certificate of the authority.
@@ -202,49 +176,8 @@ fn certificates_of_an_authority_are_trusted_where_they_were_given() -> Result<()
             .ok()?;
         ensure!(plain.trim().parse::<usize>()? + 1 == before.trim().parse::<usize>()?);
         elsewhere(node, &ca)?;
-        once_and_in_pools(node, &ca)?;
         refusals(node, directory.path())
     })
-}
-
-/// Code that runs once trusts the authority, and so do machines of a pool.
-fn once_and_in_pools(node: &TestNode, ca: &str) -> Result<()> {
-    let script = "cat $SSL_CERT_FILE | sha256sum";
-    let run = |head: &[&str]| -> Result<String> {
-        let tail = ["--ca-cert", ca, "busybox", "sh", "-c", script];
-        node.hearth(head.iter().chain(&tail)).ok()
-    };
-    let expected = run(&["run", "--rm"])?;
-    let executed = [
-        "execute",
-        "--image",
-        "busybox",
-        "--ca-cert",
-        ca,
-        "--cmd",
-        "sh",
-        "-c",
-        script,
-    ];
-    assert_eq!(node.hearth(executed).ok()?, expected);
-    let create = [
-        "pool",
-        "create",
-        "p",
-        "--image",
-        "busybox",
-        "-m",
-        "80m",
-        "--ca-cert",
-        ca,
-    ];
-    node.hearth(create).ok()?;
-    let pooled = [
-        "execute", "--pool", "p", "--wait", "120s", "--cmd", "sh", "-c", script,
-    ];
-    assert_eq!(node.hearth(pooled).deadline(2 * DEADLINE).ok()?, expected);
-    node.hearth(["pool", "rm", "-f", "p"]).ok()?;
-    Ok(())
 }
 
 /// An image without certificates gets a file of its own; what a user says of a variable stays; a root that cannot be written has them, too.

@@ -1,14 +1,17 @@
-//! Code that runs once: what goes in, what comes out, and that nothing of it stays.
+//! Code that runs once: what goes in, what comes out, that nothing of it stays, and that it has the proxy and the authorities of its network.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
+use std::process::Command;
 
-use anyhow::Result;
-use e2e::TestNode;
+use anyhow::{Result, ensure};
+use e2e::{DEADLINE, Driver, TestNode, check, missing_program, skip};
 use hearth_api::v1::ExecuteResult;
 use rustix::process::Signal;
 
+use crate::network::{MUTE, hear};
 use crate::node::kill;
+use crate::stage::{PRIVATE, on_stage};
 use crate::support::{post, seconds};
 
 fn text(bytes: &[u8]) -> String {
@@ -19,7 +22,7 @@ fn text(bytes: &[u8]) -> String {
 fn nothing_stays(node: &TestNode) -> Result<()> {
     let end = std::time::Instant::now() + seconds(60);
     while !node.machines()?.is_empty() {
-        anyhow::ensure!(std::time::Instant::now() < end, "{:?}", node.machines()?);
+        ensure!(std::time::Instant::now() < end, "{:?}", node.machines()?);
         std::thread::sleep(std::time::Duration::from_millis(50));
     }
     Ok(())
@@ -179,4 +182,64 @@ pub(crate) fn an_execution_ends_with_its_time_its_client_and_its_node(node: &Tes
     kill(node)?;
     assert_ne!(client.finish(e2e::DEADLINE)?.code, 0);
     nothing_stays(node)
+}
+
+#[test]
+fn code_that_runs_once_and_pools_have_the_proxy() -> Result<()> {
+    on_stage(|node, _| {
+        let proxy = format!("http://agent:secret@{PRIVATE}:8080");
+        let flag = format!("--http-proxy={proxy}");
+        let place = format!("{PRIVATE} 8080");
+        let script = format!("echo $https_proxy; {MUTE}{}", hear(&place, DEADLINE));
+        pool(node, &flag)?;
+        let machine = node
+            .hearth(["pool", "acquire", "p", "--wait", "120s"])
+            .deadline(2 * DEADLINE)
+            .ok()?;
+        let of_pool = node.exec([machine.as_str(), "sh", "-c", &script]).ok()?;
+        let once = [
+            "execute", "--image", "busybox", &flag, "--cmd", "sh", "-c", &script,
+        ];
+        for said in [node.hearth(once).ok()?, of_pool] {
+            assert_eq!(said.trim(), format!("{proxy}\nat {place}"));
+        }
+        node.hearth(["execute", "--pool", "p", &flag, "--cmd", "true"])
+            .run()?
+            .expect_code(125)?
+            .complains("network and certificates are the pool's")?;
+        node.hearth(["pool", "rm", "-f", "p"]).ok().map(drop)
+    })
+}
+
+fn pool(node: &TestNode, flag: &str) -> Result<()> {
+    let create = ["pool", "create", "p", "--image", "busybox", "-m", "80m", flag];
+    node.hearth(create).ok().map(drop)
+}
+
+#[test]
+fn code_that_runs_once_and_pools_trust_the_authority() -> Result<()> {
+    if let Some(program) = missing_program(&["openssl"]) {
+        return skip!("{program} is not installed");
+    }
+    let directory = tempfile::tempdir()?;
+    let line = "req -x509 -newkey rsa:2048 -nodes -days 30 -subj /CN=Hearth-test -keyout ca.key -out ca.pem";
+    let made = Command::new("openssl")
+        .args(line.split(' '))
+        .current_dir(directory.path())
+        .output()?;
+    ensure!(made.status.success(), "no authority can be made");
+    let ca = format!("--ca-cert={}", directory.path().join("ca.pem").display());
+    check(TestNode::ready(Driver::Qemu), |node| {
+        let script = "cat $SSL_CERT_FILE | sha256sum";
+        let plain = ["run", "--rm", &ca, "busybox", "sh", "-c", script];
+        let expected = node.hearth(plain).ok()?;
+        let once = ["execute", "--image", "busybox", &ca, "--cmd", "sh", "-c", script];
+        assert_eq!(node.hearth(once).ok()?, expected);
+        pool(node, &ca)?;
+        let pooled = [
+            "execute", "--pool", "p", "--wait", "120s", "--cmd", "sh", "-c", script,
+        ];
+        assert_eq!(node.hearth(pooled).deadline(2 * DEADLINE).ok()?, expected);
+        node.hearth(["pool", "rm", "-f", "p"]).ok().map(drop)
+    })
 }
