@@ -93,14 +93,27 @@ fn drives_are_written_so_and_read_back() {
         id: id("root_1"),
         path_on_host: None,
         rate_limiter: Some(RateLimiter {
-            bandwidth: Some(TokenBucket::per_second(1_000_000)),
+            bandwidth: Some(TokenBucket::bytes_per_second(1_000_000)),
             ops: None,
         }),
     };
     assert_eq!(
         wire(&update),
-        json!({"drive_id": "root_1", "rate_limiter": {"bandwidth": {"size": 100_000, "refill_time": 100}}})
+        json!({"drive_id": "root_1", "rate_limiter": {"bandwidth": {"size": 250_000, "refill_time": 250}}})
     );
+}
+
+#[test]
+fn a_bucket_of_bytes_holds_what_one_request_may_have() {
+    let bucket = |bytes| {
+        let TokenBucket { size, refill_ms, .. } = TokenBucket::bytes_per_second(bytes);
+        (size, refill_ms)
+    };
+    assert_eq!(bucket(1 << 20), (256 << 10, 250));
+    assert_eq!(bucket(256 << 10), (64 << 10, 250));
+    assert_eq!(bucket(64 << 10), (64 << 10, 1000));
+    assert_eq!(bucket(1), (64 << 10, 65_536_000));
+    assert_eq!(bucket(0), (0, 250));
 }
 
 #[test]

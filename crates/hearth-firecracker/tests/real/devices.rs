@@ -111,11 +111,11 @@ async fn a_drive_is_as_slow_as_its_limit_until_that_is_taken_away() -> Result<()
     let vmm = host.boot().await?;
     let mut guest = vmm.settle().await?;
     let throttled = async || anyhow::Ok(vmm.metrics().await?.block.rate_limiter_throttled_events);
-    limit(&vmm, TokenBucket::per_second(64 << 10)).await?;
+    limit(&vmm, TokenBucket::bytes_per_second(64 << 10)).await?;
     let slow = write(&mut guest).await?;
-    // The last request is not waited for, and the first tenth of a second is in the bucket.
+    // The last request is not waited for, and the first one is in the bucket.
     ensure!(
-        slow >= Duration::from_millis(2700),
+        slow >= Duration::from_millis(2800),
         "256 KiB at 64 KiB/s took {slow:?}"
     );
     ensure!(throttled().await? > 0, "the limit was never hit");

@@ -178,7 +178,7 @@ async fn an_interface_is_as_slow_as_its_limit_until_that_is_taken_away() -> Resu
     limit(TokenBucket::per_second(PAYLOAD as u64)).await?;
     let slow = tap.echo(PAYLOAD).await?;
     ensure!(
-        slow >= Duration::from_millis(800),
+        slow >= Duration::from_millis(700),
         "{PAYLOAD} bytes at as many a second took {slow:?}"
     );
     let before = vmm.metrics().await?.network.tx_rate_limiter_throttled;

@@ -12,7 +12,8 @@ use tokio::io::unix::AsyncFd;
 /// what is new in it.
 #[derive(Debug)]
 pub struct FileWatch {
-    events: AsyncFd<OwnedFd>,
+    /// Taken when it is dropped, and not before.
+    events: Option<AsyncFd<OwnedFd>>,
 }
 
 impl FileWatch {
@@ -37,7 +38,7 @@ impl FileWatch {
         inotify::add_watch(&descriptor, path, wanted)?;
         // SAFETY: the descriptor is owned by the value that watches it, and is closed after it is deregistered.
         let events = unsafe { AsyncFd::register(descriptor)? };
-        Ok(Self { events })
+        Ok(Self { events: Some(events) })
     }
 
     /// Waits until the file was written or renamed since the last call.
@@ -45,8 +46,9 @@ impl FileWatch {
     /// # Errors
     /// Returns the kernel's error.
     pub async fn changed(&self) -> io::Result<()> {
+        let events = self.events.as_ref().ok_or(io::ErrorKind::NotConnected)?;
         loop {
-            let mut ready = self.events.readable().await?;
+            let mut ready = events.readable().await?;
             let drained = ready.try_io(|descriptor| {
                 let mut buffer = [MaybeUninit::uninit(); 1024];
                 rustix::io::read(descriptor.get_ref(), &mut buffer)
@@ -56,6 +58,18 @@ impl FileWatch {
             if let Ok(result) = drained {
                 return result;
             }
+        }
+    }
+}
+
+/// Closing it takes until no processor looks at its watches any more, 10 ms on a busy host: whoever drops it does not wait for that.
+impl Drop for FileWatch {
+    fn drop(&mut self) {
+        let Some(events) = self.events.take() else { return };
+        let descriptor = events.into_inner();
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            // Nobody waits for it but the runtime's end.
+            drop(runtime.spawn_blocking(move || drop(descriptor)));
         }
     }
 }

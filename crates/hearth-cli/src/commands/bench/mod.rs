@@ -14,7 +14,7 @@
 //! logs     bytes that a workload prints, to who is attached and into the log, against an exec's
 //! copy     `hearth cp` of a large file, both ways, against `cp` inside the guest
 //! memory   what the node holds for itself and for each machine
-//! vmm      Firecracker itself, and memory from a pager against memory from the file; only when it is named
+//! vmm      Firecracker itself, the node's machines beside it, and memory from a pager against memory from the file; only when it is named
 //! ```
 //! Verbs are measured as a user has them: as processes of their own, from their start to their end. Machines carry a
 //! label and are removed whichever way it ends.
@@ -146,9 +146,8 @@ async fn measure(node: &Node, machines: &Machines<'_>, arguments: &Bench) -> Res
     };
     let mut report = Report::new(env!("CARGO_PKG_VERSION"), &arguments.image);
     let wanted = |subject| arguments.subjects.is_empty() || arguments.subjects.contains(&subject);
-    // Nothing of it is the node's.
     if arguments.subjects.contains(&Subject::Vmm) {
-        vmm::vmm(arguments, &mut report).await.map_err(BenchError::from)?;
+        vmm::vmm(arguments, &bencher, &mut report).await?;
     }
     // First: later measurements leave machines' traces in the node's memory.
     if wanted(Subject::Memory) {

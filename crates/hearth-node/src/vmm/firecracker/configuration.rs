@@ -160,7 +160,7 @@ pub(super) async fn give_devices_anew(request: &BootRequest, client: &Client) ->
 fn limiter(rate: Rate) -> RateLimiter {
     let bucket = TokenBucket {
         one_time_burst: (rate.burst_bytes > 0).then_some(rate.burst_bytes),
-        ..TokenBucket::per_second(rate.bytes_per_second)
+        ..TokenBucket::bytes_per_second(rate.bytes_per_second)
     };
     RateLimiter {
         bandwidth: Some(bucket),

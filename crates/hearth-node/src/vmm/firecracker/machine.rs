@@ -76,15 +76,22 @@ pub struct FirecrackerVm {
     console: ConsoleLog,
     dirs: MachineDirs,
     events: broadcast::WeakSender<VmmEvent>,
-    /// Orders pauses and resumes, each of which first looks at what is; held across requests on purpose.
-    turn: Mutex<()>,
+    /// Orders pauses and resumes, and has what the last one came to: only this side changes it. Absent when that is not known; held
+    /// across requests on purpose.
+    state: Mutex<Option<InstanceState>>,
     /// Why the machine ends, when this side ends it: Firecracker itself does not tell.
     cause: Arc<OnceLock<EndCause>>,
     _telling: AbortOnDropHandle<()>,
 }
 
 impl FirecrackerVm {
-    pub(super) fn new(process: Process, client: Client, console: ConsoleLog, dirs: MachineDirs) -> Self {
+    pub(super) fn new(
+        process: Process,
+        client: Client,
+        console: ConsoleLog,
+        dirs: MachineDirs,
+        state: Option<InstanceState>,
+    ) -> Self {
         let (process, cause) = (Arc::new(process), Arc::new(OnceLock::new()));
         let (events, _) = broadcast::channel(EVENTS);
         let telling = tell_the_end(Arc::clone(&process), Arc::clone(&cause), events.clone());
@@ -94,7 +101,7 @@ impl FirecrackerVm {
             console,
             dirs,
             events: events.downgrade(),
-            turn: Mutex::new(()),
+            state: Mutex::new(state),
             cause,
             _telling: AbortOnDropHandle::new(tokio::spawn(telling)),
         }
@@ -117,23 +124,30 @@ impl FirecrackerVm {
 
     /// Pauses the machine or lets it go on; what is so already stays so, and is not told.
     async fn set_state(&self, wanted: VmState) -> Result<(), ControlError> {
-        let _turn = self.turn.lock().await;
-        self.change_state(wanted).await.map(drop)
+        let mut state = self.state.lock().await;
+        self.change_state(&mut state, wanted).await.map(drop)
     }
 
     /// Returns whether there was anything to change. The caller has the turn.
-    async fn change_state(&self, wanted: VmState) -> Result<bool, ControlError> {
+    async fn change_state(
+        &self,
+        known: &mut Option<InstanceState>,
+        wanted: VmState,
+    ) -> Result<bool, ControlError> {
         let change = async {
-            let state = self.client.instance().await?.state;
+            let state = match known.take() {
+                Some(state) => state,
+                None => self.client.instance().await?.state,
+            };
             let (there, event) = match wanted {
                 VmState::Paused => (InstanceState::Paused, VmmEvent::Paused),
                 VmState::Resumed => (InstanceState::Running, VmmEvent::Resumed),
             };
-            if state == there {
-                return Ok(None);
+            if state != there {
+                self.client.set_vm_state(wanted).await?;
             }
-            self.client.set_vm_state(wanted).await?;
-            Ok(Some(event))
+            *known = Some(there);
+            Ok((state != there).then_some(event))
         };
         match change.await {
             Ok(event) => {
@@ -225,9 +239,9 @@ impl Machine for FirecrackerVm {
     }
 
     async fn snapshot(&self, directory: &Path, kind: SnapshotKind) -> Result<(), SnapshotError> {
-        let _turn = self.turn.lock().await;
+        let mut state = self.state.lock().await;
         let files = SnapshotFiles::begin(&self.dirs, directory)?;
-        let paused = self.change_state(VmState::Paused).await?;
+        let paused = self.change_state(&mut state, VmState::Paused).await?;
         let client = self.client.within(snapshot::LIMIT);
         let written = match client.create_snapshot(&SnapshotFiles::request(kind)).await {
             Ok(()) => files.finish().await,
@@ -235,7 +249,7 @@ impl Machine for FirecrackerVm {
         };
         if written.is_err() && paused {
             // A machine that has ended has nothing to go on with, and that error says so.
-            let _ = self.change_state(VmState::Resumed).await;
+            let _ = self.change_state(&mut state, VmState::Resumed).await;
         }
         written
     }

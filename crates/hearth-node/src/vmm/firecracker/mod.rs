@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hearth_firecracker::jailer::{self, InstanceId, Jailer, ResourceLimit};
-use hearth_firecracker::model::{LoadSnapshot, LogLevel};
+use hearth_firecracker::model::{InstanceState, LoadSnapshot, LogLevel};
 use hearth_firecracker::{Client, ClientError, Version};
 
 use super::{
@@ -180,6 +180,10 @@ impl Firecracker {
     ) -> Result<FirecrackerVm, BootError> {
         let started = self.start(request, place)?;
         let guard = KillOnDrop::armed(&started.process);
+        let state = match origin {
+            Origin::Boot => InstanceState::Running,
+            Origin::Snapshot(_) => InstanceState::Paused,
+        };
         let made = async {
             started.answers().await?;
             failpoint::pass("start-connected");
@@ -201,6 +205,7 @@ impl Firecracker {
             started.client,
             started.console,
             request.dirs.clone(),
+            Some(state),
         ))
     }
 
@@ -329,7 +334,10 @@ impl Vmm for Firecracker {
         };
         let client = machine::client(&request.dirs);
         match client.instance().await {
-            Ok(_) => Ok(FirecrackerVm::new(found, client, console, request.dirs.clone())),
+            Ok(instance) => {
+                let (dirs, state) = (request.dirs.clone(), Some(instance.state));
+                Ok(FirecrackerVm::new(found, client, console, dirs, state))
+            }
             // Died between the look for it and the question.
             Err(_) if matches!(Process::find(process), Ok(None)) => Err(AdoptError::Gone { id, process }),
             Err(error) => Err(control(error)),

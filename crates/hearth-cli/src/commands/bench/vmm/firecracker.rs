@@ -1,4 +1,4 @@
-//! Firecracker as a short script would use it: a directory, a process, the calls of its API.
+//! Firecracker as a short script would use it: a directory, a process, the same calls of its API that the node makes.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use hearth_firecracker::jailer::{self, InstanceId};
 use hearth_firecracker::model::{
-    Action, BootSource, LoadSnapshot, MachineConfiguration, MemoryBackend, Snapshot, SnapshotKind, VmState,
-    Vsock,
+    Access, Action, Balloon, BootSource, Drive, Entropy, LoadSnapshot, MachineConfiguration, MemoryBackend,
+    Snapshot, SnapshotKind, VmState, Vsock,
 };
 use hearth_firecracker::{Client, ClientError};
 use tokio::process::{Child, Command};
@@ -23,6 +23,16 @@ const START: Duration = Duration::from_secs(60);
 const API: &str = "api.sock";
 const VSOCK: &str = "v.sock";
 const STATE: &str = "state";
+
+/// The disks, and their bytes: as much as those of busybox's image and of a machine.
+const DISKS: [(&str, Access, u64); 2] = [
+    ("disk0", Access::ReadOnly, 2 << 20),
+    ("disk1", Access::ReadWrite, 2 << 30),
+];
+
+/// What the node says to kernels, too: the test guest prints it, byte by byte.
+const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 reboot=k tsc=reliable random.trust_cpu=on i8042.noaux i8042.nomux \
+     i8042.nopnp i8042.dumbkbd 8250.nr_uarts=1 cryptomgr.notests pci=off";
 pub(super) const MEMORY: &str = "memory";
 
 /// What machines are made with.
@@ -61,19 +71,31 @@ impl Subject {
     pub(super) async fn boot(&self, name: &str) -> Result<(Machine, Guest), VmmError> {
         let machine = self.start(name).await?;
         let client = &machine.client;
-        let configuration = MachineConfiguration::new(1, self.memory_mib);
+        let mut configuration = MachineConfiguration::new(1, self.memory_mib);
+        configuration.track_dirty_pages = true;
         client.set_machine_configuration(&configuration).await?;
         let kernel = BootSource {
             kernel: self.guest.clone(),
             initramfs: None,
-            arguments: Some("quiet".to_owned()),
+            arguments: Some(COMMAND_LINE.to_owned()),
         };
         client.set_boot_source(&kernel).await?;
+        for (name, access, _) in DISKS {
+            let id = name.parse().map_err(|_| VmmError::Guest)?;
+            client.set_drive(&Drive::of_file(id, name, access)).await?;
+        }
         let vsock = Vsock {
             guest_cid: 3,
             socket: VSOCK.into(),
         };
         client.set_vsock(&vsock).await?;
+        client.set_entropy(&Entropy::default()).await?;
+        let balloon = Balloon {
+            amount_mib: 0,
+            deflate_on_oom: true,
+            statistics_interval_s: 0,
+        };
+        client.set_balloon(&balloon).await?;
         client.act(Action::InstanceStart).await?;
         let guest = Guest::greet(&machine.directory.join(VSOCK)).await?;
         Ok((machine, guest))
@@ -91,6 +113,7 @@ impl Subject {
         if let Memory::Pager(socket) = memory {
             load.memory = MemoryBackend::Uffd(socket.to_owned());
         }
+        load.track_dirty_pages = true;
         machine.client.load_snapshot(&load).await?;
         let guest = Guest::greet(&machine.directory.join(VSOCK)).await?;
         Ok((machine, guest))
@@ -103,6 +126,10 @@ impl Subject {
             source,
         };
         std::fs::create_dir(&directory).map_err(failed)?;
+        for (name, _, bytes) in DISKS {
+            let disk = File::create(directory.join(name)).and_then(|disk| disk.set_len(bytes));
+            disk.map_err(failed)?;
+        }
         let id: InstanceId = "bench".parse().map_err(|_| VmmError::Guest)?;
         let child = Command::new(&self.firecracker)
             .args(jailer::Firecracker::new(API).arguments(&id))

@@ -1,9 +1,11 @@
 //! Firecracker itself: what its boots and restores cost, and memory from `hearth pager` against memory from the file.
 //!
-//! No node takes part. Each figure of the pager stands beside the same calls to the same Firecracker with the file, in turn.
+//! Each figure of the pager stands beside the same calls to the same Firecracker with the file, in turn; so do machines of the node, where
+//! that boots the bare guest (`HEARTH_BARE_GUEST`).
 
 mod firecracker;
 mod guest;
+mod product;
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -12,10 +14,16 @@ use std::time::{Duration, Instant};
 use futures_util::future::try_join_all;
 use tokio::process::{Child, Command};
 
+use super::BenchError;
 use super::figures::{Report, Unit, milliseconds};
+use super::subjects::Bencher;
 use crate::arguments::Bench;
+use crate::error::CliError;
 use firecracker::{Machine, Memory, Subject};
+use product::{Beginning, Product};
 
+/// What machines of the node are held against.
+const ITSELF: &str = "Firecracker by itself";
 /// Machines that are made of one at once.
 const CROWD: usize = 25;
 /// Restores for each cold start of the other subjects: they are short.
@@ -124,7 +132,36 @@ struct Samples {
 }
 
 /// Measures.
-pub(super) async fn vmm(arguments: &Bench, report: &mut Report) -> Result<(), VmmError> {
+pub(super) async fn vmm(
+    arguments: &Bench,
+    bencher: &Bencher<'_>,
+    report: &mut Report,
+) -> Result<(), CliError> {
+    let product = Product::of(bencher).await?;
+    let directory = Directory(std::env::temp_dir().join(format!("hbench-{}", std::process::id())));
+    let subject = subject(arguments, &directory).map_err(BenchError::from)?;
+    let (mut boots, mut machines) = (Vec::new(), Vec::new());
+    for turn in 0..arguments.runs {
+        let begun = Instant::now();
+        let booted = subject.boot(&format!("b{turn}")).await;
+        boots.push(milliseconds(begun.elapsed()));
+        drop(booted.map_err(BenchError::from)?);
+        if let Some(product) = &product {
+            machines.push(product.first_reply(Beginning::Boot).await?);
+        }
+    }
+    report.add("vmm: spawn to first reply", Unit::Milliseconds, &boots);
+    report.add_against(
+        "vmm: spawn to first reply, a machine of the node",
+        Unit::Milliseconds,
+        &machines,
+        ITSELF,
+        &boots,
+    );
+    restores(&subject, product.as_ref(), arguments.runs, report).await
+}
+
+fn subject(arguments: &Bench, directory: &Directory) -> Result<Subject, VmmError> {
     let (Some(firecracker), Some(guest)) = (&arguments.firecracker, &arguments.guest) else {
         return Err(VmmError::NoGuest);
     };
@@ -134,69 +171,96 @@ pub(super) async fn vmm(arguments: &Bench, report: &mut Report) -> Result<(), Vm
             source,
         })
     };
-    let directory = Directory(std::env::temp_dir().join(format!("hbench-{}", std::process::id())));
     std::fs::create_dir(&directory.0).map_err(|source| VmmError::Program {
         program: directory.0.clone(),
         source,
     })?;
-    let subject = Subject {
+    Ok(Subject {
         firecracker: absolute(firecracker)?,
         guest: absolute(guest)?,
         memory_mib: arguments.memory.bytes() >> 20,
         directory: directory.0.clone(),
-    };
-    let mut boots = Vec::new();
-    for turn in 0..arguments.runs {
-        let begun = Instant::now();
-        let _booted = subject.boot(&format!("b{turn}")).await?;
-        boots.push(milliseconds(begun.elapsed()));
-    }
-    report.add("vmm: spawn to first reply", Unit::Milliseconds, &boots);
-    restores(&subject, arguments.runs, report).await
+    })
 }
 
-async fn restores(subject: &Subject, runs: u32, report: &mut Report) -> Result<(), VmmError> {
-    let (source, mut guest) = subject.boot("source").await?;
-    guest.settle().await?;
-    guest.run(SESSION - 1, &["fill", FILLED, "3", "4096"]).await?;
-    source.save().await?;
-    let image = source.memory();
-    let set = subject.directory.join("set");
-    std::fs::create_dir(&set).map_err(|source| VmmError::Program {
-        program: set.clone(),
-        source,
-    })?;
-    let set = set.join("working-set");
-    let plain = Pager::start(&subject.directory, &image, "plain", None).await?;
-    let replay = Pager::start(&subject.directory, &image, "replay", Some(&set)).await?;
-    // The first machine is recorded: up to its first reply, which is what a restore waits for.
-    drop(
-        subject
-            .restore("recorded", &source, Memory::Pager(&replay.socket))
-            .await?,
-    );
-    while !set.exists() {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+async fn restores(
+    subject: &Subject,
+    product: Option<&Product<'_>>,
+    runs: u32,
+    report: &mut Report,
+) -> Result<(), CliError> {
+    let source = saved(subject).await.map_err(BenchError::from)?;
+    let pagers = Pagers::start(subject, &source).await.map_err(BenchError::from)?;
     let ways = [
         Memory::File,
-        Memory::Pager(&plain.socket),
-        Memory::Pager(&replay.socket),
+        Memory::Pager(&pagers.plain.socket),
+        Memory::Pager(&pagers.replay.socket),
     ];
-    let mut samples = [Samples::default(), Samples::default(), Samples::default()];
+    let (mut samples, mut machines) = <([Samples; 3], Vec<f64>)>::default();
     // In turn, so that what else the host does meets all of them.
     for _ in 0..runs * RESTORES {
         for (way, samples) in ways.iter().zip(&mut samples) {
-            one(subject, &source, *way, samples).await?;
+            let restored = one(subject, &source, *way, samples).await;
+            restored.map_err(BenchError::from)?;
+        }
+        if let Some(product) = product {
+            machines.push(product.first_reply(Beginning::Template).await?);
         }
     }
     for _ in 0..runs {
         for (way, samples) in ways.iter().zip(&mut samples) {
-            crowd(subject, &source, *way, samples).await?;
+            let restored = crowd(subject, &source, *way, samples).await;
+            restored.map_err(BenchError::from)?;
         }
     }
     tell(report, &samples);
+    report.add_against(
+        "vmm: restore to first reply, a machine of the node",
+        Unit::Milliseconds,
+        &machines,
+        ITSELF,
+        &samples[0].ready,
+    );
     Ok(())
+}
+
+/// Boots a machine that fills memory, and saves it.
+async fn saved(subject: &Subject) -> Result<Machine, VmmError> {
+    let (source, mut guest) = subject.boot("source").await?;
+    guest.settle().await?;
+    guest.run(SESSION - 1, &["fill", FILLED, "3", "4096"]).await?;
+    source.save().await?;
+    Ok(source)
+}
+
+/// Pagers of one image: one that knows nothing, one that has recorded a machine.
+struct Pagers {
+    plain: Pager,
+    replay: Pager,
+}
+
+impl Pagers {
+    async fn start(subject: &Subject, source: &Machine) -> Result<Self, VmmError> {
+        let image = source.memory();
+        let set = subject.directory.join("set");
+        std::fs::create_dir(&set).map_err(|source| VmmError::Program {
+            program: set.clone(),
+            source,
+        })?;
+        let set = set.join("working-set");
+        let plain = Pager::start(&subject.directory, &image, "plain", None).await?;
+        let replay = Pager::start(&subject.directory, &image, "replay", Some(&set)).await?;
+        // The first machine is recorded: up to its first reply, which is what a restore waits for.
+        drop(
+            subject
+                .restore("recorded", source, Memory::Pager(&replay.socket))
+                .await?,
+        );
+        while !set.exists() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        Ok(Self { plain, replay })
+    }
 }
 
 /// A restore up to the first reply; then the guest looks at each page that was filled.
