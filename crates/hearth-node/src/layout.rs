@@ -89,6 +89,11 @@ impl Layout {
         self.run.join("pagers")
     }
 
+    /// Returns the socket of the switch of a network of machines, where the node is not root's.
+    pub fn switch(&self, number: u16) -> PathBuf {
+        self.run.join(format!("switch-{number:04x}"))
+    }
+
     /// Returns the log of what happened to machines.
     pub fn events(&self) -> PathBuf {
         self.data.join("events.jsonl")

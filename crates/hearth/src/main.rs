@@ -1,4 +1,4 @@
-//! `hearth node` is the daemon, `hearth pager` serves memory for it, `hearth uplink` a machine's way out; everything else is the command line. Knows nothing but which is
+//! `hearth node` is the daemon, `hearth pager` serves memory for it, `hearth uplink` a machine's way out, `hearth switch` a network of machines; everything else is the command line. Knows nothing but which is
 //! which.
 
 use std::error::Error;
@@ -21,6 +21,11 @@ fn main() -> ExitCode {
         && first == "uplink"
     {
         return daemon(|| hearth_node::network::keeper::run(rest));
+    }
+    if let Some((first, rest)) = arguments.split_first()
+        && first == "switch"
+    {
+        return daemon(|| hearth_node::network::switch::run(rest));
     }
     match node_arguments(&arguments) {
         Some(ready) => daemon(|| hearth_node::run(ready)),

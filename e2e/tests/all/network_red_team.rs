@@ -167,7 +167,8 @@ fn attack(node: &TestNode, stage: &Stage, image: &str) -> Result<()> {
     let script = [
         "-i", "attacker", "python3", "-", &bridge, &victim, &bridge_v6, &victim_v6,
     ];
-    let said = node.exec(script).stdin(ATTACK).ok()?;
+    // It tries thousands of ports.
+    let said = node.exec(script).stdin(ATTACK).deadline(5 * DEADLINE).ok()?;
 
     // Whoever is asked for names, the gateway answers. Nothing else does.
     let near = [

@@ -239,18 +239,31 @@ fn monitor(node: &TestNode, machine: &str) -> Result<Pid> {
 
 /// Finds the processes of a node's user whose program is called so.
 fn processes(node: &TestNode, program: &str) -> Result<Vec<Pid>> {
+    processes_where(node, |line| {
+        let word = line.split(|&byte| byte == 0).next().unwrap_or_default();
+        String::from_utf8_lossy(word).ends_with(program)
+    })
+}
+
+/// Finds those whose first argument is this.
+pub(crate) fn processes_with(node: &TestNode, argument: &str) -> Result<Vec<Pid>> {
+    processes_where(node, |line| {
+        line.split(|&byte| byte == 0).nth(1) == Some(argument.as_bytes())
+    })
+}
+
+fn processes_where(node: &TestNode, is_meant: impl Fn(&[u8]) -> bool) -> Result<Vec<Pid>> {
     let uid = node.home().metadata()?.uid();
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc")?.flatten() {
         let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        let word = line.split(|&byte| byte == 0).next().unwrap_or_default();
         // Its directory is root's, since nobody may look into it.
         let status = std::fs::read_to_string(entry.path().join("status")).unwrap_or_default();
         let runs_as = status
             .lines()
             .any(|line| line.starts_with(&format!("Uid:\t{uid}\t")));
         let number = entry.file_name().to_str().and_then(|name| name.parse().ok());
-        if runs_as && String::from_utf8_lossy(word).ends_with(program) {
+        if runs_as && is_meant(&line) {
             found.extend(number.and_then(Pid::from_raw));
         }
     }

@@ -1,6 +1,6 @@
 //! Networks of machines: who reaches whom there, by which names, and what happens to both while nodes die and machines come and go.
 
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::os::fd::AsRawFd as _;
 use std::process::Command;
 use std::time::Duration;
@@ -8,10 +8,15 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use e2e::TestNode;
 use hearth_api::v1;
+use rustix::process::{Signal, kill_process};
 
 use crate::network::{SILENCE, expected, reached, reached_in};
+use crate::network_rootless::processes_with;
 use crate::node::kill;
-use crate::stage::{ALLOWED, PRIVATE, Stage, WEB, WEB_V6, bridge_addresses, inside, ip, on_stage};
+use crate::stage::{
+    ALLOWED, PRIVATE, Stage, WEB, WEB_V6, bridge_addresses, inside, ip, on_stage, on_stage_for_user,
+};
+use crate::support::until;
 
 /// Starts a machine on networks, which says its name to whoever connects to its port 7.
 fn start(node: &TestNode, name: &str, flags: &[&str]) -> Result<()> {
@@ -52,81 +57,89 @@ fn create(node: &TestNode, names: &[&str]) -> Result<()> {
 
 #[test]
 fn machines_of_one_network_reach_each_other_and_nobody_else_does() -> Result<()> {
-    on_stage(|node, stage| {
-        create(node, &["red", "blue"])?;
-        start(node, "a", &["--network", "red"])?;
-        start(node, "b", &["--network", "red", "--policy", "locked"])?;
-        start(node, "c", &["--network", "blue"])?;
-        start(
-            node,
-            "both",
-            &["--network", "red", "--network", "blue", "--network", "open"],
-        )?;
-        start(node, "apart", &["--network", "open"])?;
-        start(node, "wary", &["--network", "red", "--deny", "b"])?;
-        let members = |of: &str| -> Result<Vec<String>> {
-            let members = network(node, of)?.machines;
-            Ok(members.into_iter().map(|member| member.name).collect())
+    on_stage(|node, stage| pairs(node, stage, || bridge_addresses(stage)))
+}
+
+#[test]
+fn an_ordinary_users_machines_of_one_network_reach_each_other_and_nobody_else_does() -> Result<()> {
+    on_stage_for_user(|node, stage| pairs(node, stage, || Ok(Vec::new())))
+}
+
+/// Who reaches whom; `bridge` tells the addresses of the node's bridge, where it has one.
+fn pairs(node: &TestNode, stage: &Stage, bridge: impl Fn() -> Result<Vec<Ipv4Addr>>) -> Result<()> {
+    create(node, &["red", "blue"])?;
+    start(node, "a", &["--network", "red"])?;
+    start(node, "b", &["--network", "red", "--policy", "locked"])?;
+    start(node, "c", &["--network", "blue"])?;
+    start(
+        node,
+        "both",
+        &["--network", "red", "--network", "blue", "--network", "open"],
+    )?;
+    start(node, "apart", &["--network", "open"])?;
+    start(node, "wary", &["--network", "red", "--deny", "b"])?;
+    let members = |of: &str| -> Result<Vec<String>> {
+        let members = network(node, of)?.machines;
+        Ok(members.into_iter().map(|member| member.name).collect())
+    };
+    assert_eq!(members("red")?, ["a", "b", "both", "wary"]);
+    // Asks and is asked, hears its own name, and what it hears.
+    let pairs = [
+        ("a", "b", true),
+        ("b", "a", true),
+        ("b", "b.red", true),
+        ("a", "both.red", true),
+        ("both", "a", true),
+        ("both", "c", true),
+        ("c", "both", true),
+        ("a", "c", false),
+        ("b", "c", false),
+        ("c", "a", false),
+        ("apart", "a", false),
+        ("a", "apart", false),
+        ("a", "both.blue", false),
+        ("wary", "a", true),
+        ("wary", "b", false),
+    ];
+    for (from, to, is_heard) in pairs {
+        let name = to.split('.').next().unwrap_or(to);
+        let words = if is_heard {
+            format!("this is {name}")
+        } else {
+            String::new()
         };
-        assert_eq!(members("red")?, ["a", "b", "both", "wary"]);
-        // Asks and is asked, hears its own name, and what it hears.
-        let pairs = [
-            ("a", "b", true),
-            ("b", "a", true),
-            ("b", "b.red", true),
-            ("a", "both.red", true),
-            ("both", "a", true),
-            ("both", "c", true),
-            ("c", "both", true),
-            ("a", "c", false),
-            ("b", "c", false),
-            ("c", "a", false),
-            ("apart", "a", false),
-            ("a", "apart", false),
-            ("a", "both.blue", false),
-            ("wary", "a", true),
-            ("wary", "b", false),
-        ];
-        for (from, to, is_heard) in pairs {
-            let name = to.split('.').next().unwrap_or(to);
-            let words = if is_heard {
-                format!("this is {name}")
-            } else {
-                String::new()
-            };
-            assert_eq!(hears(node, from, to)?, words, "{from} to {to}");
-        }
-        // So it is told, too.
-        let check = |machine: &str, to: &str| node.hearth(["policy", "check", machine, to]).run();
-        check("b", "a:7")?.expect_code(0)?;
-        check("b", "c:7")?.expect_code(1)?;
-        check("wary", "b:7")?.expect_code(1)?;
-        by_address(node, stage)?;
-        // A server of names among them is asked, and not the gateway in its place.
-        node.exec(["-d", "b", "nc", "-ll", "-p", "53", "-e", "echo", "names of b"])
-            .ok()?;
-        let script = "until nc 127.0.0.1 53 </dev/null; do sleep 0.1; done";
-        node.exec(["b", "sh", "-c", script]).ok()?;
-        let of_b = addresses(node, "red", "b")?;
-        for address in &of_b {
-            let script = format!("timeout 10 nc -w 5 {address} 53 </dev/null; true");
-            let said = node.exec(["a", "sh", "-c", &script]).ok()?;
-            ensure!(said.contains("names of b"), "{address}: {said}");
-        }
-        // Who is locked reaches nothing else, and the others the internet as ever.
-        assert_eq!(reached(node, "b", &[WEB])?, Vec::<String>::new());
-        assert_eq!(reached(node, "a", &[WEB])?, expected(&[WEB], &ALLOWED));
-        let pinged = node.exec(["a", "ping", "-c", "1", "-W", "5", "b"]).ok()?;
-        ensure!(pinged.contains("1 packets received"), "{pinged}");
-        datagrams(node)
-    })
+        assert_eq!(hears(node, from, to)?, words, "{from} to {to}");
+    }
+    // So it is told, too.
+    let check = |machine: &str, to: &str| node.hearth(["policy", "check", machine, to]).run();
+    check("b", "a:7")?.expect_code(0)?;
+    check("b", "c:7")?.expect_code(1)?;
+    check("wary", "b:7")?.expect_code(1)?;
+    by_address(node, stage, &bridge()?)?;
+    // A server of names among them is asked, and not the gateway in its place.
+    node.exec(["-d", "b", "nc", "-ll", "-p", "53", "-e", "echo", "names of b"])
+        .ok()?;
+    let script = "until nc 127.0.0.1 53 </dev/null; do sleep 0.1; done";
+    node.exec(["b", "sh", "-c", script]).ok()?;
+    let of_b = addresses(node, "red", "b")?;
+    for address in &of_b {
+        let script = format!("timeout 10 nc -w 5 {address} 53 </dev/null; true");
+        let said = node.exec(["a", "sh", "-c", &script]).ok()?;
+        ensure!(said.contains("names of b"), "{address}: {said}");
+    }
+    // Who is locked reaches nothing else, and the others the internet as ever.
+    assert_eq!(reached(node, "b", &[WEB])?, Vec::<String>::new());
+    assert_eq!(reached(node, "a", &[WEB])?, expected(&[WEB], &ALLOWED));
+    let pinged = node.exec(["a", "ping", "-c", "1", "-W", "5", "b"]).ok()?;
+    ensure!(pinged.contains("1 packets received"), "{pinged}");
+    datagrams(node)
 }
 
 /// By whichever address it is asked, a machine answers those on its network alone; the host is not on it.
-fn by_address(node: &TestNode, stage: &Stage) -> Result<()> {
+fn by_address(node: &TestNode, stage: &Stage, bridge: &[Ipv4Addr]) -> Result<()> {
     let of_b = addresses(node, "red", "b")?;
     ensure!(of_b.len() == 2, "{of_b:?}");
-    let uplinks: Vec<String> = bridge_addresses(stage)?
+    let uplinks: Vec<String> = bridge
         .iter()
         .flat_map(|bridge| (1..10).map(move |step| (u32::from(*bridge) + step).to_be_bytes()))
         .map(|octets| IpAddr::from(octets).to_string())
@@ -174,82 +187,127 @@ fn datagrams(node: &TestNode) -> Result<()> {
 
 #[test]
 fn a_machine_joins_and_leaves_while_it_runs_and_keeps_its_place_when_nodes_die() -> Result<()> {
-    on_stage(|node, _| {
+    on_stage(|node, _| joins_and_leaves(node))
+}
+
+#[test]
+fn an_ordinary_users_machine_joins_and_leaves_while_it_runs_and_keeps_its_place_when_nodes_die() -> Result<()>
+{
+    on_stage_for_user(|node, _| joins_and_leaves(node))
+}
+
+fn joins_and_leaves(node: &TestNode) -> Result<()> {
+    create(node, &["red"])?;
+    start(node, "a", &["--network", "red"])?;
+    start(node, "b", &["--network", "filtered"])?;
+    assert_eq!(hears(node, "a", "b")?, "");
+    node.hearth(["network", "connect", "red", "b"]).ok()?;
+    assert_eq!(hears(node, "a", "b")?, "this is b");
+    assert_eq!(hears(node, "b", "a")?, "this is a");
+    let place = addresses(node, "red", "b")?;
+    // A fork is another machine, with a place of its own, and hears by its own name.
+    node.hearth(["fork", "b", "--name", "twin"]).ok()?;
+    assert_eq!(hears(node, "a", "twin-1")?, "this is b");
+    ensure!(addresses(node, "red", "twin-1")? != place, "two have one address");
+    kill(node)?;
+    // No node lives now; what is under way goes on, by address.
+    assert_eq!(hears(node, "a", "b")?, "this is b");
+    assert_eq!(addresses(node, "red", "b")?, place);
+    node.hearth(["restart", "b"]).ok()?;
+    node.exec([
+        "b",
+        "sh",
+        "-c",
+        "until nc 127.0.0.1 7 </dev/null; do sleep 0.1; done",
+    ])
+    .ok()?;
+    assert_eq!(hears(node, "a", "b")?, "this is b");
+    assert_eq!(addresses(node, "red", "b")?, place);
+    node.hearth(["rename", "b", "bee"]).ok()?;
+    assert_eq!(hears(node, "a", "bee")?, "this is b");
+    assert_eq!(hears(node, "a", "b")?, "");
+    node.hearth(["network", "rm", "red"])
+        .run()?
+        .expect_code(1)?
+        .complains("the network red is in use by a, bee, twin-1")?;
+    node.hearth(["network", "disconnect", "red", "bee"]).ok()?;
+    for from_to in [["a", "bee"], ["bee", "a"], ["bee", place[0].as_str()]] {
+        assert_eq!(hears(node, from_to[0], from_to[1])?, "", "{from_to:?}");
+    }
+    assert_eq!(reached(node, "bee", &[WEB])?, expected(&[WEB], &ALLOWED));
+    node.hearth(["rm", "-f", "a", "twin-1"]).ok()?;
+    node.hearth(["network", "rm", "red"]).ok()?;
+    let left = node.hearth(["network", "ls", "-q"]).ok()?;
+    ensure!(left.is_empty(), "{left}");
+    Ok(())
+}
+
+#[test]
+fn an_ordinary_users_machines_are_connected_anew_when_a_switch_dies() -> Result<()> {
+    on_stage_for_user(|node, _| {
         create(node, &["red"])?;
         start(node, "a", &["--network", "red"])?;
-        start(node, "b", &["--network", "filtered"])?;
-        assert_eq!(hears(node, "a", "b")?, "");
-        node.hearth(["network", "connect", "red", "b"]).ok()?;
+        start(node, "b", &["--network", "red"])?;
         assert_eq!(hears(node, "a", "b")?, "this is b");
-        assert_eq!(hears(node, "b", "a")?, "this is a");
-        let place = addresses(node, "red", "b")?;
-        // A fork is another machine, with a place of its own, and hears by its own name.
-        node.hearth(["fork", "b", "--name", "twin"]).ok()?;
-        assert_eq!(hears(node, "a", "twin-1")?, "this is b");
-        ensure!(addresses(node, "red", "twin-1")? != place, "two have one address");
-        kill(node)?;
-        // No node lives now; what is under way goes on, by address.
-        assert_eq!(hears(node, "a", "b")?, "this is b");
-        assert_eq!(addresses(node, "red", "b")?, place);
-        node.hearth(["restart", "b"]).ok()?;
-        node.exec([
-            "b",
-            "sh",
-            "-c",
-            "until nc 127.0.0.1 7 </dev/null; do sleep 0.1; done",
-        ])
-        .ok()?;
-        assert_eq!(hears(node, "a", "b")?, "this is b");
-        assert_eq!(addresses(node, "red", "b")?, place);
-        node.hearth(["rename", "b", "bee"]).ok()?;
-        assert_eq!(hears(node, "a", "bee")?, "this is b");
-        assert_eq!(hears(node, "a", "b")?, "");
-        node.hearth(["network", "rm", "red"])
-            .run()?
-            .expect_code(1)?
-            .complains("the network red is in use by a, bee, twin-1")?;
-        node.hearth(["network", "disconnect", "red", "bee"]).ok()?;
-        for from_to in [["a", "bee"], ["bee", "a"], ["bee", place[0].as_str()]] {
-            assert_eq!(hears(node, from_to[0], from_to[1])?, "", "{from_to:?}");
+        let switches = || processes_with(node, "switch");
+        for round in 0..2 {
+            let [switch] = switches()?[..] else {
+                anyhow::bail!("there is not one switch: {:?}", switches()?);
+            };
+            kill_process(switch, Signal::KILL)?;
+            until("the machines hear each other again", || {
+                Ok(hears(node, "a", "b")? == "this is b")
+            })?;
+            ensure!(switches()?.len() == 1 && !switches()?.contains(&switch));
+            if round == 0 {
+                // The next node watches over what it finds.
+                kill(node)?;
+                assert_eq!(hears(node, "a", "b")?, "this is b");
+            }
         }
-        assert_eq!(reached(node, "bee", &[WEB])?, expected(&[WEB], &ALLOWED));
-        node.hearth(["rm", "-f", "a", "twin-1"]).ok()?;
-        node.hearth(["network", "rm", "red"]).ok()?;
-        let left = node.hearth(["network", "ls", "-q"]).ok()?;
-        ensure!(left.is_empty(), "{left}");
-        Ok(())
+        node.hearth(["rm", "-f", "a", "b"]).ok()?;
+        until("the switch ends with the last machine", || {
+            Ok(switches()?.is_empty())
+        })
     })
 }
 
 #[test]
 fn a_policy_changes_and_connections_to_other_machines_go_on() -> Result<()> {
-    on_stage(|node, _| {
-        create(node, &["red"])?;
-        start(node, "a", &["--network", "red"])?;
-        start(node, "b", &["--network", "red"])?;
-        let hold = "mkfifo /tmp/in; exec 3<>/tmp/in; nc b 8 <&3 >/tmp/out";
-        node.exec(["-d", "b", "sh", "-c", "nc -l -p 8 -e cat"]).ok()?;
-        node.exec(["-d", "a", "sh", "-c", hold]).ok()?;
-        let echoes = |word: &str| {
-            let script = format!(
-                "echo {word} >/tmp/in; for i in $(seq 50); do grep -q {word} /tmp/out && exit 0; sleep 0.1; done; exit 1"
-            );
-            node.exec(["a", "sh", "-c", &script]).run()
-        };
-        // The pipe is there once the other side has been started.
-        node.exec(["a", "sh", "-c", "until test -p /tmp/in; do sleep 0.1; done"])
-            .ok()?;
-        ensure!(echoes("before")?.code == 0, "nothing comes back");
-        node.hearth(["policy", "set", "a", "--policy", "locked"]).ok()?;
-        ensure!(echoes("after")?.code == 0, "the connection was cut");
-        let ranges = network(node, "red")?.subnets;
-        let denied = ranges.iter().flat_map(|range| ["--deny", range]);
-        let set = ["policy", "set", "a", "--policy", "locked"].into_iter();
-        node.hearth(set.chain(denied)).ok()?;
-        ensure!(echoes("never")?.code != 0, "the connection goes on");
-        assert_eq!(hears(node, "a", &addresses(node, "red", "b")?[0])?, "");
-        Ok(())
-    })
+    on_stage(|node, _| goes_on(node))
+}
+
+#[test]
+fn an_ordinary_users_policy_changes_and_connections_to_other_machines_go_on() -> Result<()> {
+    on_stage_for_user(|node, _| goes_on(node))
+}
+
+fn goes_on(node: &TestNode) -> Result<()> {
+    create(node, &["red"])?;
+    start(node, "a", &["--network", "red"])?;
+    start(node, "b", &["--network", "red"])?;
+    let hold = "mkfifo /tmp/in; exec 3<>/tmp/in; nc b 8 <&3 >/tmp/out";
+    node.exec(["-d", "b", "sh", "-c", "nc -l -p 8 -e cat"]).ok()?;
+    node.exec(["-d", "a", "sh", "-c", hold]).ok()?;
+    let echoes = |word: &str| {
+        let script = format!(
+            "echo {word} >/tmp/in; for i in $(seq 50); do grep -q {word} /tmp/out && exit 0; sleep 0.1; done; exit 1"
+        );
+        node.exec(["a", "sh", "-c", &script]).run()
+    };
+    // The pipe is there once the other side has been started.
+    node.exec(["a", "sh", "-c", "until test -p /tmp/in; do sleep 0.1; done"])
+        .ok()?;
+    ensure!(echoes("before")?.code == 0, "nothing comes back");
+    node.hearth(["policy", "set", "a", "--policy", "locked"]).ok()?;
+    ensure!(echoes("after")?.code == 0, "the connection was cut");
+    let ranges = network(node, "red")?.subnets;
+    let denied = ranges.iter().flat_map(|range| ["--deny", range]);
+    let set = ["policy", "set", "a", "--policy", "locked"].into_iter();
+    node.hearth(set.chain(denied)).ok()?;
+    ensure!(echoes("never")?.code != 0, "the connection goes on");
+    assert_eq!(hears(node, "a", &addresses(node, "red", "b")?[0])?, "");
+    Ok(())
 }
 
 #[test]

@@ -31,7 +31,7 @@ pub struct Network {
     pub subnets: Vec<String>,
     /// The longest packet, in bytes.
     pub mtu: u32,
-    /// The bridge that carries it on the host, while machines on it run.
+    /// The bridge that carries it on the host, while machines on it run; empty where the node is not root's, and a process does.
     pub bridge: String,
     /// Labels.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]

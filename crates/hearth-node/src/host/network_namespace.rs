@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::sync::{Mutex, PoisonError};
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -15,6 +15,7 @@ use super::ambient;
 use super::fork;
 use super::launch::{AllSignalsBlocked, HostUser};
 use super::own;
+use super::process;
 
 /// The child's stack while it opens two files, in bytes.
 const CHILD_STACK: usize = 64 << 10;
@@ -30,6 +31,8 @@ pub struct NetworkNamespace {
     network: OwnedFd,
     /// One end of a pipe, which a program that lives inside inherits: whoever has the other end sees when nobody is left.
     lifeline: Option<OwnedFd>,
+    /// Can be read, or hangs up, when that has ended.
+    end: Option<OwnedFd>,
 }
 
 struct Opened {
@@ -117,6 +120,7 @@ impl NetworkNamespace {
             false => Some(open("user")?),
         };
         Ok(Self {
+            end: user.is_some().then(|| process::handle(pid)).transpose()?,
             user,
             network: open("net")?,
             lifeline: None,
@@ -162,7 +166,18 @@ impl NetworkNamespace {
     pub fn tie(&mut self) -> io::Result<OwnedFd> {
         let (tied, held) = fork::pipe()?;
         self.lifeline = Some(held);
+        self.end = Some(tied.try_clone()?);
         Ok(tied)
+    }
+
+    /// Returns what can be read, or hangs up, when what lives inside has ended: of one that was tied, or that a process was found in which is
+    /// not root's.
+    ///
+    /// # Errors
+    /// It is neither, or there are too many open files.
+    pub fn end(&self) -> io::Result<OwnedFd> {
+        let end = self.end.as_ref().ok_or(io::ErrorKind::NotConnected)?;
+        end.try_clone()
     }
 
     /// Names it once more, without what [`NetworkNamespace::tie`] has tied.
@@ -174,6 +189,7 @@ impl NetworkNamespace {
             user: self.user.as_ref().map(OwnedFd::try_clone).transpose()?,
             network: self.network.try_clone()?,
             lifeline: None,
+            end: None,
         })
     }
 
@@ -227,11 +243,11 @@ impl NetworkNamespace {
         match (own(opened.user), own(opened.network)) {
             (Some(user), Some(network)) if opened.errno == 0 => {
                 let user = (user_namespace != 0).then_some(user);
-                let lifeline = None;
                 let namespace = Self {
                     user,
                     network,
-                    lifeline,
+                    lifeline: None,
+                    end: None,
                 };
                 Ok((namespace, tap))
             }
@@ -392,6 +408,23 @@ pub fn make_tap_named(name: &str) -> io::Result<()> {
     match made {
         true => Ok(()),
         false => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Makes a TAP in the namespace that this thread is in, which goes with its other end: what is returned. That gives and takes frames
+/// without their lengths, and never waits.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn make_port(name: &str) -> io::Result<OwnedFd> {
+    let mut options = File::options();
+    let options = options.read(true).write(true).custom_flags(libc::O_NONBLOCK);
+    let device = options.open("/dev/net/tun")?;
+    let attach = InterfaceRequest::named(name, libc::IFF_TAP | libc::IFF_NO_PI);
+    // SAFETY: TUNSETIFF takes the address of an `ifreq`, which lives until it returns.
+    match unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETIFF as _, &raw const attach) } {
+        0 => Ok(device.into()),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 

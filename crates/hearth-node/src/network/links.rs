@@ -401,6 +401,14 @@ impl Links {
         Ok(())
     }
 
+    /// Gives an interface of a machine's namespace its hardware address, and the longest packet.
+    pub(super) async fn shape(&self, name: &str, card: [u8; 6], mtu: u32) -> Result<(), NetworkError> {
+        let index = self.index(name).await?;
+        let link = LinkUnspec::new_with_index(index).address(card.into()).mtu(mtu);
+        let set = self.handle.link().set(link.build()).execute().await;
+        set.map_err(failed("set up", name))
+    }
+
     /// Gives an interface of a machine's namespace its addresses on a network of machines.
     pub(super) async fn join(
         &self,

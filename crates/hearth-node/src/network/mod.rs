@@ -14,6 +14,7 @@ mod address;
 mod book;
 mod counters;
 mod dns;
+mod exchange;
 mod firewall;
 #[cfg(fuzzing)]
 pub mod fuzzing;
@@ -28,9 +29,10 @@ mod plug;
 mod question;
 mod record;
 mod rules;
+pub mod switch;
 mod user;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -72,9 +74,7 @@ pub enum NetworkError {
     #[error("the rules of the firewall cannot be set")]
     Rules(#[from] CommandError),
     /// Only root may do it.
-    #[error(
-        "networks of machines, and ways out by a bridge of the host's, are made by a node that runs as root"
-    )]
+    #[error("ways out by a bridge of the host's are made by a node that runs as root")]
     NotRoot,
     /// The way out, where the node is not root's.
     #[error("this user's machines have no way out: use --network none or isolated, or run the node as root")]
@@ -126,6 +126,9 @@ pub enum NetworkError {
     /// A network of machines.
     #[error(transparent)]
     User(#[from] UserNetworkError),
+    /// What carries one.
+    #[error("networks of machines cannot be carried")]
+    Exchange(#[from] exchange::ExchangeError),
     /// The settings.
     #[error(transparent)]
     Configuration(#[from] ConfigurationError),
@@ -203,6 +206,8 @@ struct Shared {
     ready: Mutex<Vec<MachineNetwork>>,
     posts: Mutex<HashMap<MachineId, Post>>,
     journals: Mutex<HashMap<MachineId, Arc<Journal>>>,
+    /// The networks whose switches are watched. Held by who connects a machine with one: two would each start one.
+    switches: tokio::sync::Mutex<HashSet<u16>>,
     /// Held by who fills that up: many who took one at once would each make more.
     refilling: tokio::sync::Mutex<()>,
     /// What is this host, once somebody asked.
@@ -237,6 +242,7 @@ impl Networks {
                 ready: Mutex::default(),
                 posts: Mutex::default(),
                 journals: Mutex::default(),
+                switches: tokio::sync::Mutex::default(),
                 refilling: tokio::sync::Mutex::default(),
                 here: tokio::sync::OnceCell::new(),
                 can: tokio::sync::OnceCell::new(),

@@ -4,8 +4,12 @@
 //!      guest      the machine's namespace                     the node's namespace          another machine's namespace
 //!  eth0 .254 ---- tap0 .253 [rules] user0001 10.x ---- hu... bridge hn...0001 hu... ---- user0001 10.y [rules] tap0 ---- eth0
 //! ```
+//! Where the node is not root's, the interface is a TAP, and a switch is in the place of bridge and link ([`super::exchange`]).
+//!
 //! The guest sees nothing of it: what it sends to the others leaves by the machine's own address there, and what comes for that goes
 //! to the guest. So a clone needs nothing new, and joins while it runs.
+
+use std::sync::Arc;
 
 use hearth_machine::{MacAddress, MachineId, NetworkMode, NetworkName, Rate, Uplink};
 
@@ -17,6 +21,10 @@ use crate::host::own;
 
 fn interface(number: u16) -> String {
     format!("{USER}{number:04x}")
+}
+
+fn within(namespace: &NetworkNamespace) -> Result<Links, NetworkError> {
+    Links::within(namespace).map_err(namespace_error("enter a network namespace"))
 }
 
 fn of_node() -> Result<Links, NetworkError> {
@@ -41,11 +49,10 @@ impl Networks {
     /// [`NetworkError`]; there is none then.
     pub async fn create_network(&self, new: NewNetwork) -> Result<(), NetworkError> {
         Self::check(NetworkMode::Filtered)?;
-        if !own::is_root() {
-            return Err(NetworkError::NotRoot);
+        if own::is_root() {
+            // The node's own range is a route of the host's from here on.
+            self.shared.bridge().await?;
         }
-        // The node's own range is a route of the host's from here on.
-        self.shared.bridge().await?;
         let routes = of_node()?.routes().await?;
         Ok(self.users().create(new, &routes)?)
     }
@@ -104,9 +111,7 @@ impl Networks {
     pub async fn disconnect(&self, id: MachineId, network: &str) -> Result<(), NetworkError> {
         let number = self.users().leave(id, network)?;
         self.shared.tell_guard(id);
-        of_node()?
-            .remove_found(&self.shared.key.user_link(id, number))
-            .await
+        self.shared.unplug(id, number).await
     }
 }
 
@@ -120,7 +125,7 @@ impl Shared {
     ) -> Result<(), NetworkError> {
         let links = of_node()?;
         let bridge = links.find_bridge(uplink.bridge()).await?;
-        let within = Links::within(namespace).map_err(namespace_error("enter a network namespace"))?;
+        let within = within(namespace)?;
         within.remove_uplink().await?;
         let ends = Ends {
             outer: &self.key.bridge_link(id),
@@ -134,7 +139,7 @@ impl Shared {
 
     /// Connects a machine's namespace with all networks that it is on; `anew` where it may have links of an earlier namespace.
     pub(super) async fn plug_in(
-        &self,
+        self: &Arc<Self>,
         id: MachineId,
         namespace: &NetworkNamespace,
         limit: Option<Rate>,
@@ -147,11 +152,11 @@ impl Shared {
         if memberships.is_empty() {
             return Ok(());
         }
-        let links = of_node()?;
         for membership in &memberships {
-            let link = self.key.user_link(id, membership.number);
-            if anew || links.find(&link).await?.is_none() {
-                self.plug(&links, id, namespace, membership, limit).await?;
+            if anew || !self.is_plugged(id, namespace, membership.number).await? {
+                self.plug(id, namespace, membership, limit).await?;
+            } else if !own::is_root() {
+                self.take_over_switch(membership.number).await;
             }
         }
         self.users.set_present(id, true);
@@ -159,25 +164,55 @@ impl Shared {
         Ok(())
     }
 
-    async fn plug(
+    async fn is_plugged(
         &self,
-        links: &Links,
+        id: MachineId,
+        namespace: &NetworkNamespace,
+        number: u16,
+    ) -> Result<bool, NetworkError> {
+        let found = match own::is_root() {
+            true => of_node()?.find(&self.key.user_link(id, number)).await?,
+            false => within(namespace)?.find(&interface(number)).await?,
+        };
+        Ok(found.is_some())
+    }
+
+    /// Takes a machine's link to a network away, if there is one.
+    async fn unplug(&self, id: MachineId, number: u16) -> Result<(), NetworkError> {
+        if own::is_root() {
+            return of_node()?.remove_found(&self.key.user_link(id, number)).await;
+        }
+        match self.of_post(id) {
+            Some((namespace, _)) => within(&namespace)?.remove_found(&interface(number)).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn plug(
+        self: &Arc<Self>,
         id: MachineId,
         namespace: &NetworkNamespace,
         membership: &Membership,
         limit: Option<Rate>,
     ) -> Result<(), NetworkError> {
         let number = membership.number;
-        let bridge = links.user_bridge(&self.key.user_bridge(number)).await?;
         let interface = interface(number);
-        let ends = Ends {
-            outer: &self.key.user_link(id, number),
-            inner: &interface,
-            card: Some(self.key.user_card(id, number)),
-            mtu: membership.mtu,
-        };
-        links.plug(bridge, namespace, &ends).await?;
-        let within = Links::within(namespace).map_err(namespace_error("enter a network namespace"))?;
+        let card = self.key.user_card(id, number);
+        let within = within(namespace)?;
+        if own::is_root() {
+            let links = of_node()?;
+            let bridge = links.user_bridge(&self.key.user_bridge(number)).await?;
+            let ends = Ends {
+                outer: &self.key.user_link(id, number),
+                inner: &interface,
+                card: Some(card),
+                mtu: membership.mtu,
+            };
+            links.plug(bridge, namespace, &ends).await?;
+        } else {
+            self.plug_into_switch(namespace, &interface, number).await?;
+            within.shape(&interface, card, membership.mtu).await?;
+        }
         within
             .join(&interface, membership.network, membership.place)
             .await?;
@@ -191,12 +226,16 @@ impl Shared {
     async fn unplug_strays(&self, id: MachineId, memberships: &[Membership]) -> Result<(), NetworkError> {
         let is_on = |number: &u16| memberships.iter().any(|membership| membership.number == *number);
         for number in self.users.numbers().into_iter().filter(|number| !is_on(number)) {
-            of_node()?.remove_found(&self.key.user_link(id, number)).await?;
+            self.unplug(id, number).await?;
         }
         Ok(())
     }
 
+    /// Removes what carried a network: a switch ends by itself.
     async fn remove_user_bridge(&self, number: u16) -> Result<(), NetworkError> {
+        if !own::is_root() {
+            return Ok(());
+        }
         of_node()?.remove_found(&self.key.user_bridge(number)).await
     }
 

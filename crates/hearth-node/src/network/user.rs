@@ -13,6 +13,7 @@ use ipnet::{IpNet, Ipv4Net};
 
 use super::address::{Network, NodeKey, has_v6};
 use super::record::{MemberPlace, NetworkRecord};
+use crate::host::own;
 use crate::ledger::{NamedRecords, RecordError};
 
 /// The longest packet unless somebody says otherwise, and the bounds: what IPv6 needs (RFC 8200, 5), and jumbo frames.
@@ -136,9 +137,12 @@ impl UserNetwork {
         [v4.into()].into_iter().chain(v6).collect()
     }
 
-    /// Returns the name of the bridge that carries it.
+    /// Returns the name of the bridge that carries it; none where a switch does.
     pub fn bridge(&self) -> String {
-        self.bridge.clone()
+        match own::is_root() {
+            true => self.bridge.clone(),
+            false => String::new(),
+        }
     }
 
     /// Tells whether a machine is there now.
@@ -415,6 +419,14 @@ impl UserNetworks {
             .values()
             .filter_map(|network| network.membership(&id))
             .collect()
+    }
+
+    /// Returns the machines that are there, on one network.
+    pub(super) fn present_on(&self, number: u16) -> Vec<MachineId> {
+        let known = self.known();
+        let network = known.values().find(|network| network.record.number == number);
+        let present = network.into_iter().flat_map(|network| &network.present);
+        present.filter_map(|id| id.parse().ok()).collect()
     }
 
     /// Says whether a machine is there, on the networks that it is on: others find it then.
