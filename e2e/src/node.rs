@@ -95,6 +95,15 @@ impl TestNode {
         Ok(node)
     }
 
+    /// Has the node keep no clones ready from now on: for those that count what is there, or look at how a clone comes up.
+    ///
+    /// # Errors
+    /// The settings cannot be written.
+    pub fn keep_no_standbys(&self) -> Result<()> {
+        let settings = self.home().join("hearth.toml");
+        Ok(std::fs::write(settings, "[standby]\nmachines = 0\n")?)
+    }
+
     /// Makes a home as [`TestNode::ready`] does, on a file system of its own that has so much room left. Takes root's privileges.
     ///
     /// # Errors

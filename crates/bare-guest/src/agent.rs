@@ -351,6 +351,7 @@ impl Agent {
             _ if self.stopping != Stopping::No => "the machine is stopping",
             _ if self.sessions.len() >= SESSIONS_MAX => "there are too many sessions",
             (Role::Main, Some(_)) => "there has been a workload already",
+            (Role::Rehearsal, _) => "this guest rehearses nothing",
             (Role::Exec, None) => "there is no workload yet",
             (Role::Exec, Some(_)) if self.main_outcome.is_some() => {
                 return Err((FailureCode::WorkloadGone, "the workload is gone".into()));

@@ -30,7 +30,7 @@ pub use credit::{Credit, Window};
 pub use frame::{Decoder, Flags, Frame, FrameError, HEADER_LEN, Header, Kind, MAX_PAYLOAD};
 
 /// The generations of this protocol that this code speaks, oldest and newest.
-pub const GENERATIONS: core::ops::RangeInclusive<u16> = 1..=9;
+pub const GENERATIONS: core::ops::RangeInclusive<u16> = 1..=10;
 
 /// The first generation that knows [`Kind::Part`], [`Kind::Launch`] and [`Kind::Detach`].
 pub const GENERATION_LAUNCH: u16 = 2;
@@ -57,6 +57,9 @@ pub const GENERATION_ADDRESS: u16 = 8;
 
 /// The first generation that knows [`Kind::Datagrams`] and [`message::FileRequest::Trust`].
 pub const GENERATION_DATAGRAMS: u16 = 9;
+
+/// The first generation that knows [`message::Role::Rehearsal`].
+pub const GENERATION_REHEARSAL: u16 = 10;
 
 /// The session of everything that concerns the whole guest.
 pub const CONTROL: u32 = 0;

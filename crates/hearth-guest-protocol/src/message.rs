@@ -54,6 +54,9 @@ pub enum Role {
     Main,
     /// A process beside it, in the same namespaces.
     Exec,
+    /// In generation 10, before there is a workload: [`crate::PROBE`] in its place, which begins and ends as it will. The workload finds
+    /// the way that an emulator has translated.
+    Rehearsal,
 }
 
 /// Starts a process. Answered by [`Status::Started`] or a [`Failure`], ended by an [`Outcome`].

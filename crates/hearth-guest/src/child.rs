@@ -97,7 +97,8 @@ pub(crate) fn wait(pipes: Pipes, report: BorrowedFd<'_>, orders: OwnedFd) -> Inf
             match sys::exit(0) {}
         };
         rustix::system::sethostname(hostname.as_bytes()).map_err(step("the host name"))?;
-        let init = init.filter(|_| wants_init(&launch.execute, &launch.world));
+        let wants_binary = wants_init(&launch.execute, &launch.world) || is_probe(&launch.execute);
+        let init = init.filter(|_| wants_binary);
         go_on(&launch, init, &pipes.only(&launch), report)
     };
     or_fail(become_program(), report)
@@ -201,7 +202,7 @@ fn wants_init(request: &Execute, world: &World) -> bool {
 /// Tells whether the program is none of the image's, but the agent's own probe.
 fn is_probe(request: &Execute) -> bool {
     let name = request.arguments.first();
-    request.role == Role::Exec && name.is_some_and(|name| &name[..] == PROBE.as_bytes())
+    request.role != Role::Main && name.is_some_and(|name| &name[..] == PROBE.as_bytes())
 }
 
 /// Tells whether a workload is to be nothing: no program is named. Older agents refuse that as a program that is not found.

@@ -24,7 +24,7 @@ use crate::poller::{Part, Poller, Ready, Source};
 use crate::session::{Session, Verdict, Work};
 use crate::spawn::{Nursery, Place, SpawnError, Spawned};
 use crate::stillness::{Answers, Stillness};
-use crate::stop::{DRAIN, Facts, Step, Stop};
+use crate::stop::{DRAIN, Facts, Step, Stop, has_children};
 use crate::stream::Sink;
 use crate::timer::Timer;
 use crate::waiting::{Order, Waiting};
@@ -320,14 +320,19 @@ impl Core {
         }
         machine::configure(request).map_err(|error| (error.code(), error.to_string()))?;
         self.configured = true;
+        self.make_ahead();
+        self.out.message(Kind::Status, CONTROL, &Status::Ready);
+        Ok(())
+    }
+
+    /// Makes the workload's process.
+    fn make_ahead(&mut self) {
         match self.nursery.ahead() {
             Ok(waiting) => self.waiting = Some(waiting),
             // The launch says why.
             Err(error) => complain!("the workload's process is not made ahead: {error}"),
         }
         self.children = true;
-        self.out.message(Kind::Status, CONTROL, &Status::Ready);
-        Ok(())
     }
 
     /// Makes sure that a new session may be opened under this number.
@@ -398,10 +403,11 @@ impl Core {
             // It needs a cgroup of its own.
             Some(_) => None,
         };
-        let execute = &mut request.execute;
-        let (work, place) = match (execute.role, self.main) {
+        let role = request.execute.role;
+        let (work, place) = match (role, self.main) {
             (Role::Main, None) => (Work::Main, Place::New),
-            (Role::Main, Some(_)) => {
+            (Role::Rehearsal, None) => (Work::Exec, Place::New),
+            (Role::Main | Role::Rehearsal, Some(_)) => {
                 return Err((
                     FailureCode::BadRequest,
                     "there has been a workload already".into(),
@@ -410,6 +416,7 @@ impl Core {
             (Role::Exec, None) => return Err((FailureCode::BadRequest, "there is no workload yet".into())),
             (Role::Exec, Some(main)) => (Work::Exec, Place::Beside(self.workload(main)?)),
         };
+        let execute = &mut request.execute;
         if matches!(work, Work::Exec) {
             execute.environment = inherited(&self.environment, &execute.environment);
         }
@@ -422,6 +429,9 @@ impl Core {
             }
         };
         self.children = true;
+        if role == Role::Rehearsal {
+            self.make_ahead();
+        }
         if matches!(work, Work::Main) {
             self.main = Some(id);
             self.out.keep(id);
@@ -437,7 +447,7 @@ impl Core {
 
     /// Lets the process that was made ahead become the workload, if that is what is launched, and there is one that it suits.
     fn made_ahead(&mut self, request: &mut Launch) -> Option<Spawned> {
-        if request.execute.role != Role::Main || self.main.is_some() {
+        if request.execute.role == Role::Exec || self.main.is_some() {
             return None;
         }
         let waiting = self.waiting.take().filter(|_| Waiting::suits(request))?;
@@ -784,11 +794,4 @@ fn outcome(status: WaitStatus) -> Outcome {
         (Some(code), _) => Outcome::Exited(code as u8),
         (None, signal) => Outcome::Signaled(signal.unwrap_or(0) as u8),
     }
-}
-
-/// Asks the kernel whether the agent has children, reaped by nobody yet.
-fn has_children() -> bool {
-    use rustix::process::{WaitId, WaitIdOptions, waitid};
-    let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-    !matches!(waitid(WaitId::All, look), Err(Errno::CHILD))
 }

@@ -6,6 +6,7 @@
 //! wait            waits to be ended
 //! report          tells the time for each byte of its input, and at its end everything, as lines of `name=value`
 //! end             lets the witness end, and removes what it left
+//! rehearse        is there in the place of a workload that will come, prints a line and ends
 //! ```
 
 use std::convert::Infallible;
@@ -65,7 +66,8 @@ pub(crate) fn run(arguments: impl Iterator<Item = OsString>) -> Infallible {
         },
         ["report"] => report(),
         ["end"] => end(),
-        _ => Err(io::Error::other("witness TOKEN, wait, report or end")),
+        ["rehearse"] => writeln!(io::stdout(), "rehearsed"),
+        _ => Err(io::Error::other("witness TOKEN, wait, report, end or rehearse")),
     };
     match done {
         Ok(()) => sys::exit(0),

@@ -76,6 +76,13 @@ impl Stop {
     }
 }
 
+/// Asks the kernel whether the agent has children, reaped by nobody yet.
+pub(crate) fn has_children() -> bool {
+    use rustix::process::{WaitId, WaitIdOptions, waitid};
+    let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    !matches!(waitid(WaitId::All, look), Err(rustix::io::Errno::CHILD))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

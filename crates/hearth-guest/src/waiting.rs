@@ -7,7 +7,7 @@ use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::Duration;
 
-use hearth_guest_protocol::message::Launch;
+use hearth_guest_protocol::message::{Launch, Role};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::Pid;
@@ -90,7 +90,9 @@ impl Waiting {
         spawned.pipes = spawned.pipes.only(&order.launch);
         // They stay until the machine's end. Taking them down is a long way through the kernel, and only behind it would the agent hear
         // of the workload's end. The disk comes to rest all the same: it is another mount.
-        std::mem::forget(mounts);
+        if order.launch.execute.role == Role::Main {
+            std::mem::forget(mounts);
+        }
         Some(spawned)
     }
 }
@@ -103,7 +105,7 @@ fn mounts_of(process: Pid) -> Option<OwnedFd> {
 
 #[cfg(test)]
 mod tests {
-    use hearth_guest_protocol::message::{Execute, Role};
+    use hearth_guest_protocol::message::Execute;
     use rustix::pipe::{PipeFlags, pipe_with};
 
     use super::*;

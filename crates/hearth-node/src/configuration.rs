@@ -13,6 +13,9 @@
 //! [pools]
 //! memory-percent = 80    # of the host's memory for guests: what all machines may take together before pools and executions wait
 //!
+//! [standby]
+//! machines = 2           # how many clones are kept ready at most, one for each kind of machine that was run lately; none with 0
+//!
 //! [network]
 //! name-servers = ["192.0.2.53"]    # whom machines' questions for names are passed on to; those of /etc/resolv.conf unless said
 //! mtu = 1420                       # the longest packet of machines on their way out; that of the host's default route unless said
@@ -35,6 +38,8 @@ pub struct Configuration {
     pub registries: Registries,
     /// What all machines may take together before pools and executions wait, of the host's memory for guests.
     pub memory_percent: u8,
+    /// How many clones are kept ready at most.
+    pub standbys: u8,
     /// Whom machines' questions for names are passed on to; those of the host when empty.
     pub name_servers: Vec<IpAddr>,
     /// The longest packet of machines on their way out, in bytes; that of the host's default route when absent.
@@ -44,11 +49,15 @@ pub struct Configuration {
 /// What machines may take unless it is said.
 const MEMORY_PERCENT: u8 = 80;
 
+/// How many clones are kept ready unless it is said.
+const STANDBYS: u8 = 2;
+
 impl Default for Configuration {
     fn default() -> Self {
         Self {
             registries: Registries::default(),
             memory_percent: MEMORY_PERCENT,
+            standbys: STANDBYS,
             name_servers: Vec::new(),
             mtu: None,
         }
@@ -95,7 +104,15 @@ struct File {
     #[serde(default)]
     pools: Pools,
     #[serde(default)]
+    standby: Standby,
+    #[serde(default)]
     network: Network,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Standby {
+    machines: Option<u8>,
 }
 
 #[derive(Deserialize, Default)]
@@ -242,6 +259,7 @@ fn parse(text: &str, directory: &Path) -> Result<Configuration, toml::de::Error>
     });
     Ok(Configuration {
         registries: registries.collect(),
+        standbys: file.standby.machines.unwrap_or(STANDBYS),
         memory_percent: file
             .pools
             .memory_percent

@@ -21,7 +21,7 @@ use crate::host::lock::{self, Lock};
 use crate::host::{files, own};
 use crate::images::{ImageError, Images};
 use crate::layout::Layout;
-use crate::machines::{Drivers, EventLog, Machines, Pace, Pagers, Parts};
+use crate::machines::{Drivers, EventLog, Machines, Pace, Pagers, Parts, Standbys};
 use crate::network::Networks;
 use crate::pool::Pools;
 use crate::records::RecordError;
@@ -172,6 +172,7 @@ async fn serve(starter: &mut Starter) -> Result<(), NodeError> {
     signals.abort();
     // Before the machines' own tasks: a stream holds on to its machine.
     service.finish(LAST_STREAMS).await;
+    machines.parts().standbys.close().await;
     if machines.alive() == 0 {
         machines.close().await;
     } else {
@@ -216,6 +217,7 @@ async fn build(layout: &Layout) -> Result<Machines, NodeError> {
         images: Images::open(layout).await?,
         disks: Disks::new(layout.empty_disks()),
         templates: Templates::open(layout.templates()),
+        standbys: Standbys::default(),
         snapshots: Arc::new(Snapshots::open(layout.snapshots())),
         pagers: Pagers::open(layout.pagers(), tasks.clone()),
         networks,

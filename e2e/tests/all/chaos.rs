@@ -12,7 +12,7 @@ use hearth_api::v1::MachineStatus;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use crate::support::seconds;
+use crate::support::{nobodys, seconds, settled};
 
 const TABLE: &str = include_str!("../../../crates/hearth-node/assets/failpoints.txt");
 
@@ -24,9 +24,6 @@ const SEED: &str = "HEARTH_E2E_SEED";
 
 /// How long a node may live on after it came to an armed failpoint.
 const LAST_BREATH: Duration = Duration::from_secs(60);
-
-/// How long what the death of a node interrupted may take to come to its end.
-const SETTLING: Duration = Duration::from_secs(60);
 
 /// Machines that must not notice.
 struct Herd<'a> {
@@ -57,14 +54,6 @@ impl<'a> Herd<'a> {
         Ok(herd)
     }
 
-    /// Kills the node and starts one at which a failpoint is armed; returns a handle to it.
-    fn arm(&self, failpoint: &str) -> Result<OwnedFd> {
-        kill(&handle(self.node)?)?;
-        let armed = format!("{failpoint}=kill");
-        self.node.hearth(["ps"]).env("HEARTH_FAILPOINTS", armed).ok()?;
-        handle(self.node)
-    }
-
     /// Has the next verb start a node, and looks whether everything is as it was: each machine is the one it was and answers, and
     /// nothing is left of others.
     fn verify(&mut self) -> Result<()> {
@@ -84,19 +73,20 @@ impl<'a> Herd<'a> {
         }
         self.returns.push(begun.elapsed());
         // A machine that was told to end before may still be about it.
-        let end = Instant::now() + SETTLING;
-        loop {
-            match nothing_beside(self.node) {
-                Err(error) if Instant::now() > end => return Err(error),
-                Err(_) => std::thread::sleep(Duration::from_millis(50)),
-                Ok(()) => return Ok(()),
-            }
-        }
+        settled(|| nothing_beside(self.node))
     }
 }
 
+/// Kills the node and starts one with failpoints armed, as in `NAME=kill`; returns a handle to it.
+pub(crate) fn arm(node: &TestNode, failpoints: &str) -> Result<OwnedFd> {
+    kill(&handle(node)?)?;
+    node.hearth(["ps"]).env("HEARTH_FAILPOINTS", failpoints).ok()?;
+    handle(node)
+}
+
 /// Checks that the node has a monitor, a memory file, a directory of sockets and a record for each machine, and none beside.
-fn nothing_beside(node: &TestNode) -> Result<()> {
+pub(crate) fn nothing_beside(node: &TestNode) -> Result<()> {
+    let nobodys = nobodys(node)?;
     let machines = node.machines()?;
     let names: BTreeSet<_> = machines.iter().map(|machine| &machine.name).collect();
     ensure!(names.len() == machines.len(), "a name twice: {machines:?}");
@@ -109,11 +99,13 @@ fn nothing_beside(node: &TestNode) -> Result<()> {
                 | MachineStatus::Stopping
         )
     };
-    let all: BTreeSet<_> = machines.iter().map(|machine| machine.id.clone()).collect();
+    let all = machines.iter().map(|machine| machine.id.clone());
+    let all: BTreeSet<_> = all.chain(nobodys.iter().cloned()).collect();
     let alive: BTreeSet<_> = machines
         .iter()
         .filter(|machine| is_alive(machine.state.status))
         .map(|machine| machine.id.clone())
+        .chain(nobodys)
         .collect();
     let location = node.location();
     let same = |what: &str, found: BTreeSet<String>, expected: &BTreeSet<String>| {
@@ -181,7 +173,7 @@ fn kill(node: &OwnedFd) -> Result<()> {
 }
 
 /// Waits for a node's end.
-fn ended(node: &OwnedFd, at_most: Duration) -> Result<()> {
+pub(crate) fn ended(node: &OwnedFd, at_most: Duration) -> Result<()> {
     let limit = Timespec::try_from(at_most)?;
     let ready = poll(&mut [PollFd::new(node, PollFlags::IN)], Some(&limit))?;
     ensure!(ready == 1, "the node lives on");
@@ -189,7 +181,7 @@ fn ended(node: &OwnedFd, at_most: Duration) -> Result<()> {
 }
 
 /// A line of the table: a failpoint, and what reaches it.
-fn points() -> impl Iterator<Item = (&'static str, &'static str)> {
+pub(crate) fn points() -> impl Iterator<Item = (&'static str, &'static str)> {
     let lines = TABLE
         .lines()
         .filter(|line| !line.starts_with('#') && !line.is_empty());
@@ -397,7 +389,7 @@ fn die_at(herd: &mut Herd<'_>, victims: &Victims<'_>, point: &str, verb: &str) -
         }
         _ => {
             victims.prepare(verb)?;
-            let armed = herd.arm(point)?;
+            let armed = arm(node, &format!("{point}=kill"))?;
             victims.reach(verb)?;
             ended(&armed, LAST_BREATH).context("it was not reached")?;
         }
@@ -413,10 +405,10 @@ fn die_at(herd: &mut Herd<'_>, victims: &Victims<'_>, point: &str, verb: &str) -
 }
 
 /// Numbers that look random and come again with their seed (xorshift, G. Marsaglia 2003).
-struct Random(u64);
+pub(crate) struct Random(u64);
 
 impl Random {
-    fn new() -> Result<Self> {
+    pub(crate) fn new() -> Result<Self> {
         let seed = match std::env::var(SEED) {
             Ok(text) => text
                 .parse()
@@ -427,7 +419,7 @@ impl Random {
         Ok(Self(seed))
     }
 
-    fn below(&mut self, bound: u64) -> u64 {
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;

@@ -5,7 +5,7 @@ use e2e::{DEADLINE, TestNode};
 use hearth_api::v1::{Border, MachineStatus};
 use rustix::process::Signal;
 
-use crate::support::{STAY, logged, seconds, stay};
+use crate::support::{STAY, logged, nobodys, seconds, settled, stay};
 
 /// Waits for signals and says which came; `sleep` in the background, since a shell hears nothing while it waits for another.
 const LISTENER: &str = "trap 'echo heard USR1' USR1; trap 'echo heard TERM; exit 143' TERM; trap 'exit 7' INT; \
@@ -187,6 +187,8 @@ pub(crate) fn run_rm_leaves_nothing(node: &TestNode) -> Result<()> {
 /// One has.
 pub(crate) fn nothing_of_machines(node: &TestNode) -> Result<()> {
     assert_eq!(node.machines()?, []);
+    // One that is being made is not known to stand by.
+    let nobodys = settled(|| nobodys(node))?;
     let location = node.location();
     let places = [
         location.data.join("machines"),
@@ -195,7 +197,8 @@ pub(crate) fn nothing_of_machines(node: &TestNode) -> Result<()> {
     ];
     for place in places {
         let entries = std::fs::read_dir(&place).into_iter().flatten().flatten();
-        let left: Vec<_> = entries.map(|entry| entry.path()).collect();
+        let others = entries.filter(|entry| !nobodys.contains(&*entry.file_name().to_string_lossy()));
+        let left: Vec<_> = others.map(|entry| entry.path()).collect();
         ensure!(left.is_empty(), "left behind: {left:?}");
     }
     Ok(())

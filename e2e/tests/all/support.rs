@@ -1,5 +1,6 @@
 //! What several subjects need.
 
+use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
@@ -40,6 +41,40 @@ pub(crate) fn until(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Resu
         std::thread::sleep(Duration::from_millis(10));
     }
     Ok(())
+}
+
+/// Waits until something holds that may be on its way.
+///
+/// # Errors
+/// The last one, when the deadline passes before.
+pub(crate) fn settled<T>(holds: impl Fn() -> Result<T>) -> Result<T> {
+    let end = Instant::now() + DEADLINE;
+    loop {
+        match holds() {
+            Err(error) if Instant::now() > end => return Err(error),
+            Err(_) => std::thread::sleep(Duration::from_millis(20)),
+            Ok(holds) => return Ok(holds),
+        }
+    }
+}
+
+/// Returns the clones that nobody has asked for yet, by their ids: they have neither name nor record.
+///
+/// # Errors
+/// There are others without a record than the node knows to stand by; one that is being made may be.
+pub(crate) fn nobodys(node: &TestNode) -> Result<BTreeSet<String>> {
+    let machines = node.location().data.join("machines");
+    let places = std::fs::read_dir(machines).into_iter().flatten().flatten();
+    let without = places.filter(|place| !place.path().join("record.json").exists());
+    let ids: BTreeSet<_> = without
+        .map(|place| place.file_name().to_string_lossy().into_owned())
+        .collect();
+    let standing_by = node.status()?.standing_by as usize;
+    ensure!(
+        ids.len() == standing_by,
+        "left behind: {ids:?}, and {standing_by} stand by"
+    );
+    Ok(ids)
 }
 
 /// Returns seconds.

@@ -20,6 +20,9 @@ pub struct NodeStatus {
     pub machines: u32,
     /// Of which run.
     pub running: u32,
+    /// Clones that are ready before somebody asks for one.
+    #[serde(default)]
+    pub standing_by: u32,
     /// Resident memory of the node's process, in bytes.
     pub rss_bytes: u64,
 }

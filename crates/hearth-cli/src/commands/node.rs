@@ -53,7 +53,7 @@ async fn status(node: &Node, arguments: &NodeStatus) -> Result<ExitCode, CliErro
 fn render(status: &Status, now: Timestamp) -> String {
     let rss = ByteSize::from_bytes(status.rss_bytes);
     format!(
-        "process   {}\nversion   {}\nsocket    {}\ndata      {}\nstarted   {}\nmachines  {} ({} running)\nmemory    {rss}\n",
+        "process   {}\nversion   {}\nsocket    {}\ndata      {}\nstarted   {}\nmachines  {} ({} running, {} standing by)\nmemory    {rss}\n",
         status.pid,
         status.version,
         status.socket,
@@ -61,6 +61,7 @@ fn render(status: &Status, now: Timestamp) -> String {
         ago(&status.started_at, now),
         status.machines,
         status.running,
+        status.standing_by,
     )
 }
 

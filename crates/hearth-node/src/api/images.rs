@@ -63,6 +63,7 @@ pub(super) async fn remove(
             .collect();
         return Err(in_use(&image.reference, &names));
     }
+    service.machines.parts().standbys.clear();
     images.remove(&query.reference).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -91,6 +92,7 @@ pub(super) async fn prune(
 ) -> Result<Json<v1::PrunedImages>, ApiError> {
     let Json(request) = body?;
     let images = &service.machines.parts().images;
+    service.machines.parts().standbys.clear();
     let mut pruned = Vec::new();
     if request.all {
         for image in images.list().await? {

@@ -39,6 +39,7 @@ pub(super) async fn status(State(service): State<Service>) -> Json<v1::NodeStatu
         started_at: service.identity.started_at.clone(),
         machines: u32::try_from(machines.len()).unwrap_or(u32::MAX),
         running: u32::try_from(running).unwrap_or(u32::MAX),
+        standing_by: u32::try_from(service.machines.parts().standbys.count()).unwrap_or(u32::MAX),
         rss_bytes: own::rss_bytes().unwrap_or_default(),
     })
 }

@@ -21,7 +21,9 @@ pub(super) async fn remove(
     Path(template): Path<String>,
 ) -> Result<StatusCode, ApiError> {
     let id: TemplateId = template.parse().map_err(TemplateError::from)?;
-    service.machines.parts().templates.remove(&id).await?;
+    let parts = service.machines.parts();
+    parts.standbys.clear();
+    parts.templates.remove(&id).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hearth_guest_protocol::message::{
-    self, Clock, Configure, Dial, Failure, FileRequest, Hello, Launch, Processes, Role, Stats, Status, Stop,
+    self, Configure, Dial, Failure, FileRequest, Hello, Launch, Processes, Role, Stats, Status, Stop,
     TimeLimit, World,
 };
 use hearth_guest_protocol::{
@@ -26,7 +26,7 @@ use super::activity::{Activity, Work};
 use super::inbox::{End, Inbox};
 use super::session::{Session, Stream};
 
-/// The number of the workload's session: the first one that is opened to a guest.
+/// The number of the workload's session, whatever was opened before: the next node goes on with it.
 pub(super) const WORKLOAD: u32 = CONTROL + 1;
 
 /// Messages that wait for the writer; usually a few KiB in all, 2 MiB of input, and 4 MiB for each of the largest launches.
@@ -160,7 +160,7 @@ impl Guest {
         R: AsyncRead + Unpin + Send + 'static,
         W: AsyncWrite + Unpin + Send + 'static,
     {
-        Self::establish(reader, writer, tasks, Table::default(), WORKLOAD).await
+        Self::establish(reader, writer, tasks, Table::default(), WORKLOAD + 1).await
     }
 
     /// Greets a guest that an earlier node has set to work, as [`Guest::connect`] does. Returns the workload's session as
@@ -259,15 +259,6 @@ impl Guest {
         self.counts.then(|| self.shared.activity.work())
     }
 
-    /// Steps the guest's wall clock to the host's. An agent that does not know how keeps its own.
-    pub async fn step_clock(&self, unix_ns: u64) {
-        let mut frame = Vec::new();
-        let known = self.shared.info.generation >= GENERATION_PROCESSES;
-        if known && message::encode(Kind::Clock, CONTROL, &Clock { unix_ns }, &mut frame).is_ok() {
-            self.send(frame).await;
-        }
-    }
-
     /// Lists the processes of the workload and those beside it.
     ///
     /// # Errors
@@ -362,7 +353,12 @@ impl Guest {
         launch: &Launch,
         limit: Option<Duration>,
     ) -> Result<Session, RequestError> {
-        let id = self.unused_session();
+        let is_workload = launch.execute.role == Role::Main;
+        let id = if is_workload {
+            WORKLOAD
+        } else {
+            self.unused_session()
+        };
         let mut frames = Vec::new();
         if let Some(limit) = limit.filter(|_| self.shared.info.knows_time_limit()) {
             let after_ms = u32::try_from(limit.as_millis()).unwrap_or(u32::MAX);
@@ -377,10 +373,7 @@ impl Guest {
         }
         let session = self.open(id, frames).await?;
         // The workload itself is idle while it says nothing.
-        Ok(match launch.execute.role {
-            Role::Main => session,
-            Role::Exec => session.working(),
-        })
+        Ok(if is_workload { session } else { session.working() })
     }
 
     /// Tells whether the guest knows what came with generation 2: long launches, and letting go of what runs.

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use hearth_guest_protocol::message::{self, Freeze, HardwareAddress, Renew, Status};
-use hearth_guest_protocol::{CONTROL, GENERATION_ADDRESS, GENERATION_STILL, Kind};
+use hearth_guest_protocol::message::{self, Clock, Freeze, HardwareAddress, Renew, Status};
+use hearth_guest_protocol::{CONTROL, GENERATION_ADDRESS, GENERATION_PROCESSES, GENERATION_STILL, Kind};
 
 use super::channel::{Guest, RequestError};
 
@@ -48,6 +48,15 @@ impl Guest {
         let known = self.shared.info.generation >= GENERATION_ADDRESS;
         let address = HardwareAddress(address);
         if known && message::encode(Kind::HardwareAddress, CONTROL, &address, &mut frame).is_ok() {
+            self.send(frame).await;
+        }
+    }
+
+    /// Steps the guest's wall clock to the host's. An agent that does not know how keeps its own.
+    pub async fn step_clock(&self, unix_ns: u64) {
+        let mut frame = Vec::new();
+        let known = self.shared.info.generation >= GENERATION_PROCESSES;
+        if known && message::encode(Kind::Clock, CONTROL, &Clock { unix_ns }, &mut frame).is_ok() {
             self.send(frame).await;
         }
     }

@@ -1,6 +1,6 @@
 //! Places where a test makes this process die, or an operation fail: to prove that the next node copes with it.
 //!
-//! `HEARTH_FAILPOINTS=NAME=kill` (or `=error`, several with commas) arms them when a node starts; nothing else does, so no client
+//! `HEARTH_FAILPOINTS=NAME=kill` (or `=error`, or `=stop`, several with commas) arms them when a node starts; nothing else does, so no client
 //! of the API can. A point that is not armed costs one read of memory. Their names are a table, `assets/failpoints.txt`; a unit
 //! test holds it to the code, and an end-to-end test dies at each.
 
@@ -22,6 +22,8 @@ enum Action {
     Kill,
     /// Fail as a full disk does.
     Error,
+    /// Stand still as by SIGSTOP, until SIGCONT: a test does to others meanwhile what it has in mind.
+    Stop,
 }
 
 /// A line of the table.
@@ -34,7 +36,7 @@ struct Point {
 /// Says that the variable makes no sense.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{VARIABLE}: {0:?} is none of `NAME=kill` and `NAME=error`, with a name of failpoints.txt that can do that"
+    "{VARIABLE}: {0:?} is none of `NAME=kill`, `NAME=stop` and `NAME=error`, with a name of failpoints.txt that can do that"
 )]
 pub struct BadFailpoint(String);
 
@@ -60,13 +62,19 @@ pub fn reach(name: &str) -> io::Result<()> {
         None => Ok(()),
         Some(Action::Kill) => die(name),
         Some(Action::Error) => Err(rustix::io::Errno::NOSPC.into()),
+        Some(Action::Stop) => {
+            stand_still(name);
+            Ok(())
+        }
     }
 }
 
 /// Comes to a point at which nothing can fail; the process may die there all the same.
 pub fn pass(name: &str) {
-    if action(name).is_some() {
-        die(name);
+    match action(name) {
+        None => {}
+        Some(Action::Stop) => stand_still(name),
+        Some(Action::Kill | Action::Error) => die(name),
     }
 }
 
@@ -87,6 +95,12 @@ fn die(name: &str) -> ! {
     }
 }
 
+fn stand_still(name: &str) {
+    tracing::error!(failpoint = name, "stopped here");
+    // Cannot fail for one's own process.
+    let _ = kill_process(getpid(), Signal::STOP);
+}
+
 fn parse(value: &str) -> Result<Vec<(&'static str, Action)>, BadFailpoint> {
     let words = value.split(',').map(str::trim).filter(|word| !word.is_empty());
     words
@@ -95,6 +109,7 @@ fn parse(value: &str) -> Result<Vec<(&'static str, Action)>, BadFailpoint> {
             let point = table().find(|point| point.name == name)?;
             match action {
                 "kill" => Some((point.name, Action::Kill)),
+                "stop" => Some((point.name, Action::Stop)),
                 "error" if point.can_fail => Some((point.name, Action::Error)),
                 _ => None,
             }

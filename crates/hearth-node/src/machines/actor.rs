@@ -22,6 +22,7 @@ use super::output::{Attached, Subscriber, subscription};
 use super::registry::Table;
 use super::restore::Restoration;
 use super::session::WorkloadIo;
+use super::standby::Kind;
 use super::templates::Choice;
 use crate::host::{failpoint, files};
 use crate::records::{self, MachineRecord, RecordedState, Records, spec};
@@ -313,6 +314,12 @@ impl Actor {
             } else {
                 Choice::Template
             },
+            kind: Kind::of(
+                &self.spec,
+                &self.record.image.digest,
+                self.record.owner.as_ref(),
+                self.record.spec.no_template,
+            ),
             source: None,
             same_identity: true,
             secrets: Arc::default(),
@@ -667,11 +674,16 @@ impl Actor {
 
 /// Removes what a machine owns on this host; also for what a crash left of one.
 pub(super) fn remove_all(parts: &Parts, id: MachineId) -> Result<(), MachineError> {
+    parts.standbys.give_up(id);
     parts.networks.forget(id);
     life::release(parts, id);
     failpoint::pass("remove-released");
     let path: PathBuf = parts.layout.machine_data(id);
-    files::remove_tree(&path).map_err(|source| MachineError::Remove { path, source })?;
+    // The file system gives a disk's blocks back when nobody has it open any more, and that can take tens of milliseconds.
+    let disk = std::fs::File::open(parts.layout.machine_disk(id)).ok();
+    let removed = files::remove_tree(&path);
+    parts.tasks.spawn_blocking(move || drop(disk));
+    removed.map_err(|source| MachineError::Remove { path, source })?;
     failpoint::pass("remove-emptied");
     Ok(())
 }

@@ -11,12 +11,13 @@ use hearth_machine::{ExtraHost, MacAddress, NetworkMode};
 use serde_bytes::ByteBuf;
 
 use super::error::StartError;
-use super::life::{GUEST_DEADLINE, Plan, Running, Workload, dirs, host_user, vm_fact};
+use super::life::{GUEST_DEADLINE, Plan, Running, Workload, chain, dirs, host_user, vm_fact};
 use super::limits;
 use super::log::LogWriter;
 use super::output::now_unix_ns;
 use super::restore;
 use super::session;
+use super::standby;
 use super::templates::{self, Beginning};
 use super::trust;
 use crate::guest::{Guest, RequestError, SessionEvent};
@@ -25,7 +26,7 @@ use crate::images::ROOTFS_FILESYSTEM;
 use crate::network::{self, Wanted};
 use crate::records::BootFact;
 use crate::setup::{AgentState, Artefacts, BootSet};
-use crate::snapshots::{Moment, Turn};
+use crate::snapshots::{Moment, TemplateId, Turn};
 use crate::vmm::{
     BootRequest, Devices, DiskAccess, DiskAttachment, Driver, Machine as _, MachineDirs, NetworkAttachment,
     Vm, Vmm as _, VmmExit,
@@ -36,6 +37,9 @@ const NOBODYS_NAME: &str = "localhost";
 
 /// The end of the console that goes into an error, in bytes.
 const CONSOLE_TAIL: u64 = 2048;
+
+/// How long a guest may take to be told the time.
+const CLOCK_LATE: Duration = Duration::from_millis(20);
 
 /// Measures the stages of a start.
 pub(super) struct Stages {
@@ -83,6 +87,9 @@ pub(super) async fn power_on(plan: &Plan, stages: &mut Stages) -> Result<Powered
     let dirs = dirs(&parts.layout, id);
     make_directories(&dirs)?;
     let driver = parts.drivers.select(plan.spec.driver).await?.driver;
+    if let Some(powered_on) = stood_by(plan, &driver, boots.set.as_ref(), stages).await {
+        return Ok(powered_on);
+    }
     let devices = devices(plan).await?;
     if devices.network.is_some() {
         stages.end("network");
@@ -136,6 +143,40 @@ pub(super) async fn power_on(plan: &Plan, stages: &mut Stages) -> Result<Powered
     let vm = driver.boot(&request).await.map_err(StartError::Boot)?;
     stages.end("vmm");
     Ok(PoweredOn { vm, beginning, boot })
+}
+
+/// Takes on the virtual machine that stands by for this one, where there is one.
+async fn stood_by(
+    plan: &Plan,
+    driver: &Driver,
+    set: Option<&BootSet>,
+    stages: &mut Stages,
+) -> Option<PoweredOn> {
+    let key = templates::key(plan, driver, set, Moment::Configured).ok();
+    let ready = plan
+        .parts
+        .standbys
+        .take(plan, key.as_ref().map(TemplateId::of))
+        .await?;
+    let standby::Ready {
+        vm,
+        guest,
+        model,
+        boot,
+        mut unless,
+    } = ready;
+    if let Err(error) = vm.resume().await {
+        tracing::warn!(machine = %plan.id, error = %chain(&error), "what stood by for it does not go on");
+        standby::abandon(plan, &vm).await;
+        return None;
+    }
+    unless.disarm();
+    stages.end("standby");
+    Some(PoweredOn {
+        vm,
+        beginning: Beginning::Standby(model, guest),
+        boot,
+    })
 }
 
 /// Says what a machine of this driver boots with.
@@ -222,17 +263,21 @@ pub(super) async fn meet(
     beginning: Beginning,
     stages: &mut Stages,
 ) -> Result<Guest, StartError> {
-    let booted = !matches!(beginning, Beginning::Template(_));
+    let booted = matches!(beginning, Beginning::Boot | Beginning::BootForTemplate(_));
     let begun = Instant::now();
-    let guest = greet(plan, vm).await?;
+    let guest = match &beginning {
+        Beginning::Standby(_, guest) => guest.clone(),
+        _ => greet(plan, vm).await?,
+    };
     failpoint::pass("start-greeted");
     if booted {
         plan.parts.pace.booted_in(begun.elapsed());
         stages.end("kernel");
-    } else {
+    } else if !beginning.stood_by() {
         stages.end("hello");
     }
     let is_configured = match beginning {
+        Beginning::Standby(..) => true,
         Beginning::Template(model) => model.moment == Moment::Configured,
         Beginning::BootForTemplate(building) => {
             let moment = building.moment();
@@ -248,9 +293,14 @@ pub(super) async fn meet(
         Beginning::Snapshot | Beginning::Boot => false,
     };
     if is_configured {
+        let begun = Instant::now();
         guest
             .renew(&restore::renewal(plan, None)?, GUEST_DEADLINE)
             .await?;
+        if begun.elapsed() > CLOCK_LATE {
+            // As late may be the time in it.
+            guest.set_clock(now_unix_ns, GUEST_DEADLINE).await?;
+        }
         stages.end("renew");
     } else {
         let hostname = session::hostname(&plan.spec, plan.id);
@@ -310,7 +360,7 @@ pub(super) async fn set_up(
 }
 
 /// Waits for the guest's greeting: until the deadline, or until the monitor dies.
-async fn greet(plan: &Plan, vm: &Vm) -> Result<Guest, StartError> {
+pub(super) async fn greet(plan: &Plan, vm: &Vm) -> Result<Guest, StartError> {
     let limit = plan.parts.pace.boot_deadline(plan.border);
     let greeting = async {
         let stream = vm.connect_guest().await.map_err(crate::guest::ConnectError::Io)?;

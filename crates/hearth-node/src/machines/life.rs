@@ -39,6 +39,7 @@ use super::ports::Listeners;
 use super::recovery::end_process;
 use super::restore::{self, Restoration};
 use super::session::WorkloadIo;
+use super::standby::{self, Kind, Standbys};
 use super::templates::{self, Choice, Model};
 use crate::guest::{Guest, Input, RequestError, Session};
 use crate::host::cgroup::Groups;
@@ -65,6 +66,8 @@ pub struct Parts {
     pub disks: Disks,
     /// What machines are clones of.
     pub templates: Templates,
+    /// Clones that nobody has asked for yet.
+    pub standbys: Standbys,
     /// What was kept of machines.
     pub snapshots: Arc<Snapshots<MachineRecord>>,
     /// Who serves the memory of machines.
@@ -94,6 +97,8 @@ pub(super) struct Plan {
     pub(super) image: String,
     /// Whether it may be a clone.
     pub(super) choice: Choice,
+    /// What others like it would have in common with it.
+    pub(super) kind: Option<Kind>,
     /// What it goes on with, where that is no boot.
     pub(super) source: Option<Arc<Restoration>>,
     /// Whether that was captured of this very machine.
@@ -251,9 +256,15 @@ async fn live(
             let workload = unless_ordered(&mut orders, goes_on).await;
             break (vm, workload);
         }
-        let template = beginning.template();
+        let (template, stood_by) = (beginning.template(), beginning.stood_by());
+        let is_one_of_many = beginning.is_configured_clone();
         let met = unless_ordered(&mut orders, meet(&plan, &vm, beginning, &mut stages)).await;
         match (met, template) {
+            (Err(error), _) if stood_by && !matches!(error, StartError::Stopped) => {
+                tracing::warn!(machine = %id, error = %chain(&error), "what stood by for it does not serve it");
+                standby::abandon(&plan, &vm).await;
+                stages = Stages::begin();
+            }
             (Err(error), Some(template)) if !matches!(error, StartError::Stopped) => {
                 tracing::warn!(machine = %id, template = %template.id, error = %chain(&error), "the clone does not come up; it boots");
                 end_vm(&vm, id).await;
@@ -264,6 +275,9 @@ async fn live(
             (Ok(guest), template) => {
                 let set_up = set_up(&mut plan, &vm, guest, &mut stages);
                 let workload = unless_ordered(&mut orders, set_up).await;
+                if is_one_of_many && workload.is_ok() {
+                    parts.standbys.prepare(&plan);
+                }
                 break (vm, workload.map(|workload| workload.of(template, boot)));
             }
         }

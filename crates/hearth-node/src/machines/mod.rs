@@ -40,6 +40,7 @@ mod restore;
 mod session;
 mod silence;
 mod snapshots;
+mod standby;
 mod stats;
 mod templates;
 mod trust;
@@ -60,6 +61,7 @@ pub use ports::PortError;
 pub use registry::{Machines, NewMachine};
 pub use session::{ExecSpec, terminal_size};
 pub use snapshots::{FORKS_MAX, MachineSnapshot, NewForks, NewRestored, NewSnapshot, SnapshotError};
+pub use standby::Standbys;
 pub use stats::Usage;
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ use super::error::{CreateError, MachineError};
 use super::handle::Machine;
 use super::life::{self, Parts};
 use super::recovery::ANY_HOST;
+use super::standby::Kind;
 use crate::host::facts::{self, Place};
 use crate::host::{failpoint, files};
 use crate::network::{self, NetworkError, Networks};
@@ -27,7 +28,7 @@ use crate::records::{
 use crate::vmm::{self, Vmm as _};
 
 /// How long tasks of machines may take to end with the node.
-const LEFTOVER_DEADLINE: Duration = Duration::from_secs(10);
+pub(super) const LEFTOVER_DEADLINE: Duration = Duration::from_secs(10);
 
 /// What a new machine is to be.
 #[derive(Debug, Clone)]
@@ -189,26 +190,15 @@ impl Machines {
         );
         let selected = self.parts.drivers.select(spec.driver).await?;
         let capabilities = selected.driver.capabilities();
-        let mut network_reason = None;
-        if new.spec.network.is_none() {
-            // Whatever is only there with a way out has chosen.
-            let says = &new.spec;
-            let has_said = says.policy.is_some()
-                || says.uplink.is_some()
-                || !(says.name_servers.is_empty() && says.networks.is_empty());
-            if !has_said {
-                let (mode, reason) = self.default_network(spec.network, capabilities).await;
-                spec.network = mode;
-                network_reason = Some(reason);
-            }
-            new.spec.network = Some(spec::network_mode(spec.network));
-        }
+        let network_reason = self.settle_network(&mut new.spec, &mut spec, capabilities).await;
         check_devices(&spec, capabilities)?;
         if let Some(uplink) = &spec.uplink {
             self.parts.networks.check_uplink(uplink).await?;
         }
         spec.driver = drivers::kept(spec.driver, capabilities.driver);
-        let id = self.unused_id()?;
+        let kind = Kind::of(&spec, &image.digest, new.owner.as_ref(), new.spec.no_template);
+        let claimed = kind.and_then(|kind| self.parts.standbys.claim(&kind));
+        let id = claimed.map_or_else(|| self.unused_id(), Ok)?;
         let name: MachineName = match &new.name {
             Some(name) => name.parse()?,
             None => self.made_up_name(id).parse()?,
@@ -262,15 +252,43 @@ impl Machines {
         };
         // The name before the record: two records of one name would be one machine too many for the next node.
         self.enlist(known, |record| {
-            self.write_first(id, record, &image.rootfs)?;
+            if claimed.is_none() {
+                make_place(&self.parts, id, &image.rootfs)?;
+            }
+            self.write_first(id, record)?;
             failpoint::pass("create-recorded");
             Ok(())
         })
+        .inspect_err(|_| self.parts.standbys.give_up(id))
         .inspect(|machine| {
             self.parts
                 .events
                 .tell(&machine.view().record, EventAction::Create, [])
         })
+    }
+
+    /// Writes down which network a machine has that asks for none, and returns why.
+    async fn settle_network(
+        &self,
+        wire: &mut MachineSpec,
+        spec: &mut Spec,
+        capabilities: &vmm::Capabilities,
+    ) -> Option<String> {
+        if wire.network.is_some() {
+            return None;
+        }
+        // Whatever is only there with a way out has chosen.
+        let has_said = wire.policy.is_some()
+            || wire.uplink.is_some()
+            || !(wire.name_servers.is_empty() && wire.networks.is_empty());
+        let mut reason = None;
+        if !has_said {
+            let (mode, why) = self.default_network(spec.network, capabilities).await;
+            spec.network = mode;
+            reason = Some(why);
+        }
+        wire.network = Some(spec::network_mode(spec.network));
+        reason
     }
 
     /// Says what a machine gets that asks for no network, and why: one that is filtered, where this driver's machines and this node can
@@ -295,36 +313,14 @@ impl Machines {
         }
     }
 
-    /// Makes the machine's directory with a link to its root file system, which lives as long as the machine, whatever
-    /// becomes of the image, and its record. Only the node and the machine's own monitor may enter it.
-    pub(super) fn write_first(
-        &self,
-        id: MachineId,
-        record: &MachineRecord,
-        image_rootfs: &Path,
-    ) -> Result<(), CreateError> {
-        let directory = self.parts.layout.machine_data(id);
-        let rootfs = self.parts.layout.machine_rootfs(id);
-        let at = |path: &Path| {
-            let path = path.to_owned();
-            move |source| CreateError::Directory { path, source }
-        };
-        let group = life::host_user(id).map(|user| user.gid);
-        let written = files::make_directory(&directory, 0o710)
-            .and_then(|()| failpoint::reach("create-directory-made"))
-            .and_then(|()| files::give_to_group(&directory, group))
-            .map_err(at(&directory))
-            .and_then(|()| {
-                files::link_for_readers(image_rootfs, &rootfs)
-                    .and_then(|()| failpoint::reach("create-linked"))
-                    .map_err(at(&rootfs))
-            })
-            .and_then(|()| self.join_networks(id, record))
-            .and_then(|()| Ok(self.records.write(id, record)?));
+    /// Writes the first record of a machine whose place is made; when that cannot be, the place goes with it.
+    pub(super) fn write_first(&self, id: MachineId, record: &MachineRecord) -> Result<(), CreateError> {
+        let written = self.join_networks(id, record);
+        let written = written.and_then(|()| Ok(self.records.write(id, record)?));
         if written.is_err() {
             self.parts.networks.forget(id);
             // The error that counts is the first one.
-            let _ = files::remove_tree(&directory);
+            let _ = files::remove_tree(&self.parts.layout.machine_data(id));
         }
         written
     }
@@ -360,9 +356,7 @@ impl Machines {
 
     pub(super) fn unused_id(&self) -> Result<MachineId, CreateError> {
         loop {
-            let mut bytes = [0; 6];
-            getrandom::fill(&mut bytes).map_err(|error| CreateError::Random(std::io::Error::other(error)))?;
-            let id = MachineId::from_random(bytes);
+            let id = random_id()?;
             if !self.table.lock().contains_key(&id) {
                 return Ok(id);
             }
@@ -491,6 +485,45 @@ impl Machines {
             }
         }
     }
+}
+
+/// Makes a machine's directory with a link to its root file system, which lives as long as the machine, whatever becomes of the
+/// image. Only the node and the machine's own monitor may enter it.
+///
+/// # Errors
+/// [`CreateError::Directory`]; nothing is left.
+pub(super) fn make_place(parts: &Parts, id: MachineId, image_rootfs: &Path) -> Result<(), CreateError> {
+    let directory = parts.layout.machine_data(id);
+    let rootfs = parts.layout.machine_rootfs(id);
+    let at = |path: &Path| {
+        let path = path.to_owned();
+        move |source| CreateError::Directory { path, source }
+    };
+    let group = life::host_user(id).map(|user| user.gid);
+    let made = files::make_directory(&directory, 0o710)
+        .and_then(|()| failpoint::reach("create-directory-made"))
+        .and_then(|()| files::give_to_group(&directory, group))
+        .map_err(at(&directory))
+        .and_then(|()| {
+            files::link_for_readers(image_rootfs, &rootfs)
+                .and_then(|()| failpoint::reach("create-linked"))
+                .map_err(at(&rootfs))
+        });
+    if made.is_err() {
+        // The error that counts is the first one.
+        let _ = files::remove_tree(&directory);
+    }
+    made
+}
+
+/// Makes an id up.
+///
+/// # Errors
+/// [`CreateError::Random`].
+pub(super) fn random_id() -> Result<MachineId, CreateError> {
+    let mut bytes = [0; 6];
+    getrandom::fill(&mut bytes).map_err(|error| CreateError::Random(std::io::Error::other(error)))?;
+    Ok(MachineId::from_random(bytes))
 }
 
 /// A machine about which everything is known.

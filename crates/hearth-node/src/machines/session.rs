@@ -101,6 +101,20 @@ fn world(container: &Container) -> World {
     }
 }
 
+/// The agent's own program in the place of a workload: nothing of the image's runs.
+pub(super) fn rehearsal() -> Launch {
+    let words = [hearth_guest_protocol::PROBE, "rehearse"];
+    Launch::from(Execute {
+        role: Role::Rehearsal,
+        arguments: words.map(|word| ByteBuf::from(word.as_bytes())).to_vec(),
+        environment: Vec::new(),
+        working_directory: ByteBuf::from(*b"/"),
+        user: String::new(),
+        terminal: None,
+        stdin: false,
+    })
+}
+
 /// How a workload is connected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct WorkloadIo {

@@ -21,7 +21,7 @@ use super::error::{CreateError, MachineError};
 use super::handle::Machine;
 use super::life::{self, chain};
 use super::recovery::ANY_HOST;
-use super::registry::{Known, Machines};
+use super::registry::{Known, Machines, make_place};
 use super::restore::Restoration;
 use crate::host::{failpoint, files};
 use crate::records::{BootFact, MachineRecord, RecordedState, RestartFact, spec};
@@ -511,7 +511,10 @@ impl Machines {
             state: State::Created,
             record,
         };
-        let made = self.enlist(known, |record| self.write_first(id, record, &files.rootfs()))?;
+        let made = self.enlist(known, |record| {
+            make_place(&self.parts, id, &files.rootfs())?;
+            self.write_first(id, record)
+        })?;
         failpoint::pass("restore-recorded");
         Ok(made)
     }

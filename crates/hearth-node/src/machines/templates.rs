@@ -43,6 +43,8 @@ pub(super) struct Model {
 pub(super) enum Beginning {
     /// It is a clone.
     Template(Model),
+    /// It is one that stood by, whose guest is known.
+    Standby(Model, Guest),
     /// It goes on where another one was captured.
     Snapshot,
     /// It was booted, and a template is to be taken of it.
@@ -52,10 +54,21 @@ pub(super) enum Beginning {
 }
 
 impl Beginning {
+    /// Tells whether it was ready before its machine was there.
+    pub(super) fn stood_by(&self) -> bool {
+        matches!(self, Self::Standby(..))
+    }
+
+    /// Tells whether its workload's process was made ahead: then it is one of many.
+    pub(super) fn is_configured_clone(&self) -> bool {
+        self.template()
+            .is_some_and(|model| model.moment == Moment::Configured)
+    }
+
     /// Returns the template that it is a clone of.
     pub(super) fn template(&self) -> Option<Model> {
         match self {
-            Self::Template(model) => Some(model.clone()),
+            Self::Template(model) | Self::Standby(model, _) => Some(model.clone()),
             Self::Snapshot | Self::BootForTemplate(_) | Self::Boot => None,
         }
     }
@@ -81,7 +94,12 @@ pub(super) async fn turn(plan: &Plan, driver: &Driver, boot_set: Option<&BootSet
     if is_own || plan.spec.disk_rate.is_some() {
         return Turn::Without;
     }
-    match key(plan, driver, boot_set) {
+    let is_new = !plan.parts.layout.machine_disk(plan.id).exists();
+    let moment = match boot_set {
+        Some(_) if is_new => Moment::Configured,
+        _ => Moment::Greeted,
+    };
+    match key(plan, driver, boot_set, moment) {
         Ok(key) => plan.parts.templates.turn(&key).await,
         Err(error) => {
             tracing::warn!(machine = %plan.id, %error, "its root file system cannot be looked at; it boots");
@@ -90,11 +108,16 @@ pub(super) async fn turn(plan: &Plan, driver: &Driver, boot_set: Option<&BootSet
     }
 }
 
-fn key(plan: &Plan, driver: &Driver, boot_set: Option<&BootSet>) -> std::io::Result<TemplateKey> {
+/// Returns the key of the template that a machine is a clone of.
+pub(super) fn key(
+    plan: &Plan,
+    driver: &Driver,
+    boot_set: Option<&BootSet>,
+    moment: Moment,
+) -> std::io::Result<TemplateKey> {
     let (kernel, initramfs) = guest_digests(&plan.parts.artefacts, boot_set)?;
     let capabilities = driver.capabilities();
     let shape = plan.spec.shape();
-    let is_new = !plan.parts.layout.machine_disk(plan.id).exists();
     Ok(TemplateKey {
         driver: capabilities.driver.to_owned(),
         version: capabilities.version.clone(),
@@ -108,10 +131,7 @@ fn key(plan: &Plan, driver: &Driver, boot_set: Option<&BootSet>) -> std::io::Res
         interface: plan.spec.network != NetworkMode::None,
         kernel,
         initramfs,
-        moment: match boot_set {
-            Some(_) if is_new => Moment::Configured,
-            _ => Moment::Greeted,
-        },
+        moment,
     })
 }
 
@@ -162,6 +182,7 @@ pub(super) async fn clone(
 /// Throws a template away of which no machine comes up.
 pub(super) async fn discard(plan: &Plan, model: &Model) {
     leave(plan, model);
+    plan.parts.standbys.clear();
     if let Err(error) = plan.parts.templates.remove(&model.id).await {
         tracing::warn!(template = %model.id, error = %chain(&error), "a bad template stays");
     }
@@ -244,6 +265,7 @@ fn memory(plan: &Plan, boot: &BootRequest, snapshot: &Path) -> Result<MemoryBack
 }
 
 /// Kills a monitor when its start is given up between two steps; what it leaves is the life's to remove.
+#[derive(Debug)]
 pub(super) struct KillOnDrop(Option<(MachineId, ProcessId)>);
 
 impl KillOnDrop {
@@ -342,6 +364,7 @@ impl Machines {
     /// Returns [`TemplateError`] when one cannot be removed.
     pub async fn prune_templates(&self, all: bool) -> Result<Vec<Template>, TemplateError> {
         let mut pruned = Vec::new();
+        self.parts.standbys.clear();
         for template in self.parts.templates.list() {
             if !all && self.is_of_use(&template.key).await {
                 continue;

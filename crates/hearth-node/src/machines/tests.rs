@@ -109,6 +109,7 @@ impl Bench {
             images: Images::open(&layout).await.unwrap(),
             disks: Disks::new(layout.empty_disks()),
             templates: Templates::open(layout.templates()),
+            standbys: Standbys::default(),
             snapshots: Arc::new(Snapshots::open(layout.snapshots())),
             drivers: Drivers::only(Driver::Fake(fake)),
             events: EventLog::open(layout.data().join("events.jsonl")),

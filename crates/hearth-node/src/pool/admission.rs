@@ -57,7 +57,7 @@ pub(super) fn room(machines: &Machines) -> Result<ByteSize, ConfigurationError> 
     Ok(ByteSize::from_bytes(u64::try_from(share).unwrap_or(u64::MAX)))
 }
 
-/// Returns what is left of `room` by the machines of persons and by permits; pools count their own.
+/// Returns what is left of `room` by the machines of persons and by permits; pools count their own. What stands by gives way.
 pub(super) fn left(machines: &Machines, permits: &Permits, room: ByteSize) -> ByteSize {
     let views = machines.list().into_iter().map(|machine| machine.view());
     let others = views.filter(|view| view.state.is_alive() && view.record.owner.is_none());
@@ -66,5 +66,10 @@ pub(super) fn left(machines: &Machines, permits: &Permits, room: ByteSize) -> By
         sum.saturating_add(memory.unwrap_or(MEMORY_DEFAULT.bytes()))
     });
     let taken = taken.saturating_add(permits.bytes.load(Ordering::Relaxed));
-    ByteSize::from_bytes(room.bytes().saturating_sub(taken))
+    let left = ByteSize::from_bytes(room.bytes().saturating_sub(taken));
+    let standbys = &machines.parts().standbys;
+    if left < standbys.memory() {
+        standbys.clear();
+    }
+    left
 }

@@ -52,6 +52,13 @@ const RETRY_AFTER: Duration = Duration::from_secs(60);
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TemplateId(String);
 
+impl TemplateId {
+    /// Returns the name of a key's template.
+    pub fn of(key: &TemplateKey) -> Self {
+        Self(key.id())
+    }
+}
+
 /// Says that a text names no template.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is no template's id: sixteen lower-case hexadecimal digits are")]
@@ -199,7 +206,7 @@ impl Templates {
 
     /// Waits until a key's template can be used, or made.
     pub async fn turn(&self, key: &TemplateKey) -> Turn {
-        let id = TemplateId(key.id());
+        let id = TemplateId::of(key);
         let slot = self.slot(&id);
         let known = Arc::clone(&slot).read_owned().await;
         if known.good {
