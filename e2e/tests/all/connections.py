@@ -1,8 +1,11 @@
 """Services for connections that end in every way. Each line that it prints says how one ended."""
+import os
 import select
 import selectors
 import socket
 import threading
+
+ADDRESS = os.environ.get("ADDRESS", "127.0.0.1")
 
 
 def read_all(client):
@@ -51,6 +54,11 @@ def resets(client):
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
 
 
+def who(client):
+    """Tells its client who that is."""
+    client.sendall(client.getpeername()[0].encode())
+
+
 def probed(client):
     print("probed:", read_all(client), flush=True)
 
@@ -61,19 +69,19 @@ def serve(port, act):
             act(client)
 
     def accept():
-        with socket.create_server(("127.0.0.1", port)) as listener:
+        with socket.create_server((ADDRESS, port)) as listener:
             while True:
                 threading.Thread(target=run, args=(listener.accept()[0],), daemon=True).start()
 
     threading.Thread(target=accept, daemon=True).start()
 
 
-for port, act in ((11, goes_on), (12, ends_first), (13, waits), (14, resets), (15, probed)):
+for port, act in ((8, who), (11, goes_on), (12, ends_first), (13, waits), (14, resets), (15, probed)):
     serve(port, act)
 
 # Echoes whatever comes, many at once.
 poll = selectors.DefaultSelector()
-listener = socket.create_server(("127.0.0.1", 7), backlog=1024)
+listener = socket.create_server((ADDRESS, 7), backlog=1024)
 poll.register(listener, selectors.EVENT_READ)
 print("services ready", flush=True)
 while True:

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::{DEADLINE, Driver, TestNode, check, debian_python, skip};
+use hearth_api::v1::NetworkMode;
 use rustix::net::sockopt::set_socket_linger;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -53,8 +54,12 @@ impl Open {
     }
 }
 
-/// Runs a test with a machine that has the services.
-fn with_services(more: &[&str], test: impl FnOnce(&TestNode) -> Result<()>) -> Result<()> {
+/// Where services listen: those of the loopback are reached over the guest channel, others by the machine's network.
+const LOOPBACK: &str = "ADDRESS=127.0.0.1";
+const EVERYWHERE: &str = "ADDRESS=0.0.0.0";
+
+/// Runs a test with a machine that has the services at an address.
+fn with_services(address: &str, more: &[&str], test: impl FnOnce(&TestNode) -> Result<()>) -> Result<()> {
     let image = match debian_python() {
         Ok(image) => image,
         Err(error) => return skip!("no image of Debian can be made here: {error:#}"),
@@ -64,11 +69,11 @@ fn with_services(more: &[&str], test: impl FnOnce(&TestNode) -> Result<()>) -> R
             "-p",
             "127.0.0.1::7",
             "-p",
-            "127.0.0.1::9",
+            "127.0.0.1::8-9",
             "-p",
             "127.0.0.1::11-14",
         ];
-        let head = ["--name", "m", "-m", "512m"];
+        let head = ["--name", "m", "-m", "512m", "-e", address];
         let tail = ["--entrypoint", "python3", &image, "-c", SERVICES];
         node.start(head.iter().chain(more).chain(&ports).chain(&tail))?;
         logged(node, "m", "services ready", 1)?;
@@ -93,7 +98,54 @@ fn is_reset(result: std::io::Result<usize>) -> bool {
 
 #[test]
 fn connections_end_as_either_side_ends_them() -> Result<()> {
-    with_services(&["--health-tcp", "15", "--health-interval", "1s"], |node| {
+    ends(LOOPBACK)
+}
+
+#[test]
+fn connections_by_the_network_end_as_either_side_ends_them() -> Result<()> {
+    ends(EVERYWHERE)
+}
+
+/// Tells by whom a service is reached.
+fn ensure_way(node: &TestNode, address: &str) -> Result<()> {
+    let mut told = String::new();
+    connect(&node.hearth(["port", "m", "8"]).ok()?)?.read_to_string(&mut told)?;
+    let leads_out = matches!(
+        node.inspect("m")?.spec.network,
+        Some(NetworkMode::Filtered | NetworkMode::Open)
+    );
+    let expected = match address {
+        EVERYWHERE if leads_out => "100.127.255.253",
+        _ => "127.0.0.1",
+    };
+    assert_eq!(told, expected);
+    Ok(())
+}
+
+#[test]
+fn a_change_of_policy_leaves_ports_alone() -> Result<()> {
+    with_services(EVERYWHERE, &[], |node| {
+        if node.inspect("m")?.spec.network == Some(NetworkMode::None) {
+            return skip!("machines have no network here");
+        }
+        ensure_way(node, EVERYWHERE)?;
+        let mut client = connect(&node.hearth(["port", "m", "7"]).ok()?)?;
+        for (word, preset) in [(b"first", "locked"), (b"again", "balanced"), (b"third", "locked")] {
+            client.write_all(word)?;
+            let mut answer = [0; 5];
+            client.read_exact(&mut answer)?;
+            ensure!(&answer == word, "{answer:?}");
+            node.hearth(["policy", "set", "m", "--policy", preset]).ok()?;
+        }
+        // Nor is anybody kept out who comes then.
+        ensure_way(node, EVERYWHERE)
+    })
+}
+
+fn ends(address: &str) -> Result<()> {
+    let health = ["--health-tcp", "15", "--health-interval", "1s"];
+    with_services(address, &health, |node| {
+        ensure_way(node, address)?;
         let at = |port: &str| node.hearth(["port", "m", port]).ok();
         let (echo, nobody, goes_on, ends_first, waits, resets) =
             (at("7")?, at("9")?, at("11")?, at("12")?, at("13")?, at("14")?);
@@ -163,12 +215,22 @@ fn connections_end_as_either_side_ends_them() -> Result<()> {
 
 #[test]
 fn connections_come_in_numbers_and_leave_nothing() -> Result<()> {
+    numbers(LOOPBACK)
+}
+
+#[test]
+fn connections_by_the_network_come_in_numbers_and_leave_nothing() -> Result<()> {
+    numbers(EVERYWHERE)
+}
+
+fn numbers(address: &str) -> Result<()> {
     // Each is a descriptor here, too, and the usual limit is 1024.
     let limit = getrlimit(Resource::Nofile);
     let current = limit.maximum;
     setrlimit(Resource::Nofile, Rlimit { current, ..limit })?;
     let (short, at_once) = (10_000, 1000);
-    with_services(&[], |node| {
+    with_services(address, &[], |node| {
+        ensure_way(node, address)?;
         let address = node.hearth(["port", "m", "7"]).ok()?;
         converse(&address, b"first")?;
         let before = Open::of(node)?;

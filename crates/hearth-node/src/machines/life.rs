@@ -392,7 +392,8 @@ async fn run_on(
     let guest = running.guest.clone();
     let pump = plan.parts.tasks.spawn(pump.run());
     running.ports = listeners.ports();
-    let _published = listeners.serve(&guest, &plan.parts.tasks);
+    let way_in = plan.parts.networks.way_in(plan.id);
+    let _published = listeners.serve(&guest, way_in, &plan.parts.tasks);
     // Fails only when the actor is gone; the life goes on and ends by itself.
     let _ = events.send(LifeEvent::Running(Box::new(running))).await;
     let (id, directory) = (plan.id, plan.parts.layout.machine_data(plan.id));

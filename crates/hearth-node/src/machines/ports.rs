@@ -1,13 +1,20 @@
-//! Published ports: TCP and UDP of the host, carried to the guest's loopback over the guest channel. No network device is needed.
+//! Published ports: TCP and UDP of the host, carried to what listens in the guest.
 //!
 //! ```text
-//! client --TCP--> listener (of one life) --DIAL--> agent --TCP--> 127.0.0.1:port in the guest
+//! client --TCP--> listener (of one life) --+--[`WayIn`]--> the guest's interface: service at 0.0.0.0:port
+//!                                          `--DIAL--> agent --TCP--> 127.0.0.1:port in the guest
 //! ```
+//! Where the machine has a network and the service listens at its interface, a connection goes there: the guest's kernel carries it, and no agent.
+//! Where it refuses, as for services on the loopback, and where there is no network, it goes over the guest channel.
+//!
 //! UDP is in [`super::datagrams`]. Each direction ends by itself (half-close). A connection that the guest refuses or resets is reset, as the
 //! guest's own would be, and the guest's when the client vanishes: whoever has not ended did not finish.
 
+mod relay;
+
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hearth_machine::{PublishedPort, Transport};
@@ -17,9 +24,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
+use self::relay::Relay;
 use super::datagrams;
 use crate::guest::{Guest, Input, Session, SessionEvent};
 use crate::host::datagram::Datagrams;
+use crate::network::WayIn;
 
 /// Bytes that are read from a client at a time.
 const BUFFER: usize = 32 << 10;
@@ -85,13 +94,19 @@ impl Listeners {
     }
 
     /// Serves them until the returned guard is dropped, which ends their connections, too.
-    pub(super) fn serve(self, guest: &Guest, tasks: &TaskTracker) -> DropGuard {
+    pub(super) fn serve(self, guest: &Guest, way_in: Option<WayIn>, tasks: &TaskTracker) -> DropGuard {
         let stop = CancellationToken::new();
+        let way_in = way_in.map(Arc::new);
         for (listener, port) in self.0 {
             let (guest, ended) = (guest.clone(), stop.clone());
             match listener {
                 Listener::Tcp(listener) => {
-                    let serving = accept(listener, port.guest, guest, tasks.clone(), stop.clone());
+                    let goal = Goal {
+                        port: port.guest,
+                        guest,
+                        way_in: way_in.clone(),
+                    };
+                    let serving = accept(listener, goal, tasks.clone(), stop.clone());
                     tasks.spawn(ended.run_until_cancelled_owned(serving));
                 }
                 Listener::Udp(socket) => {
@@ -104,15 +119,24 @@ impl Listeners {
     }
 }
 
-async fn accept(listener: TcpListener, port: u16, guest: Guest, tasks: TaskTracker, stop: CancellationToken) {
+/// Where clients of one port want to go.
+#[derive(Debug, Clone)]
+struct Goal {
+    port: u16,
+    guest: Guest,
+    /// By the machine's network, where it has one.
+    way_in: Option<Arc<WayIn>>,
+}
+
+async fn accept(listener: TcpListener, goal: Goal, tasks: TaskTracker, stop: CancellationToken) {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
-                let relay = relay(stream, port, guest.clone());
+                let relay = relay(stream, goal.clone());
                 tasks.spawn(stop.clone().run_until_cancelled_owned(relay));
             }
             Err(error) => {
-                tracing::warn!(port, %error, "a connection was not accepted");
+                tracing::warn!(port = goal.port, %error, "a connection was not accepted");
                 tokio::time::sleep(BREATH).await;
             }
         }
@@ -120,9 +144,14 @@ async fn accept(listener: TcpListener, port: u16, guest: Guest, tasks: TaskTrack
 }
 
 /// Carries one connection to its end.
-async fn relay(stream: TcpStream, port: u16, guest: Guest) {
+async fn relay(stream: TcpStream, Goal { port, guest, way_in }: Goal) {
     // Small answers of a protocol must not wait for more; it fails only on a connection that is gone.
     let _ = stream.set_nodelay(true);
+    if let Some(way_in) = way_in
+        && let Some(service) = way_in.connect(port).await
+    {
+        return Relay::new(stream, service).carry(&guest).await;
+    }
     let Ok(mut session) = guest.dial(port).await else {
         return;
     };

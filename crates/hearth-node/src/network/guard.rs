@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use hearth_guest_protocol::network::{GATEWAY_V4, GATEWAY_V6};
+use hearth_guest_protocol::network::{GATEWAY_V4, GATEWAY_V6, GUEST_V4, GUEST_V6};
 use hearth_machine::policy::{Connection, DomainName, Host, Policy, Preset, Protocol, Reason, Verdict};
 use ipnet::IpNet;
 
@@ -164,12 +164,19 @@ impl Guard {
                 protocol,
                 port,
             };
-            let is_gateway = [IpAddr::from(GATEWAY_V4), GATEWAY_V6.into()].contains(&address);
+            // The guest itself is talked to by the node alone, for ports that are published.
+            let own = [
+                GATEWAY_V4.into(),
+                GATEWAY_V6.into(),
+                GUEST_V4.into(),
+                GUEST_V6.into(),
+            ];
+            let is_own = own.contains(&address);
             let verdict = policy.judge(&connection);
             // Other machines are reached unless a rule denies it.
             let is_machine = networks.iter().any(|range| range.contains(&address));
             let is_denied = matches!(verdict.reason, Reason::Deny(_));
-            is_gateway || verdict.allowed || is_machine && !is_denied
+            is_own || verdict.allowed || is_machine && !is_denied
         })
     }
 

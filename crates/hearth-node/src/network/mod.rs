@@ -31,6 +31,7 @@ mod record;
 mod rules;
 pub mod switch;
 mod user;
+mod way_in;
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -54,6 +55,7 @@ use self::links::{Links, Outlet, UPLINK};
 use self::pasta::Carrier;
 pub use self::pasta::{PACKAGE as PASTA_PACKAGE, PASTA, PastaError};
 pub use self::user::{NewNetwork, UserNetwork, UserNetworkError, UserNetworks};
+pub use self::way_in::WayIn;
 use crate::configuration::{self, ConfigurationError};
 use crate::host::command::{CommandError, HostCommand};
 use crate::host::network_namespace::{NetworkNamespace, TAP, Tap};
