@@ -11,7 +11,7 @@ use std::io;
 use hearth_api::ClientError;
 use hearth_api::v1::PortProtocol;
 
-use crate::commands::{BenchError, CorrectnessError};
+use crate::commands::{BenchError, CorrectnessError, WarmError};
 use crate::credentials::CredentialsError;
 use crate::node::StartError;
 use crate::print::plain;
@@ -32,6 +32,9 @@ pub(crate) enum CliError {
     /// A machine could not be checked.
     #[error(transparent)]
     Correctness(#[from] CorrectnessError),
+    /// No template was made of a workload.
+    #[error("no template was made")]
+    Warm(#[from] WarmError),
     /// No place for a node.
     #[error(transparent)]
     Location(#[from] hearth_api::LocationError),

@@ -154,6 +154,7 @@ on_driver!(
         snapshot::an_exported_snapshot_comes_back_whole,
         snapshot::a_connection_and_a_timer_do_not_notice_forks,
         template::the_second_machine_is_a_clone_unless_it_is_told_to_boot,
+        template::a_workload_is_kept_when_it_is_well_and_warm,
         template::templates_of_no_use_are_pruned,
         template::of_first_machines_that_start_at_once_one_boots,
         template::a_damaged_template_is_thrown_away_and_made_anew,

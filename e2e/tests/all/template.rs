@@ -8,8 +8,10 @@ use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
-use e2e::{DEADLINE, TestNode, files_that_contain, is_soak};
+use e2e::{DEADLINE, Outcome, TestNode, files_that_contain, is_soak};
 use hearth_api::v1::{PrunedTemplates, Template};
+
+use crate::support::until;
 
 /// A shape for which the ready homes have no template.
 const SHAPE: [&str; 2] = ["-m", "72m"];
@@ -330,5 +332,62 @@ pub(crate) fn clones_are_machines_of_their_own(node: &TestNode) -> Result<()> {
     println!(
         "{count} clones, no number twice, no clock off the host's by more than {worst:.3} s of what can be seen"
     );
+    Ok(())
+}
+
+/// Makes a template of a shell that says that it is well, with more flags.
+fn keep(node: &TestNode, more: &[&str]) -> Result<Outcome> {
+    let script = "touch /well; n=0; while :; do n=$((n+1)); echo $n > /n; sleep 0.1; done";
+    let head = ["template", "create", "-m", "72m", "--health-interval", "1s"];
+    let tail = ["busybox", "sh", "-c", script];
+    node.hearth(head.iter().chain(more).chain(&tail)).run()
+}
+
+pub(crate) fn a_workload_is_kept_when_it_is_well_and_warm(node: &TestNode) -> Result<()> {
+    let health = ["--health-cmd", "test -e /well"];
+    let flags = [
+        "--name",
+        "kept",
+        "--after-health",
+        "--warm-cmd",
+        "cat /well > /warm; echo warming",
+    ];
+    let said = keep(node, &[&flags[..], &health].concat())?.success()?.text()?;
+    ensure!(said == "warming\nkept", "{said:?}");
+    ensure!(node.machines()?.is_empty(), "its machine is there");
+    // Machines of it go on, each as one of its own.
+    let mut names = BTreeSet::new();
+    for name in ["one", "two"] {
+        node.hearth(["restore", "kept", "--name", name]).ok()?;
+        node.exec([name, "test", "-e", "/warm"]).ok()?;
+        ensure!(names.insert(node.exec([name, "hostname"]).ok()?));
+        let count =
+            || -> Result<u32> { Ok(node.exec([name, "cat", "/n"]).ok()?.trim().parse().unwrap_or(0)) };
+        let first = count()?;
+        until("it counts on", || Ok(count()? > first))?;
+        node.hearth(["rm", "-f", name]).ok()?;
+    }
+    let unwell = [
+        "--name",
+        "x",
+        "--after-health",
+        "--health-cmd",
+        "false",
+        "--health-retries",
+        "1",
+    ];
+    let cases: [(&[&str], &str); 5] = [
+        (&["--after-health"], "--name NAME"),
+        (&["--name", "x", "--after-health"], "--health-cmd"),
+        (&unwell, "unhealthy"),
+        (&["--name", "x", "--warm-cmd", "exit 3"], "exit code 3"),
+        (&["--name", "x", "--secret", "A=b"], "secrets"),
+    ];
+    for (flags, word) in cases {
+        keep(node, flags)?.expect_code(1)?.complains(word)?;
+        ensure!(node.machines()?.is_empty(), "a machine is there after {flags:?}");
+    }
+    let snapshots = node.hearth(["snapshot", "ls", "-q"]).ok()?;
+    ensure!(snapshots == "kept", "{snapshots:?}");
     Ok(())
 }

@@ -55,7 +55,7 @@ pub(crate) use snapshot::{
     Fork, Restore, RollBack, Snapshot, SnapshotCommand, SnapshotCreate, SnapshotExport, SnapshotImport,
     SnapshotInspect, SnapshotList, SnapshotPrune,
 };
-pub(crate) use template::{Template, TemplateCommand, TemplateList, TemplatePrune};
+pub(crate) use template::{Template, TemplateCommand, TemplateCreate, TemplateList, TemplatePrune};
 pub(crate) use test::{ForkCorrectness, Test, TestCommand};
 
 const STYLES: Styles = Styles::styled()

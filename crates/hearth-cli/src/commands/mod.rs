@@ -29,6 +29,7 @@ mod transfer;
 
 pub(crate) use bench::BenchError;
 pub(crate) use correctness::CorrectnessError;
+pub(crate) use template::WarmError;
 
 use std::process::ExitCode;
 

@@ -38,7 +38,7 @@ pub(super) async fn create_only(node: &Node, request: RunRequest) -> Result<Exit
 }
 
 /// Creates the machine; with its image fetched first, or when it turns out to be missing.
-async fn create(node: &Node, request: &RunRequest) -> Result<Machine, CliError> {
+pub(super) async fn create(node: &Node, request: &RunRequest) -> Result<Machine, CliError> {
     let create = async || {
         node.call(async |client| client.create(&request.create).await)
             .await
