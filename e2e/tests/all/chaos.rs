@@ -58,7 +58,7 @@ impl<'a> Herd<'a> {
     /// nothing is left of others.
     fn verify(&mut self) -> Result<()> {
         let begun = Instant::now();
-        let machines = self.node.machines()?;
+        let machines = settled(|| self.node.machines())?;
         for (name, pid) in &self.members {
             let of_name: Vec<_> = machines.iter().filter(|machine| machine.name == *name).collect();
             ensure!(of_name.len() == 1, "{} machines are called {name}", of_name.len());
@@ -80,7 +80,8 @@ impl<'a> Herd<'a> {
 /// Kills the node and starts one with failpoints armed, as in `NAME=kill`; returns a handle to it.
 pub(crate) fn arm(node: &TestNode, failpoints: &str) -> Result<OwnedFd> {
     kill(&handle(node)?)?;
-    node.hearth(["ps"]).env("HEARTH_FAILPOINTS", failpoints).ok()?;
+    // A process that the dead node was about to execute may have its socket for a moment longer: then nobody answers there.
+    settled(|| node.hearth(["ps"]).env("HEARTH_FAILPOINTS", failpoints).ok())?;
     handle(node)
 }
 

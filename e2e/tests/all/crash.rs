@@ -131,7 +131,7 @@ impl Subject<'_> {
             Victim::Source | Victim::Youngest => self.monitor_dies(point, verb, victim)?,
         };
         // The next node, if need be.
-        self.node.machines()?;
+        settled(|| self.node.machines())?;
         self.comes_back()?;
         let after = self.rows("db")?;
         // A rollback takes back what came behind its snapshot.
