@@ -36,7 +36,8 @@ pub(crate) struct Bench {
     /// Firecracker, for `vmm`
     #[arg(long, value_name = "FILE")]
     pub(crate) firecracker: Option<PathBuf>,
-    /// A guest that speaks Hearth's protocol over vsock, for `vmm`
+    /// A guest that speaks Hearth's protocol over vsock, for `vmm`; where HEARTH_BARE_GUEST names it, too, machines of the node are measured
+    /// beside
     #[arg(long, value_name = "FILE")]
     pub(crate) guest: Option<PathBuf>,
     /// Print JSON

@@ -163,6 +163,12 @@ impl Machine {
         }
     }
 
+    /// Ends the machine, so that nothing of its end goes on while the next one is measured.
+    pub(super) async fn end(mut self) {
+        // It may have ended.
+        let _ = self.child.kill().await;
+    }
+
     /// Saves the machine, which stands still from then on.
     pub(super) async fn save(&self) -> Result<(), VmmError> {
         self.client.set_vm_state(VmState::Paused).await?;

@@ -145,7 +145,8 @@ pub(super) async fn vmm(
         let begun = Instant::now();
         let booted = subject.boot(&format!("b{turn}")).await;
         boots.push(milliseconds(begun.elapsed()));
-        drop(booted.map_err(BenchError::from)?);
+        let (machine, _) = booted.map_err(BenchError::from)?;
+        machine.end().await;
         if let Some(product) = &product {
             machines.push(product.first_reply(Beginning::Boot).await?);
         }
@@ -271,11 +272,12 @@ async fn one(
     samples: &mut Samples,
 ) -> Result<(), VmmError> {
     let begun = Instant::now();
-    let (_machine, mut guest) = subject.restore("one", source, way).await?;
+    let (machine, mut guest) = subject.restore("one", source, way).await?;
     samples.ready.push(milliseconds(begun.elapsed()));
     let begun = Instant::now();
     guest.run(SESSION, &["check", FILLED, "3", "4096"]).await?;
     samples.pages.push(PAGES / begun.elapsed().as_secs_f64());
+    machine.end().await;
     Ok(())
 }
 
