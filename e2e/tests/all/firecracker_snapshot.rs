@@ -16,7 +16,7 @@ use crate::support::until;
 /// The cases of every pair.
 pub(crate) const CASES: [Case; 5] = [
     ("snapshot and restore", restore, Often::NotSlowly),
-    ("snapshot --disk-only", parts, Often::NotSlowly),
+    ("snapshot --disk-only, --stop", parts, Often::NotSlowly),
     ("rollback", rollback, Often::NotSlowly),
     ("ten forks at once", forks, Often::NotSlowly),
     ("bad snapshots refused", bad_files, Often::NotSlowly),
@@ -115,7 +115,16 @@ fn parts(node: &TestNode, guest: &Guest) -> Result<()> {
         .run()?
         .expect_code(1)?
         .complains("paused")?;
-    node.hearth(["snapshot", "rm", "disk", "still"]).ok()?;
+    take(node, "m", "end", &["--stop"])?;
+    let ended = node.inspect("m")?.state;
+    assert_eq!(ended.status, MachineStatus::Exited);
+    ensure!(
+        ended.reason.as_ref().is_some_and(|why| why.contains("snapshot")),
+        "{ended:?}"
+    );
+    node.hearth(["rollback", "m", "end"]).ok()?;
+    is_a_copy(node, "m", guest)?;
+    node.hearth(["snapshot", "rm", "disk", "still", "end"]).ok()?;
     Ok(())
 }
 
@@ -318,6 +327,6 @@ fn a_snapshot_of_linux_that_has_no_room_harms_nothing() -> Result<()> {
 }
 
 /// Where a snapshot's files are.
-fn directory(node: &TestNode, id: &str) -> PathBuf {
+pub(crate) fn directory(node: &TestNode, id: &str) -> PathBuf {
     node.location().data.join("snapshots").join(id)
 }

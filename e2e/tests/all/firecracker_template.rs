@@ -16,7 +16,7 @@ use crate::support::until;
 
 /// A shape that no other case has.
 const MEMORY: &str = "80m";
-const PAGER: [&str; 2] = ["--memory-backend", "pager"];
+pub(crate) const PAGER: [&str; 2] = ["--memory-backend", "pager"];
 
 /// The cases.
 pub(crate) const CASES: [Case; 6] = [
@@ -213,7 +213,7 @@ fn node_log(node: &TestNode) -> Result<String> {
 }
 
 /// Returns the processes of pagers that serve images of a home: the guard, and the server behind it.
-fn pagers(node: &TestNode) -> Result<Vec<Pid>> {
+pub(crate) fn pagers(node: &TestNode) -> Result<Vec<Pid>> {
     let home = node.location().data.to_string_lossy().into_owned();
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")?.flatten() {
@@ -232,7 +232,7 @@ fn pagers(node: &TestNode) -> Result<Vec<Pid>> {
 }
 
 /// Firecracker makes its userfaultfd itself, from the device.
-fn pagers_run() -> Result<()> {
+pub(crate) fn pagers_run() -> Result<()> {
     let device = fs::File::options()
         .read(true)
         .write(true)

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{KeptGuest, Machine};
+use super::{KeptGuest, Machine, MemoryBackend};
 
 /// A machine as it was at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -95,6 +95,9 @@ pub struct RestoreSnapshot {
     /// Values of the machine's secrets, for later starts.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub secrets: BTreeMap<String, String>,
+    /// Where its memory comes from; as with the machine of the snapshot when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_backend: Option<MemoryBackend>,
 }
 
 /// Asks for a machine to be again what it was.
@@ -117,6 +120,9 @@ pub struct ForkMachine {
     /// They may have the secrets that are in the machine's memory.
     #[serde(default)]
     pub keep_secrets: bool,
+    /// Where their memory comes from; as with the machine when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_backend: Option<MemoryBackend>,
 }
 
 /// The forks of a machine.

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
+use super::MemoryBackend;
 use super::kept::{ListFlags, PruneFlags};
 
 /// Keep machines as they are at one moment.
@@ -167,6 +168,10 @@ pub(crate) struct Restore {
     /// Secret for later starts: NAME=VALUE, NAME=@FILE, or NAME of a variable here
     #[arg(long, value_name = "SECRET")]
     pub(crate) secret: Vec<String>,
+    /// Where its memory comes from: the snapshot's file, or a pager, a process that serves page faults (Firecracker)
+    /// [default: as with the machine of the snapshot]
+    #[arg(long, value_enum, value_name = "BACKEND")]
+    pub(crate) memory_backend: Option<MemoryBackend>,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
@@ -208,6 +213,10 @@ pub(crate) struct Fork {
     /// Let them have the secrets that are in the machine's memory
     #[arg(long)]
     pub(crate) keep_secrets: bool,
+    /// Where their memory comes from: the snapshot's file, or a pager, a process that serves page faults (Firecracker)
+    /// [default: as with the machine]
+    #[arg(long, value_enum, value_name = "BACKEND")]
+    pub(crate) memory_backend: Option<MemoryBackend>,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,

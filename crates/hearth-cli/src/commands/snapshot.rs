@@ -17,7 +17,7 @@ use crate::arguments::{
 use crate::error::CliError;
 use crate::node::Node;
 use crate::print::{self, Cell, Table, ago};
-use crate::resolve::{System, secrets};
+use crate::resolve::{System, memory_backend, secrets};
 
 /// Runs a verb about snapshots.
 pub(super) async fn snapshot(node: &Node, command: SnapshotCommand) -> Result<ExitCode, CliError> {
@@ -149,6 +149,7 @@ pub(super) async fn restore(node: &Node, arguments: Restore) -> Result<ExitCode,
         name: arguments.name,
         keep_secrets: arguments.keep_secrets,
         secrets: secrets(&arguments.secret, &System)?,
+        memory_backend: arguments.memory_backend.map(memory_backend),
     };
     let machine = node
         .call(async |client| client.restore(&arguments.snapshot, &request).await)
@@ -178,6 +179,7 @@ pub(super) async fn fork(node: &Node, arguments: Fork) -> Result<ExitCode, CliEr
         count: arguments.count,
         name_prefix: arguments.name,
         keep_secrets: arguments.keep_secrets,
+        memory_backend: arguments.memory_backend.map(memory_backend),
     };
     let forked = node
         .call(async |client| client.fork(&arguments.machine, &request).await)

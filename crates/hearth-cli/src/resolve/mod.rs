@@ -28,7 +28,7 @@ pub(crate) use policy::{Asked, destinations, is_policy, policy, policy_named, po
 pub(crate) use pool::{pool_acquire, pool_create, pool_extend};
 pub(crate) use ports::{guest as guest_port, shown as shown_port};
 pub(crate) use reference::{absolute, image_reference, registry_and_repository};
-pub(crate) use run::{Attachment, RunRequest, SignalsTo, create, exec, labels, run};
+pub(crate) use run::{Attachment, RunRequest, SignalsTo, create, exec, labels, memory_backend, run};
 pub(crate) use update::update;
 
 use run::driver;

@@ -164,7 +164,7 @@ pub(crate) fn exec(
     Ok((machine, request, attachment))
 }
 
-fn memory_backend(backend: MemoryBackend) -> v1::MemoryBackend {
+pub(crate) fn memory_backend(backend: MemoryBackend) -> v1::MemoryBackend {
     match backend {
         MemoryBackend::File => v1::MemoryBackend::File,
         MemoryBackend::Pager => v1::MemoryBackend::Pager,

@@ -230,6 +230,7 @@ impl From<StartError> for ApiError {
             ),
             StartError::Boot(_)
             | StartError::Restore(_)
+            | StartError::Pager(_)
             | StartError::WentOn
             | StartError::Resume(_)
             | StartError::DiedInBoot { .. } => (

@@ -150,6 +150,7 @@ pub(super) async fn restore(
         name: request.name,
         keep_secrets: request.keep_secrets,
         secrets: request.secrets,
+        memory_backend: request.memory_backend,
         owner: None,
     };
     let machines = service.machines.clone();
@@ -182,6 +183,7 @@ pub(super) async fn fork(
         count: request.count,
         name_prefix: request.name_prefix,
         keep_secrets: request.keep_secrets,
+        memory_backend: request.memory_backend,
     };
     // Before anything stands still for them: all of them must fit.
     let memory = convert::machine(&machine.view()).memory_mib;

@@ -118,7 +118,7 @@ pub(super) async fn power_on(plan: &Plan, stages: &mut Stages) -> Result<Powered
     if let Some(source) = &plan.source {
         templates::make_disk(plan, None).await?;
         stages.end("disk");
-        let vm = restore::restore(&driver, &request, source).await?;
+        let vm = restore::restore(plan, &driver, &request, source).await?;
         stages.end("restore");
         return Ok(PoweredOn {
             vm,

@@ -7,6 +7,7 @@ use hearth_guest_protocol::message::Failure;
 use hearth_machine::{MachineId, Refused};
 
 use super::drivers::SelectError;
+use super::pagers::PagersError;
 use super::ports::PortError;
 use crate::guest::{ConnectError, RequestError};
 use crate::images::ImageError;
@@ -134,6 +135,9 @@ pub enum StartError {
     /// Its monitor does not take over what was captured.
     #[error("the virtual machine cannot go on where it was captured")]
     Restore(#[source] vmm::RestoreError),
+    /// Nobody serves its memory.
+    #[error(transparent)]
+    Pager(#[from] PagersError),
     /// Its programs went on before the guest was made this machine.
     #[error("the guest went on before it was made this machine")]
     WentOn,

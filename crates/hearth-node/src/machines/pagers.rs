@@ -19,12 +19,13 @@ use hearth_machine::{Event, MachineId};
 use tokio::sync::{oneshot, watch};
 use tokio_util::task::TaskTracker;
 
-use super::life::{self, LifeEvent, USERS, chain};
+use super::life::{self, LifeEvent, Plan, USERS, chain};
 use crate::host::process::ProcessId;
 use crate::host::{files, own};
 use crate::pager::handle::StartError;
 use crate::pager::{Pager, PagerStart};
-use crate::vmm::Vm;
+use crate::vmm::snapshot::MEMORY_FILE;
+use crate::vmm::{MemoryBackend, Vm};
 
 /// How long a pager may take to end behind its machines.
 const LAST_BREATH: Duration = Duration::from_secs(1);
@@ -35,11 +36,13 @@ const RECORD: &str = "record";
 
 /// Says why there is no pager for a machine.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum PagersError {
+pub enum PagersError {
     /// A file of it.
     #[error("cannot prepare a pager: {}", path.display())]
     Prepare {
+        /// The file.
         path: PathBuf,
+        /// Why.
         #[source]
         source: io::Error,
     },
@@ -119,7 +122,7 @@ impl Pagers {
         snapshot: &Path,
         memory_bytes: u64,
     ) -> Result<PathBuf, PagersError> {
-        let image = snapshot.join("memory");
+        let image = snapshot.join(MEMORY_FILE);
         let metadata = fs::metadata(&image).map_err(at(&image))?;
         let file = ImageFile {
             device: metadata.dev(),
@@ -256,6 +259,22 @@ async fn watch(
         }
     }
     remove(&place);
+}
+
+/// Says where the memory of a machine that is restored comes from, and has it served there. The files must stay until its guest has
+/// answered: then its pager has opened them.
+///
+/// # Errors
+/// Returns [`PagersError`].
+pub(super) fn memory(plan: &Plan, snapshot: &Path) -> Result<MemoryBackend, PagersError> {
+    match plan.spec.memory_backend {
+        hearth_machine::MemoryBackend::File => Ok(MemoryBackend::File),
+        hearth_machine::MemoryBackend::Pager => {
+            let bytes = plan.spec.shape().memory_mib << 20;
+            let socket = plan.parts.pagers.serve(plan.id, snapshot, bytes)?;
+            Ok(MemoryBackend::Pager { socket })
+        }
+    }
 }
 
 /// Kills a machine when its pager ends, and returns never: its life sees its end.

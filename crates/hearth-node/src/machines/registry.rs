@@ -72,7 +72,7 @@ pub(super) fn limits(parts: &Parts, host: HostLimits) -> HostLimits {
 }
 
 /// Makes sure that a driver has what a machine is to have.
-fn check_devices(spec: &Spec, capabilities: &vmm::Capabilities) -> Result<(), CreateError> {
+pub(super) fn check_devices(spec: &Spec, capabilities: &vmm::Capabilities) -> Result<(), CreateError> {
     if spec.memory_backend == MemoryBackend::Pager && !capabilities.pager {
         return Err(CreateError::Unsupported {
             driver: capabilities.driver,

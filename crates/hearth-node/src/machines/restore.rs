@@ -18,15 +18,14 @@ use super::life::{GUEST_DEADLINE, Plan, Running, Workload, greet_again, vm_fact}
 use super::limits;
 use super::log::{self, LogWriter};
 use super::output::now_unix_ns;
+use super::pagers;
 use super::session;
 use super::templates::KillOnDrop;
 use crate::guest::Guest;
 use crate::host::failpoint;
 use crate::records::{BootFact, MachineRecord};
 use crate::snapshots::{Draft, Held};
-use crate::vmm::{
-    BootRequest, Driver, Machine as _, MemoryBackend, RestoreRequest, SnapshotKind, Vm, Vmm as _,
-};
+use crate::vmm::{BootRequest, Driver, Machine as _, RestoreRequest, SnapshotKind, Vm, Vmm as _};
 
 /// What a life begins with that is no boot.
 #[derive(Debug)]
@@ -44,14 +43,16 @@ pub(super) struct Restoration {
 
 /// Lets a monitor take a captured state over; its processors run when this returns.
 pub(super) async fn restore(
+    plan: &Plan,
     driver: &Driver,
     boot: &BootRequest,
     source: &Restoration,
 ) -> Result<Vm, StartError> {
+    let snapshot = source.files.vm();
     let request = RestoreRequest {
         boot: boot.clone(),
-        snapshot: source.files.vm(),
-        memory: MemoryBackend::File,
+        memory: pagers::memory(plan, &snapshot)?,
+        snapshot,
     };
     let vm = driver.restore(&request).await.map_err(StartError::Restore)?;
     let mut unless = KillOnDrop::armed(boot.id, &vm);

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream};
-use hearth_api::v1::{Origin, Owner};
+use hearth_api::v1::{MemoryBackend, Origin, Owner};
 use hearth_machine::spec::check_environment;
 use hearth_machine::{MachineName, NetworkMode, Process, State};
 use tokio::sync::oneshot;
@@ -58,6 +58,8 @@ pub struct NewRestored {
     pub keep_secrets: bool,
     /// Values of secrets, for later starts.
     pub secrets: BTreeMap<String, String>,
+    /// Where its memory comes from; as with the machine of the snapshot when absent.
+    pub memory_backend: Option<MemoryBackend>,
     /// Who makes it, where that is not a person.
     pub owner: Option<Owner>,
 }
@@ -71,6 +73,8 @@ pub struct NewForks {
     pub name_prefix: Option<String>,
     /// They may have the secrets that are in the machine's memory.
     pub keep_secrets: bool,
+    /// Where their memory comes from; as with the machine when absent.
+    pub memory_backend: Option<MemoryBackend>,
 }
 
 /// Says why nothing was kept of a machine, or no machine was made of what was kept.
@@ -151,6 +155,7 @@ struct Making<'a> {
     secrets: Option<BTreeMap<String, String>>,
     /// Published at ports of the host that are free, instead of those of the record.
     free_ports: bool,
+    memory_backend: Option<MemoryBackend>,
 }
 
 impl Machines {
@@ -171,6 +176,10 @@ impl Machines {
         let name = new.name.unwrap_or_else(|| store.free_name(&view.record.name));
         let draft = store.begin(&name)?;
         let captured = self.capture(machine, &draft, new.extent, new.stop).await?;
+        if new.stop && machine.view().state.is_alive() {
+            // What was asked for has not happened before that.
+            machine.rested().await;
+        }
         let record = machine.view().record;
         let key = self.key(machine, &record, new.extent)?;
         let finished = draft.finish(|name| Description {
@@ -317,6 +326,7 @@ impl Machines {
             origin: Origin::Snapshot(snapshot.id.to_string()),
             secrets: all_given.then_some(new.secrets),
             free_ports: false,
+            memory_backend: new.memory_backend,
         };
         let machine = self.make(making, &held).await?;
         let shares = match self.bring_up(&machine, &snapshot, held).await {
@@ -445,6 +455,7 @@ impl Machines {
             origin: Origin::Fork(machine.id().to_string()),
             secrets: secrets.then(|| BTreeMap::clone(&captured.secrets)),
             draft: Arc::new(draft),
+            memory_backend: new.memory_backend,
         };
         Ok((forking.all(names).await?, captured.pause))
     }
@@ -474,6 +485,7 @@ impl Machines {
         if making.free_ports {
             wire.ports.iter_mut().for_each(|port| port.host = 0);
         }
+        wire.memory_backend = making.memory_backend.or(wire.memory_backend);
         let record = MachineRecord {
             generation: 0,
             id: id.to_string(),
@@ -500,6 +512,9 @@ impl Machines {
         };
         let mut spec = spec::check(&record.spec, self.host_limits()).map_err(CreateError::from)?;
         spec.driver = drivers::kept(spec.driver, &record.driver);
+        let selected = self.parts.drivers.select(spec.driver).await;
+        let selected = selected.map_err(CreateError::from)?;
+        super::registry::check_devices(&spec, selected.driver.capabilities())?;
         let known = Known {
             id,
             spec,
@@ -582,6 +597,7 @@ struct Forking<'a> {
     origin: Origin,
     secrets: Option<BTreeMap<String, String>>,
     draft: Arc<Draft<MachineRecord>>,
+    memory_backend: Option<MemoryBackend>,
 }
 
 impl Forking<'_> {
@@ -636,6 +652,7 @@ impl Forking<'_> {
             origin: self.origin.clone(),
             secrets: self.secrets.clone(),
             free_ports: true,
+            memory_backend: self.memory_backend,
         };
         let files = self.draft.files();
         let machine = self.machines.make(making, &files).await?;

@@ -12,14 +12,14 @@
 //! Mounted disks are part of such a template. A machine that has a disk already, since it starts again, is a clone of another template:
 //! of the guest behind its greeting and before it is configured ([`Moment::Greeted`]). So is one whose kernel is its own agent.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use hearth_machine::{DriverChoice, MachineId, NetworkMode};
 
 use super::boot::Stages;
 use super::error::StartError;
 use super::life::{GUEST_DEADLINE, Plan, chain, host_user};
-use super::pagers::PagersError;
+use super::pagers::{self, PagersError};
 use super::recovery::kill_at_once;
 use super::registry::Machines;
 use super::silence::Silence;
@@ -28,8 +28,8 @@ use crate::host::{failpoint, files};
 use crate::setup::{Artefacts, BootSet, Digest};
 use crate::snapshots::{Building, Moment, Ready, Template, TemplateError, TemplateId, TemplateKey, Turn};
 use crate::vmm::{
-    BootError, BootRequest, DeviceSupport, Driver, Machine as _, MemoryBackend, ProcessId, RestoreError,
-    RestoreRequest, SnapshotKind, Vm, Vmm as _,
+    BootError, BootRequest, DeviceSupport, Driver, Machine as _, ProcessId, RestoreError, RestoreRequest,
+    SnapshotKind, Vm, Vmm as _,
 };
 
 /// What a clone was made of.
@@ -243,25 +243,13 @@ async fn restore(plan: &Plan, driver: &Driver, boot: &BootRequest, ready: &Ready
     let request = RestoreRequest {
         boot: boot.clone(),
         snapshot: ready.path().to_owned(),
-        memory: memory(plan, boot, ready.path())?,
+        memory: pagers::memory(plan, ready.path())?,
     };
     let vm = driver.restore(&request).await?;
     let mut unless = KillOnDrop::armed(boot.id, &vm);
     vm.resume().await.map_err(CloneError::Resume)?;
     unless.disarm();
     Ok(vm)
-}
-
-/// Says where a clone's memory comes from, and has it served there.
-fn memory(plan: &Plan, boot: &BootRequest, snapshot: &Path) -> Result<MemoryBackend, PagersError> {
-    match plan.spec.memory_backend {
-        hearth_machine::MemoryBackend::File => Ok(MemoryBackend::File),
-        hearth_machine::MemoryBackend::Pager => {
-            let bytes = boot.shape.memory_mib << 20;
-            let socket = plan.parts.pagers.serve(plan.id, snapshot, bytes)?;
-            Ok(MemoryBackend::Pager { socket })
-        }
-    }
 }
 
 /// Kills a monitor when its start is given up between two steps; what it leaves is the life's to remove.

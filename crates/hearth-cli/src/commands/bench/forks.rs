@@ -60,6 +60,7 @@ impl Bencher<'_> {
             count: 1,
             name_prefix: Some(prefix.to_owned()),
             keep_secrets: false,
+            memory_backend: None,
         };
         let forked = self
             .node

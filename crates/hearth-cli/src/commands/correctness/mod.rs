@@ -131,6 +131,7 @@ async fn reports(node: &Node, machine: &str) -> Result<Reports, CliError> {
         count: FORKS,
         name_prefix: None,
         keep_secrets: true,
+        memory_backend: None,
     };
     let forked = node
         .call(async |client| client.fork(machine, &request).await)
