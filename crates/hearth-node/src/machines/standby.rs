@@ -11,7 +11,7 @@
 //!
 //! Each one is owned by a task; the table only has ways to ask for it. It is gone when its task has ended.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -19,7 +19,8 @@ use std::time::Duration;
 use hearth_api::v1::Owner;
 use hearth_guest_protocol::GENERATION_REHEARSAL;
 use hearth_machine::{
-    ByteSize, DriverChoice, MachineId, MemoryBackend, NetworkMode, Policy, Rate, Shape, Spec,
+    ByteSize, Container, DriverChoice, MachineId, MemoryBackend, NetworkMode, Policy, Process, Rate, Shape,
+    Spec,
 };
 use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
@@ -357,12 +358,27 @@ async fn rehearse(guest: &Guest) -> Result<(), StartError> {
     }
 }
 
-/// Returns what a machine like this one is before it is anybody's.
+/// Returns what a machine like this one is before it is anybody's: nothing that this one was told is in it but its kind.
 fn of_nobody(plan: &Plan, id: MachineId) -> Plan {
+    let spec = Spec {
+        command: Vec::new(),
+        environment: Vec::new(),
+        hostname: None,
+        labels: BTreeMap::new(),
+        ports: Vec::new(),
+        container: Container::default(),
+        certificates: Vec::new(),
+        ..plan.spec.clone()
+    };
+    let process = Process {
+        arguments: Vec::new(),
+        environment: Vec::new(),
+        ..plan.process.clone()
+    };
     Plan {
         id,
-        spec: plan.spec.clone(),
-        process: plan.process.clone(),
+        spec,
+        process,
         image: plan.image.clone(),
         choice: Choice::Template,
         kind: None,
