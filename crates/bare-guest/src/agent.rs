@@ -23,6 +23,9 @@ use crate::session::{Progress, Session};
 /// The most sessions at once.
 const SESSIONS_MAX: usize = 256;
 
+/// A look at the clock comes with each tick, every 10 ms; between two that are so far apart the processor stood still, or was another's.
+const AWAY: Duration = Duration::from_secs(1);
+
 /// What is shown of a command, in bytes.
 const COMMAND_MAX: usize = 200;
 
@@ -81,6 +84,8 @@ pub(crate) struct Agent {
     stopping: Stopping,
     /// Until when, after the start, every command stands still.
     still_until: Option<Duration>,
+    /// When that was last looked at.
+    looked: Duration,
     resets: u64,
 }
 
@@ -100,6 +105,7 @@ impl Agent {
             main_outcome: None,
             stopping: Stopping::No,
             still_until: None,
+            looked: Duration::ZERO,
             resets: 0,
         }
     }
@@ -301,15 +307,22 @@ impl Agent {
         }
         flush(machine).map_err(|error| (FailureCode::System, error))?;
         let at_most = Duration::from_millis(request.at_most_ms.into());
-        self.still_until = Some(machine.clock.uptime() + at_most);
+        self.looked = machine.clock.uptime();
+        self.still_until = Some(self.looked + at_most);
         self.out.message(Kind::Status, CONTROL, &Status::Frozen);
         Ok(())
     }
 
-    /// Tells whether commands stand still; their time may be over.
-    fn is_still(&self, machine: &Machine) -> bool {
-        self.still_until
-            .is_some_and(|until| machine.clock.uptime() < until)
+    /// Tells whether commands stand still; their time may be over. The time that a snapshot lay does not count, by which a restore sets KVM's
+    /// clock forward.
+    fn is_still(&mut self, machine: &Machine) -> bool {
+        let now = machine.clock.uptime();
+        let away = now.saturating_sub(self.looked);
+        self.looked = now;
+        if away > AWAY {
+            self.still_until = self.still_until.map(|until| until + away);
+        }
+        self.still_until.is_some_and(|until| now < until)
     }
 
     /// Is another machine from now on.

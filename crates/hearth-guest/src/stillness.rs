@@ -34,6 +34,10 @@ use crate::poller::{Poller, Source};
 use crate::timer::Timer;
 use crate::{connections, machine, stats, sys};
 
+/// How time is counted until it goes on by itself. A restore under Firecracker sets the clock forward by the time that the snapshot lay, which
+/// is to count as one of these at most.
+const TICK: Duration = Duration::from_secs(1);
+
 /// How long processes may take to stand still: one that waits for a disk does not before that has answered.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -81,6 +85,8 @@ pub(crate) struct Thawed {
 pub(crate) struct Stillness {
     phase: Phase,
     at_most: Duration,
+    /// What is left of that.
+    left: Duration,
     /// Questions that the end of the child answers.
     asked: u32,
     timer: Timer,
@@ -97,6 +103,7 @@ impl Stillness {
         Ok(Self {
             phase: Phase::Moving,
             at_most: Duration::ZERO,
+            left: Duration::ZERO,
             asked: 0,
             timer,
         })
@@ -128,7 +135,7 @@ impl Stillness {
         }
         self.at_most = Duration::from_millis(request.at_most_ms.into());
         if self.phase == Phase::Still {
-            self.timer.set(self.at_most);
+            self.arm();
             return Ok(true);
         }
         self.timer.unset();
@@ -150,7 +157,7 @@ impl Stillness {
         match said {
             Ok(()) => {
                 self.phase = Phase::Still;
-                self.timer.set(self.at_most);
+                self.arm();
             }
             Err(_) => {
                 self.phase = Phase::Moving;
@@ -190,12 +197,24 @@ impl Stillness {
         }
     }
 
-    /// Takes note that the time is over.
+    /// Begins to count anew.
+    fn arm(&mut self) {
+        self.left = self.at_most;
+        self.timer.set(self.left.min(TICK));
+    }
+
+    /// Takes note that a tick of the time is over.
     pub(crate) fn expired(&mut self) {
         // A question that came meanwhile has set the timer anew, or waits for a child.
-        if self.timer.take_end() && matches!(self.phase, Phase::Still | Phase::Renewed) {
+        if !self.timer.take_end() || !matches!(self.phase, Phase::Still | Phase::Renewed) {
+            return;
+        }
+        self.left = self.left.saturating_sub(TICK);
+        if self.left.is_zero() {
             self.thaw();
             complain!("nobody said that the machine may go on: it does");
+        } else {
+            self.timer.set(self.left.min(TICK));
         }
     }
 
@@ -205,7 +224,7 @@ impl Stillness {
             let message = "the machine does not stand still any more".to_owned();
             return Err((FailureCode::BadRequest, message));
         }
-        self.timer.set(self.at_most);
+        self.arm();
         thaw_disk();
         self.phase = Phase::Renewed;
         become_machine(request, workload)?;

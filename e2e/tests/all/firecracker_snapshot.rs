@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use e2e::{BareGuest, Driver, TestNode, check, skip};
 use hearth_api::v1::{CreatedSnapshot, Extent, Forked, Machine, MachineStatus, Origin};
 
-use crate::firecracker::{BARE, Case, Guest, LINUX, Often, exec_in, row, start, through};
+use crate::firecracker::{BARE, Case, Guest, LINUX, Often, exec_in, row, start, through, with};
 use crate::node::kill;
 use crate::support::until;
 
@@ -25,6 +25,10 @@ pub(crate) const CASES: [Case; 5] = [
 /// Starts a machine with something on its disk and in its memory.
 pub(crate) fn source(node: &TestNode, name: &str, guest: &Guest) -> Result<()> {
     start(node, name, guest)?;
+    fill(node, name, guest)
+}
+
+fn fill(node: &TestNode, name: &str, guest: &Guest) -> Result<()> {
     exec_in(node, name, guest.keep)?;
     exec_in(node, name, guest.hold)?;
     has_all(node, name, guest)
@@ -247,7 +251,10 @@ fn change_key(files: &Path, field: &str, value: &str) -> Result<()> {
 }
 
 fn bad_files(node: &TestNode, guest: &Guest) -> Result<()> {
-    source(node, "m", guest)?;
+    // QEMU writes the memory of a clone into its state.
+    let head = ["--no-template", "-m", "96m", "--name", "m", "busybox"];
+    node.start(with(&head, guest.wait))?;
+    fill(node, "m", guest)?;
     for (number, (words, damage)) in DAMAGES.into_iter().enumerate() {
         let context = || format!("damage {number}, {words:?}");
         let created = take(node, "m", "bad", &[])?.snapshot;

@@ -23,7 +23,7 @@ use crate::host::{failpoint, files};
 use crate::snapshots::{Extent, Held};
 use crate::vmm::{ControlError, Machine as _, SnapshotError, SnapshotKind, Vm};
 
-/// How long the guest stands still at most, by its own clock, which stands still while its processors do.
+/// How long the guest stands still at most; time in which its processors do not run is not counted.
 const STILL_AT_MOST: Duration = Duration::from_secs(30);
 
 /// The exit code of a workload that was killed: 128 and the number of SIGKILL.
