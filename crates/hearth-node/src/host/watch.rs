@@ -12,8 +12,7 @@ use tokio::io::unix::AsyncFd;
 /// what is new in it.
 #[derive(Debug)]
 pub struct FileWatch {
-    /// Taken when it is dropped, and not before.
-    events: Option<AsyncFd<OwnedFd>>,
+    events: AsyncFd<OwnedFd>,
 }
 
 impl FileWatch {
@@ -38,7 +37,7 @@ impl FileWatch {
         inotify::add_watch(&descriptor, path, wanted)?;
         // SAFETY: the descriptor is owned by the value that watches it, and is closed after it is deregistered.
         let events = unsafe { AsyncFd::register(descriptor)? };
-        Ok(Self { events: Some(events) })
+        Ok(Self { events })
     }
 
     /// Waits until the file was written or renamed since the last call.
@@ -46,9 +45,8 @@ impl FileWatch {
     /// # Errors
     /// Returns the kernel's error.
     pub async fn changed(&self) -> io::Result<()> {
-        let events = self.events.as_ref().ok_or(io::ErrorKind::NotConnected)?;
         loop {
-            let mut ready = events.readable().await?;
+            let mut ready = self.events.readable().await?;
             let drained = ready.try_io(|descriptor| {
                 let mut buffer = [MaybeUninit::uninit(); 1024];
                 rustix::io::read(descriptor.get_ref(), &mut buffer)
@@ -58,18 +56,6 @@ impl FileWatch {
             if let Ok(result) = drained {
                 return result;
             }
-        }
-    }
-}
-
-/// Closing it takes until no processor looks at its watches any more, 10 ms on a busy host: whoever drops it does not wait for that.
-impl Drop for FileWatch {
-    fn drop(&mut self) {
-        let Some(events) = self.events.take() else { return };
-        let descriptor = events.into_inner();
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            // Nobody waits for it but the runtime's end.
-            drop(runtime.spawn_blocking(move || drop(descriptor)));
         }
     }
 }
