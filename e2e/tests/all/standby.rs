@@ -194,6 +194,19 @@ fn nothing_is_left_of_one_that_nobody_wants() -> Result<()> {
         ensure!(node.inspect("d").is_ok());
         ensure!(node.status()?.standing_by == 0);
         ensure!(monitor(&id)?.is_none() && !machines(node).join(&id).exists());
+        // So it does with one that a machine has which was not started; that one is a clone then.
+        prepared(node)?;
+        let id = nobodys(node)?;
+        node.hearth(["create", "--name", "g"].into_iter().chain(KIND).chain(["true"]))
+            .ok()?;
+        ensure!(node.inspect("g")?.id == id);
+        kill(node)?;
+        ensure!(
+            node.inspect("g").is_ok() && monitor(&id)?.is_none(),
+            "its monitor is left"
+        );
+        node.hearth(["start", "-a", "g"]).ok()?;
+        ensure!(stages(node, "g")?.contains(&"restore".to_owned()));
         // Who wants none has none.
         node.keep_no_standbys()?;
         for name in ["e", "f"] {

@@ -12,6 +12,7 @@
 //! Exited or Failed, of a machine that goes when it ends     swept
 //! rests, and its restart policy says otherwise              Restarting: after a reboot, or after what was found out above
 //! Created, and its name is another's                        swept: its creation was refused
+//! Created, and a clone stood by for it                      that is ended
 //! any other                                                 as it says
 //! of another format, or not to be understood                left alone
 //! ```
@@ -31,6 +32,7 @@ use super::handle::Machine;
 use super::life;
 use super::registry::{Known, Machines};
 use super::snapshots::ROLLBACK_DISK;
+use super::standby;
 use crate::host::process::{Process as HostProcess, ProcessId};
 use crate::host::{failpoint, files};
 use crate::records::{MachineRecord, RecordError, RecordedState, RestartFact, spec};
@@ -152,6 +154,9 @@ impl Machines {
         }
         self.forget_rollback(id);
         let never_ran = record.state == RecordedState::Created;
+        if never_ran {
+            self.end_standby(id).await;
+        }
         match known(id, record).and_then(|known| self.adopt(known)) {
             Ok(machine) => Some(machine).filter(|_| runs),
             // Its creation was refused, by a node that wrote first and looked then, and did not come to take it back.
@@ -163,6 +168,17 @@ impl Machines {
                 tracing::error!(machine = %id, error = %life::chain(&error), "not brought back");
                 None
             }
+        }
+    }
+
+    /// Ends the clone that stood by for a machine which was created and not started: the node that could have let it go on is gone.
+    async fn end_standby(&self, id: MachineId) {
+        if !self.parts.layout.machine_run(id).exists() {
+            return;
+        }
+        self.end_vmm(id, None).await;
+        if let Err(error) = standby::without_start(&self.parts, id) {
+            tracing::error!(machine = %id, %error, "left behind");
         }
     }
 

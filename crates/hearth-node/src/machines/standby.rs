@@ -5,7 +5,7 @@
 //!                        `--- idle too long, monitor died, room is wanted, node ends ---> removed
 //! ```
 //! One is made for each [`Kind`] of machine that was run lately, beside the run: nobody waits for it. It has an id, and with that its
-//! place, user and network, and no record: an earlier node's is swept as whatever has none. What it lacks is what makes it somebody's:
+//! place, user and network, and no record: an earlier node's is swept as whatever has none, or ended with the record of a machine that was to have it. What it lacks is what makes it somebody's:
 //! RENEW and the launch. The rehearsal is a program of the agent's in the place of the workload; it tells machines apart as little as
 //! the template does, and under emulation the workload's way is translated afterwards, which is half of its time.
 //!
@@ -297,7 +297,7 @@ pub(super) async fn abandon(plan: &Plan, vm: &Vm) {
 }
 
 /// Leaves of a machine what one has that was created and not started.
-fn without_start(parts: &Parts, id: MachineId) -> std::io::Result<()> {
+pub(super) fn without_start(parts: &Parts, id: MachineId) -> std::io::Result<()> {
     life::release(parts, id);
     files::remove_file(&parts.layout.machine_disk(id))
 }
