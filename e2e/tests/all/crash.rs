@@ -84,11 +84,11 @@ fn a_database_is_whole_whoever_dies_at_whatever_step() -> Result<()> {
             let (point, verb) = points[if is_soak() { round % points.len() } else { first }];
             let victims = [Victim::Node, Victim::Source, Victim::Youngest];
             let victim = victims[usize::try_from(random.below(3))?];
-            reached += usize::from(
-                subject
-                    .round(point, verb, victim)
-                    .with_context(|| format!("round {round}: {victim:?} dies at {point} of {verb}"))?,
-            );
+            let came = subject
+                .round(point, verb, victim)
+                .with_context(|| format!("round {round}: {victim:?} dies at {point} of {verb}"))?;
+            println!("round {round}: {victim:?} at {point} of {verb}, come to: {came}");
+            reached += usize::from(came);
         }
         println!(
             "{reached} of {rounds} rounds came to their step; {} rows",
@@ -195,7 +195,11 @@ impl Subject<'_> {
             let dies = dies.and_then(|pid| Pid::from_raw(pid.cast_signed()));
             kill_process(dies.context("nobody is there to die")?, Signal::KILL)?;
         }
-        pidfd_send_signal(&node, Signal::CONT)?;
+        // It comes to the step again where several machines are made.
+        until("the verb is over", || {
+            pidfd_send_signal(&node, Signal::CONT)?;
+            Ok(state(running.pid())? == 'Z')
+        })?;
         running.finish(DEADLINE)?;
         // The failpoint is armed for as long as this node lives.
         pidfd_send_signal(&node, Signal::KILL)?;
