@@ -184,7 +184,7 @@ impl Subject<'_> {
         let source = self.node.inspect("db")?.state.pid;
         let running = self.verb(verb).spawn()?;
         let stopped = until("the node stands still", || {
-            Ok(state(running.pid())? == 'Z' || state(pid)? == 'T')
+            Ok(is_over(running.pid()) || state(pid)? == 'T')
         });
         let reached = stopped.is_ok() && state(pid)? == 'T';
         if reached {
@@ -198,7 +198,7 @@ impl Subject<'_> {
         // It comes to the step again where several machines are made.
         until("the verb is over", || {
             pidfd_send_signal(&node, Signal::CONT)?;
-            Ok(state(running.pid())? == 'Z')
+            Ok(is_over(running.pid()))
         })?;
         running.finish(DEADLINE)?;
         // The failpoint is armed for as long as this node lives.
@@ -291,6 +291,11 @@ fn sound(disk: &Path) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// Tells whether a process has ended, waited for or not.
+fn is_over(pid: u32) -> bool {
+    state(pid).map_or(true, |state| state == 'Z')
 }
 
 /// Returns a process's state, proc_pid_stat(5).
