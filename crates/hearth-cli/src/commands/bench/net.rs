@@ -17,6 +17,8 @@ use crate::error::CliError;
 /// Starts of each kind for each run of the bench, and those before that make templates and have namespaces made ready.
 const STARTS: u32 = 3;
 const WARM_UP: u32 = 3;
+/// With and without a network: one of each stands by.
+const KINDS: u32 = 2;
 
 /// The address of a guest's gateway, which nobody has where a network is isolated.
 const GATEWAY: &str = "100.127.255.253";
@@ -177,7 +179,9 @@ impl Bencher<'_> {
             if turn == WARM_UP {
                 (with, without) = (Starts::default(), Starts::default());
             }
+            self.stood_by(KINDS).await?;
             self.start(turn, &["--network", "filtered"], &mut with).await?;
+            self.stood_by(KINDS).await?;
             self.start(turn, &["--network", "none"], &mut without).await?;
         }
         let unit = Unit::Milliseconds;
