@@ -75,6 +75,13 @@ async fn connected_in(generation: u16) -> (Guest, Peer, TaskTracker) {
     (guest.unwrap(), peer, tasks)
 }
 
+fn workload() -> Execute {
+    Execute {
+        role: Role::Main,
+        ..execute()
+    }
+}
+
 fn execute() -> Execute {
     Execute {
         role: Role::Exec,
@@ -365,7 +372,7 @@ async fn a_host_that_follows_another_says_how_much_it_has() {
 async fn a_guest_that_is_called_again_goes_on_with_its_workload_and_cuts_the_rest() {
     let generation = hearth_guest_protocol::GENERATION_RESUME;
     let (guest, mut peer, tasks) = connected_in(generation).await;
-    let mut workload = guest.launch(&execute().into()).await.unwrap();
+    let mut workload = guest.launch(&workload().into()).await.unwrap();
     let (header, _) = peer.receive().await;
     peer.output(header.session, Flags::NONE, b"seen").await;
     assert!(matches!(workload.next().await, SessionEvent::Output(..)));
@@ -408,7 +415,7 @@ async fn a_guest_that_is_called_again_goes_on_with_its_workload_and_cuts_the_res
 #[tokio::test]
 async fn a_guest_that_is_not_called_again_is_lost() {
     let (guest, mut peer, _tasks) = connected().await;
-    let mut workload = guest.launch(&execute().into()).await.unwrap();
+    let mut workload = guest.launch(&workload().into()).await.unwrap();
     peer.receive().await;
     drop(guest.hang_up().await);
     assert!(matches!(workload.next().await, SessionEvent::ChannelLost));

@@ -85,11 +85,12 @@ pub(super) async fn power_on(plan: &Plan, stages: &mut Stages) -> Result<Powered
     let (parts, id) = (&plan.parts, plan.id);
     let boots = guest_files(&parts.artefacts).await?;
     let dirs = dirs(&parts.layout, id);
-    make_directories(&dirs)?;
     let driver = parts.drivers.select(plan.spec.driver).await?.driver;
     if let Some(powered_on) = stood_by(plan, &driver, boots.set.as_ref(), stages).await {
         return Ok(powered_on);
     }
+    // Behind that: what is left of one that does not serve goes with these.
+    make_directories(&dirs)?;
     let devices = devices(plan).await?;
     if devices.network.is_some() {
         stages.end("network");

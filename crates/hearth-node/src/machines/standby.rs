@@ -44,6 +44,9 @@ use crate::vmm::{Machine as _, Vm};
 /// How long one waits to be asked for.
 const IDLE: Duration = Duration::from_secs(300);
 
+/// How long a rehearsal may take: whoever claims one that is being made waits for it.
+const REHEARSAL_DEADLINE: Duration = Duration::from_secs(5);
+
 /// How much of the memory that the host could give must be left by one, beside as much again as it has: it is the first to go without.
 const SPARE: u64 = 256 << 20;
 
@@ -350,8 +353,8 @@ async fn rehearse(guest: &Guest) -> Result<(), StartError> {
             }
         }
     };
-    let end = tokio::time::timeout(GUEST_DEADLINE, over).await;
-    match end.map_err(|_| RequestError::Timeout(GUEST_DEADLINE))? {
+    let end = tokio::time::timeout(REHEARSAL_DEADLINE, over).await;
+    match end.map_err(|_| RequestError::Timeout(REHEARSAL_DEADLINE))? {
         SessionEvent::Failed(failure) => Err(StartError::Workload(failure)),
         SessionEvent::Ended(_) => Ok(()),
         _ => Err(RequestError::ChannelLost.into()),

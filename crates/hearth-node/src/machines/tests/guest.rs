@@ -1,6 +1,6 @@
 //! Guests of machines that are not there, frame by frame.
 
-use hearth_guest_protocol::message::{self, Hello, Launch, Outcome, Status, Stop};
+use hearth_guest_protocol::message::{self, Hello, Launch, Outcome, Role, Status, Stop};
 use hearth_guest_protocol::{CONTROL, Decoder, Flags, Header, Kind};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
@@ -66,7 +66,9 @@ impl Peer {
                     let session = header.session;
                     let started = Status::Started { pid: 2 };
                     self.send(Kind::Status, session, &started).await;
-                    if *launch.execute.arguments[0] == *b"exit" {
+                    if launch.execute.role == Role::Rehearsal {
+                        self.send(Kind::Result, session, &Outcome::Exited(0)).await;
+                    } else if *launch.execute.arguments[0] == *b"exit" {
                         self.print(session, b"hello").await;
                         self.send(Kind::Result, session, &Outcome::Exited(3)).await;
                     } else {
