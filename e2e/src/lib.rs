@@ -38,7 +38,7 @@ pub use captured::Captured;
 pub use command::{DEADLINE, Invocation, Outcome, Running};
 pub use faulty::{Act, Faulty, Reply, Request, Seen};
 pub use image::{Layout, debian_python};
-pub use node::{Driver, TestNode, check};
+pub use node::{Driver, NO_STANDBYS, TestNode, check};
 pub use permits::is_quiet;
 pub use podman::Podman;
 pub use registry::{PASSWORD, Registry, USER};

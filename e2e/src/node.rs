@@ -82,6 +82,12 @@ pub fn check(node: Result<TestNode>, test: impl FnOnce(&TestNode) -> Result<()>)
     }
 }
 
+/// The file of a home's settings.
+const SETTINGS: &str = "hearth.toml";
+
+/// Settings of a node that keeps no clones ready.
+pub const NO_STANDBYS: &str = "[standby]\nmachines = 0\n";
+
 impl TestNode {
     /// Makes a home with kernel, agent and the image `busybox`.
     ///
@@ -95,13 +101,20 @@ impl TestNode {
         Ok(node)
     }
 
-    /// Has the node keep no clones ready from now on: for those that count what is there, or look at how a clone comes up.
+    /// Has the node keep clones ready from now on, as it does unless told otherwise. Homes tell it otherwise: tests count what is there.
+    ///
+    /// # Errors
+    /// The settings cannot be removed.
+    pub fn keep_standbys(&self) -> Result<()> {
+        Ok(std::fs::remove_file(self.home().join(SETTINGS))?)
+    }
+
+    /// Has the node keep none again.
     ///
     /// # Errors
     /// The settings cannot be written.
     pub fn keep_no_standbys(&self) -> Result<()> {
-        let settings = self.home().join("hearth.toml");
-        Ok(std::fs::write(settings, "[standby]\nmachines = 0\n")?)
+        Ok(std::fs::write(self.home().join(SETTINGS), NO_STANDBYS)?)
     }
 
     /// Makes a home as [`TestNode::ready`] does, on a file system of its own that has so much room left. Takes root's privileges.
@@ -124,6 +137,7 @@ impl TestNode {
         .context("cannot mount a small file system")?;
         node.mounted = true;
         std::fs::create_dir(home.join("user"))?;
+        std::fs::write(home.join(SETTINGS), NO_STANDBYS)?;
         setup::fill(home)?;
         let files = WalkDir::new(home).into_iter().flatten();
         let used: u64 = files
@@ -184,6 +198,7 @@ impl TestNode {
             .tempdir()
             .context("cannot make a home")?;
         std::fs::create_dir(home.path().join("user"))?;
+        std::fs::write(home.path().join(SETTINGS), NO_STANDBYS)?;
         let lookup = |name: &str| (name == HOME_VARIABLE).then(|| home.path().as_os_str().to_owned());
         let location = Location::resolve(lookup, rustix::process::getuid().as_raw())?;
         Ok(Self {

@@ -360,6 +360,7 @@ fn node_dies_at_every_failpoint_and_nothing_is_lost() -> Result<()> {
     }
     let layout = Layout::busybox()?;
     check(TestNode::ready(Driver::Qemu), |node| {
+        node.keep_standbys()?;
         let mut herd = Herd::start(node, if is_soak() { 10 } else { 2 })?;
         let victims = Victims {
             node,

@@ -72,6 +72,7 @@ fn a_database_is_whole_whoever_dies_at_whatever_step() -> Result<()> {
     };
     let rounds = if is_soak() { SOAK_ROUNDS } else { ROUNDS };
     check(TestNode::ready(Driver::Qemu), |node| {
+        node.keep_standbys()?;
         let subject = Subject { node, image: &image };
         subject.start()?;
         until("it has written", || Ok(subject.rows("db")? > 20))?;

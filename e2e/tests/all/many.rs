@@ -37,7 +37,6 @@ fn report(what: &str, times: &mut [Duration]) {
 pub(crate) fn fifty_machines_leave_nothing(node: &TestNode) -> Result<()> {
     const TOTAL: usize = 50;
     const TOGETHER: usize = 5;
-    node.keep_no_standbys()?;
     let begun = Instant::now();
     let before = open_files(node)?;
     for round in 0..TOTAL / TOGETHER {

@@ -1,6 +1,7 @@
 //! The node: started by whoever needs it, once; private; stopped when it may be.
 
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
@@ -9,7 +10,7 @@ use e2e::{DEADLINE, Driver, TestNode, check};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
-use crate::support::stay;
+use crate::support::{stay, until};
 
 #[test]
 fn node_is_started_once_by_whoever_comes_first() -> Result<()> {
@@ -117,7 +118,10 @@ pub(crate) fn kill(node: &TestNode) -> Result<()> {
     let process = pidfd_open(pid, PidfdFlags::empty())?;
     kill_process(pid, Signal::KILL)?;
     poll(&mut [PollFd::new(&process, PollFlags::IN)], None)?;
-    Ok(())
+    // A process that the node was about to execute may have its socket for a moment longer, where nobody answers.
+    until("its socket is nobody's", || {
+        Ok(UnixStream::connect(&node.location().socket).is_err())
+    })
 }
 
 #[test]

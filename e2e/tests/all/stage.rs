@@ -11,7 +11,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use e2e::{Driver, TestNode, check};
+use e2e::{Driver, NO_STANDBYS, TestNode, check};
 use rustix::net::sockopt::set_socket_linger;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
@@ -228,7 +228,7 @@ impl Stage {
     ) -> Result<()> {
         inside(&self.host, || {
             check(node, |node| {
-                let settings = "[network]\nname-servers = [\"198.51.100.2\"]\n";
+                let settings = format!("{NO_STANDBYS}[network]\nname-servers = [\"198.51.100.2\"]\n");
                 std::fs::write(node.home().join("hearth.toml"), settings)?;
                 test(node, self)
             })

@@ -77,6 +77,7 @@ fn stages(node: &TestNode, machine: &str) -> Result<Vec<String>> {
 #[test]
 fn the_next_machine_of_a_kind_takes_one_on_and_is_its_own() -> Result<()> {
     check(TestNode::ready(Driver::Qemu), |node| {
+        node.keep_standbys()?;
         prepared(node)?;
         let mut told = BTreeSet::new();
         let flags = ["--hostname", "h1", "-e", "A=1", "--add-host", "peer:192.0.2.7"];
@@ -138,6 +139,7 @@ fn the_next_machine_of_a_kind_takes_one_on_and_is_its_own() -> Result<()> {
 #[test]
 fn nothing_is_left_of_one_that_nobody_wants() -> Result<()> {
     check(TestNode::ready(Driver::Qemu), |node| {
+        node.keep_standbys()?;
         prepared(node)?;
         // Killed, it is none any more, and the next machine is a clone.
         let id = nobodys(node)?;

@@ -227,7 +227,6 @@ pub(crate) fn of_first_machines_that_start_at_once_one_boots(node: &TestNode) ->
 }
 
 pub(crate) fn a_damaged_template_is_thrown_away_and_made_anew(node: &TestNode) -> Result<()> {
-    node.keep_no_standbys()?;
     run(node, "first", &[])?;
     let template = made(node)?;
     let directory = directory(node, &template);
