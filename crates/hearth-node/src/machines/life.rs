@@ -235,6 +235,8 @@ async fn live(
     let id = plan.id;
     let parts = Arc::clone(&plan.parts);
     let mut stages = Stages::begin();
+    // Others like it are made ahead only where it turns out to be a clone.
+    let kind = plan.kind.take();
     // First: a port that is taken need not cost a boot.
     let clients = match Listeners::bind(&plan.spec.ports).await {
         Ok(listeners) => Clients { listeners, joining },
@@ -275,9 +277,7 @@ async fn live(
             (Ok(guest), template) => {
                 let set_up = set_up(&mut plan, &vm, guest, &mut stages);
                 let workload = unless_ordered(&mut orders, set_up).await;
-                if is_one_of_many && workload.is_ok() {
-                    parts.standbys.prepare(&plan);
-                }
+                plan.kind = kind.filter(|_| is_one_of_many);
                 break (vm, workload.map(|workload| workload.of(template, boot)));
             }
         }
@@ -302,6 +302,7 @@ async fn live_on(
 ) -> LifeEvent {
     let id = plan.id;
     let parts = Arc::clone(&plan.parts);
+    plan.kind = None;
     let vm = match unless_ordered(&mut orders, find_vm(&plan, vmm)).await {
         Ok(vm) => vm,
         Err(error) => {
@@ -396,6 +397,7 @@ async fn run_on(
     let _published = listeners.serve(&guest, way_in, &plan.parts.tasks);
     // Fails only when the actor is gone; the life goes on and ends by itself.
     let _ = events.send(LifeEvent::Running(Box::new(running))).await;
+    plan.parts.standbys.prepare(plan);
     let (id, directory) = (plan.id, plan.parts.layout.machine_data(plan.id));
     let pager = plan.parts.pagers.of(id);
     tokio::select! {

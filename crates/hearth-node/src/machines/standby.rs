@@ -227,12 +227,11 @@ impl Standbys {
             Err(error) => return tracing::info!(%error, "no machine stands by for the next of its kind"),
         };
         let (ask, asked) = oneshot::channel();
-        let is_ready = false;
         self.lock().idle.push(Idle {
             kind,
             id,
             ask,
-            is_ready,
+            is_ready: false,
         });
         self.tasks.spawn(stand_by(of_nobody(plan, id), asked));
     }
