@@ -1,5 +1,7 @@
 //! A typed client: HTTP/1.1 over the node's Unix socket, one connection per request.
 
+use std::error::Error as _;
+use std::io::ErrorKind;
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
@@ -35,7 +37,7 @@ type Body =
 /// Says why a request had no answer that could be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// Nobody answers on the socket.
+    /// Nobody answers on the socket: nobody listens, or who did has ended before it had read the request.
     #[error("no node answers on {}", socket.display())]
     NoNode {
         /// The socket's path.
@@ -113,6 +115,22 @@ fn pieces(body: BodyPieces) -> Body {
     Either::Right(StreamBody::new(body.map(|piece| piece.map(Frame::data)).boxed()))
 }
 
+/// Tells how a request failed that nobody has read to its end, and so nobody has acted upon. A Unix socket says that it was reset when its
+/// other end was closed before it was accepted or read to the end, and that it is broken when that was so before the request was written.
+fn unread(error: &hyper::Error) -> Option<ErrorKind> {
+    if error.is_canceled() {
+        return Some(ErrorKind::ConnectionReset);
+    }
+    let mut cause = error.source()?;
+    let kind = loop {
+        match cause.downcast_ref::<std::io::Error>() {
+            Some(error) => break error.kind(),
+            None => cause = cause.source()?,
+        }
+    };
+    matches!(kind, ErrorKind::ConnectionReset | ErrorKind::BrokenPipe).then_some(kind)
+}
+
 fn empty() -> Body {
     Either::Left(Full::new(Bytes::new()))
 }
@@ -131,15 +149,21 @@ impl Client {
     }
 
     async fn send(&self, request: Request<Body>) -> Result<Response<Incoming>, ClientError> {
-        let connected = UnixStream::connect(&self.socket).await;
-        let io = connected.map_err(|source| ClientError::NoNode {
+        let nobody = |source| ClientError::NoNode {
             socket: self.socket.clone(),
             source,
-        })?;
+        };
+        let io = UnixStream::connect(&self.socket).await.map_err(nobody)?;
+        let at_once = matches!(request.body(), Either::Left(_));
         let (mut sender, connection) = http1::handshake(TokioIo::new(io)).await?;
         // Ends with the request's last byte, or when the response's body is dropped.
         tokio::spawn(connection.with_upgrades());
-        let response = sender.send_request(request).await?;
+        let response = sender.send_request(request).await;
+        let response = response.map_err(|error| match unread(&error) {
+            // Of a body that goes piece by piece, the node may have used what it had read.
+            Some(kind) if at_once => nobody(kind.into()),
+            _ => ClientError::Connection(error),
+        })?;
         if response.status().is_success() || response.status() == StatusCode::SWITCHING_PROTOCOLS {
             return Ok(response);
         }

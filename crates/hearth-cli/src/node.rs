@@ -215,7 +215,12 @@ impl Node {
 
 /// Whether a node is absent, rather than there and failing.
 pub(crate) fn nobody_answers(error: &ClientError) -> bool {
-    let absent = [io::ErrorKind::NotFound, io::ErrorKind::ConnectionRefused];
+    let absent = [
+        io::ErrorKind::NotFound,
+        io::ErrorKind::ConnectionRefused,
+        io::ErrorKind::ConnectionReset,
+        io::ErrorKind::BrokenPipe,
+    ];
     matches!(error, ClientError::NoNode { source, .. } if absent.contains(&source.kind()))
 }
 
@@ -418,6 +423,30 @@ mod tests {
         std::fs::set_permissions(directory.path().join("run"), mode).unwrap();
         let error = starter.start().await.unwrap_err();
         assert!(matches!(error, StartError::ForeignDirectory { .. }), "{error}");
+    }
+
+    /// What a client is told that asks a node which reads at most so much, and ends.
+    async fn answer_of_one_that_reads(limit: usize) -> ClientError {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("s");
+        let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+        let asked = tokio::spawn(async move { Client::new(socket).node_status().await });
+        let (mut connection, _) = listener.accept().await.unwrap();
+        connection.readable().await.unwrap();
+        let _ = connection.read(&mut vec![0; limit]).await.unwrap();
+        drop(connection);
+        asked.await.unwrap().unwrap_err()
+    }
+
+    #[tokio::test]
+    async fn who_ends_before_the_request_was_read_is_no_node() {
+        for limit in [0, 1] {
+            let error = answer_of_one_that_reads(limit).await;
+            assert!(nobody_answers(&error), "{error:?}");
+        }
+        // What was read may have been done.
+        let error = answer_of_one_that_reads(4096).await;
+        assert!(matches!(error, ClientError::Connection(_)), "{error:?}");
     }
 
     #[test]

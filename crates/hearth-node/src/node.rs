@@ -3,13 +3,13 @@
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::fd::RawFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hearth_api::location::{Location, LocationError};
 use hearth_machine::{ByteSize, HostLimits};
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -18,7 +18,7 @@ use crate::api::{self, Identity, Service};
 use crate::host::cgroup::Groups;
 use crate::host::failpoint::{self, BadFailpoint};
 use crate::host::lock::{self, Lock};
-use crate::host::{files, own};
+use crate::host::{files, own, peer};
 use crate::images::{ImageError, Images};
 use crate::layout::Layout;
 use crate::machines::{Drivers, EventLog, Machines, Pace, Pagers, Parts, Standbys};
@@ -71,7 +71,7 @@ impl NodeError {
     }
 }
 
-/// How long the node that holds the lock may take to listen.
+/// How long the node that holds the lock may take to listen, or to end.
 const SERVER_DEADLINE: Duration = Duration::from_secs(5);
 /// How long streams have to tell their clients how their machines ended, once all have.
 const LAST_STREAMS: Duration = Duration::from_secs(2);
@@ -139,13 +139,7 @@ async fn serve(starter: &mut Starter) -> Result<(), NodeError> {
     }
     // Root file systems in it are readable for monitors, by their links in the directories of machines.
     files::make_directory(&layout.images(), 0o700).map_err(NodeError::at(&layout.images()))?;
-    let _lock = match take_lock(&layout, &location) {
-        Err(error @ NodeError::Taken(_)) => {
-            wait_for_server(&location.socket).await;
-            return Err(error);
-        }
-        other => other?,
-    };
+    let _lock = take_lock(&layout, &location).await?;
     // At once, so that who comes meanwhile waits to be served instead of finding nobody.
     let listener = listen(&location.socket)?;
     let machines = build(&layout).await?;
@@ -186,24 +180,28 @@ async fn serve(starter: &mut Starter) -> Result<(), NodeError> {
     served
 }
 
-fn take_lock(layout: &Layout, location: &Location) -> Result<Lock, NodeError> {
+/// Takes the lock, unless a node listens that has it. The one that has it may be a moment younger than this one, and not listen yet; or
+/// it is about to end, or has died, and a child that was to execute a program has its files until it does.
+async fn take_lock(layout: &Layout, location: &Location) -> Result<Lock, NodeError> {
     let path = layout.run().join("node.lock");
-    match lock::try_lock(&path) {
-        Ok(Some(lock)) => Ok(lock),
-        Ok(None) => Err(NodeError::Taken(location.socket.clone())),
-        Err(source) => Err(NodeError::Io { path, source }),
+    let deadline = Instant::now() + SERVER_DEADLINE;
+    loop {
+        match lock::try_lock(&path) {
+            Ok(Some(lock)) => return Ok(lock),
+            Ok(None) => {}
+            Err(source) => return Err(NodeError::Io { path, source }),
+        }
+        // Whoever asked finds out what is wrong when it connects.
+        if is_served(&location.socket).await || Instant::now() > deadline {
+            return Err(NodeError::Taken(location.socket.clone()));
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }
 
-/// Waits until the node that holds the lock listens: it is a moment younger than this one.
-async fn wait_for_server(socket: &std::path::Path) {
-    let listens = async {
-        while tokio::net::UnixStream::connect(socket).await.is_err() {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    };
-    // Whoever asked finds out what is wrong when it connects.
-    let _ = tokio::time::timeout(SERVER_DEADLINE, listens).await;
+async fn is_served(socket: &Path) -> bool {
+    let connected = UnixStream::connect(socket).await;
+    connected.is_ok_and(|connection| peer::listener_lives(&connection).unwrap_or(true))
 }
 
 async fn build(layout: &Layout) -> Result<Machines, NodeError> {
@@ -249,7 +247,7 @@ fn groups() -> Groups {
 }
 
 /// Binds the socket, for its owner alone. Who holds the lock may replace what an earlier node left.
-fn listen(path: &std::path::Path) -> Result<UnixListener, NodeError> {
+fn listen(path: &Path) -> Result<UnixListener, NodeError> {
     files::remove_file(path).map_err(NodeError::at(path))?;
     let listener = lock::bind_private(path).map_err(NodeError::at(path))?;
     UnixListener::from_std(listener).map_err(NodeError::at(path))

@@ -1,14 +1,14 @@
 //! The node: started by whoever needs it, once; private; stopped when it may be.
 
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt as _;
-use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use e2e::{DEADLINE, Driver, TestNode, check};
 
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal, kill_process, pidfd_getfd, pidfd_open};
 
 use crate::support::{stay, until};
 
@@ -118,9 +118,54 @@ pub(crate) fn kill(node: &TestNode) -> Result<()> {
     let process = pidfd_open(pid, PidfdFlags::empty())?;
     kill_process(pid, Signal::KILL)?;
     poll(&mut [PollFd::new(&process, PollFlags::IN)], None)?;
-    // A process that the node was about to execute may have its socket for a moment longer, where nobody answers.
-    until("its socket is nobody's", || {
-        Ok(UnixStream::connect(&node.location().socket).is_err())
+    Ok(())
+}
+
+/// Takes a descriptor of a process as well, as a child has it until it executes a program.
+fn share(process: &OwnedFd, pid: Pid, is: impl Fn(&Path) -> bool) -> Result<OwnedFd> {
+    for entry in std::fs::read_dir(format!("/proc/{pid}/fd"))? {
+        let entry = entry?;
+        if std::fs::read_link(entry.path()).is_ok_and(|target| is(&target)) {
+            let number = entry.file_name().to_string_lossy().parse()?;
+            return Ok(pidfd_getfd(process, number, PidfdGetfdFlags::empty())?);
+        }
+    }
+    bail!("the node has no such file")
+}
+
+/// The kernel's name of the socket that is bound to a path.
+fn bound_to(path: &Path) -> Result<PathBuf> {
+    let sockets = std::fs::read_to_string("/proc/net/unix")?;
+    let named = |line: &&str| line.ends_with(&format!(" {}", path.display()));
+    let line = sockets.lines().find(named).context("nobody listens")?;
+    let inode = line.split_whitespace().nth(6).context("a socket has a number")?;
+    Ok(format!("socket:[{inode}]").into())
+}
+
+#[test]
+fn a_dead_nodes_socket_and_lock_keep_nobody_from_the_next() -> Result<()> {
+    check(TestNode::bare(Driver::Auto), |node| {
+        node.hearth(["ps"]).ok()?;
+        let first = node.status()?.pid;
+        let pid = Pid::from_raw(i32::try_from(first)?).context("a node has a process id")?;
+        let process = pidfd_open(pid, PidfdFlags::empty())?;
+        let socket = bound_to(&node.location().socket)?;
+        let listener = share(&process, pid, |file| file == socket)?;
+        let path = node.location().run.join("node.lock");
+        let lock = share(&process, pid, |file| file == path)?;
+        kill(node)?;
+        let asked = node.hearth(["ps", "--json"]).spawn()?;
+        // It has connected to the dead node's socket.
+        poll(&mut [PollFd::new(&listener, PollFlags::IN)], None)?;
+        drop(listener);
+        let started = format!("/proc/{0}/task/{0}/children", asked.pid());
+        until("it starts the next node", || {
+            Ok(!std::fs::read_to_string(&started)?.is_empty())
+        })?;
+        drop(lock);
+        assert_eq!(asked.finish(DEADLINE)?.success()?.text()?.trim(), "[]");
+        assert_ne!(node.status()?.pid, first);
+        Ok(())
     })
 }
 

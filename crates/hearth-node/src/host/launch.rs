@@ -196,17 +196,21 @@ fn start(launch: Launch, namespaces: Vec<RawFd>, rights: Option<u64>) -> Result<
         .map(AsRawFd::as_raw_fd)
         .chain(lifeline)
         .collect();
+    let standard = [null.as_raw_fd(), output, launch.log.as_raw_fd()];
+    let fence = launch.fence.as_ref().map(|fence| fence.0.as_raw_fd());
+    let needed = standard.iter().chain(&passed).chain(&namespaces).chain(&fence);
     let mut child = Child {
+        foreign: between(needed.copied().collect()),
         program: strings.program.as_ptr(),
         argv: strings.argv(),
         envp: [c"LC_ALL=C.UTF-8".as_ptr(), std::ptr::null()],
-        standard: [null.as_raw_fd(), output, launch.log.as_raw_fd()],
+        standard,
         parked: vec![0; passed.len() + 3],
         passed,
         namespaces,
         rights,
         mounts: strings.mounts(),
-        fence: launch.fence.as_ref().map(|fence| fence.0.as_raw_fd()),
+        fence,
         directory: strings.directory.as_ptr(),
         user: launch.user,
         groups: &launch.groups,
@@ -273,6 +277,8 @@ impl Strings {
 
 /// What the child reads before it execs, all of it made beforehand, and the little that it writes.
 struct Child<'a> {
+    /// The descriptors that it has no use for, from one to another.
+    foreign: Vec<[RawFd; 2]>,
     program: *const libc::c_char,
     argv: Vec<*const libc::c_char>,
     envp: [*const libc::c_char; 2],
@@ -362,6 +368,7 @@ extern "C" fn run_child(argument: *mut libc::c_void) -> libc::c_int {
 }
 
 fn become_program(child: &mut Child<'_>) -> Step {
+    close_foreign(&child.foreign)?;
     reset_signal_handlers();
     call("setsid (own session)", libc::SYS_setsid, [0; 4])?;
     write_oom_score_adj(child.oom_score_adj)?;
@@ -415,6 +422,28 @@ fn become_program(child: &mut Child<'_>) -> Step {
     )
 }
 
+/// Returns the ranges of descriptors that none of these is in.
+fn between(mut needed: Vec<RawFd>) -> Vec<[RawFd; 2]> {
+    needed.sort_unstable();
+    needed.dedup();
+    let from = std::iter::once(0).chain(needed.iter().map(|used| used + 1));
+    let to = needed.iter().map(|used| used - 1).chain([RawFd::MAX]);
+    from.zip(to)
+        .filter(|(from, to)| from <= to)
+        .map(|(from, to)| [from, to])
+        .collect()
+}
+
+/// Gives up what is the node's alone before anything that takes time. Should the node die meanwhile, its socket and its lock would be
+/// this child's, and whoever wants the next node would wait for one that answers nobody.
+fn close_foreign(foreign: &[[RawFd; 2]]) -> Step {
+    for [from, to] in foreign {
+        let range = [arg(*from), arg(*to), 0, 0];
+        call("close_range (the node's)", libc::SYS_close_range, range)?;
+    }
+    Ok(())
+}
+
 /// Has no program that it executes gain any right, for good.
 fn renounce_privileges() -> Step {
     let no_new_privileges = libc::PR_SET_NO_NEW_PRIVS as usize;
@@ -464,7 +493,8 @@ fn write_oom_score_adj(score: &[u8]) -> Step {
     call(step, libc::SYS_close, [descriptor, 0, 0, 0])
 }
 
-/// Moves the descriptors to 0, 1, 2 and [`FIRST_PASSED_FD`] and up, by way of numbers out of the way, and has all others closed.
+/// Moves the descriptors to 0, 1, 2 and [`FIRST_PASSED_FD`] and up, by way of numbers out of the way, and has the others closed that
+/// were needed until here.
 fn place_descriptors(child: &mut Child<'_>) -> Step {
     let step = "placing descriptors";
     let duplicate = libc::F_DUPFD_CLOEXEC as usize;
@@ -518,4 +548,17 @@ fn value(
         // SAFETY: errno's address is this thread's own; the parent's thread, which shares it, is suspended.
         (step, unsafe { *libc::__errno_location() })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_needed_lies_between_what_is() {
+        let all = [0, RawFd::MAX];
+        assert_eq!(between(vec![]), [all]);
+        assert_eq!(between(vec![7, 3, 7, 8]), [[0, 2], [4, 6], [9, RawFd::MAX]]);
+        assert_eq!(between(vec![0, 1, 2]), [[3, RawFd::MAX]]);
+    }
 }

@@ -60,6 +60,25 @@ pub fn accept(listener: &OwnedFd) -> io::Result<Option<Peer>> {
     }))
 }
 
+/// Whether the process lives that has begun to listen where `socket` is connected. After its end, its listener may be another's for a
+/// moment: a child's that is about to execute a program.
+///
+/// # Errors
+/// Returns the kernel's.
+pub fn listener_lives(socket: impl AsFd) -> io::Result<bool> {
+    let listener = rustix::net::sockopt::socket_peercred(socket)?;
+    match rustix::process::pidfd_open(listener.pid, PidfdFlags::empty()) {
+        Ok(process) => Ok(!has_ended(&process)?),
+        Err(Errno::SRCH) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn has_ended(process: &OwnedFd) -> io::Result<bool> {
+    let mut polled = [PollFd::new(process, PollFlags::IN)];
+    Ok(poll(&mut polled, Some(&rustix::event::Timespec::default()))? > 0)
+}
+
 fn has_hung_up(socket: &OwnedFd) -> io::Result<bool> {
     let mut polled = [PollFd::new(socket, PollFlags::empty())];
     poll(&mut polled, Some(&rustix::event::Timespec::default()))?;
