@@ -14,8 +14,9 @@ use crate::node::kill;
 use crate::support::until;
 
 /// The cases of every pair.
-pub(crate) const CASES: [Case; 5] = [
+pub(crate) const CASES: [Case; 6] = [
     ("snapshot and restore", restore, Often::NotSlowly),
+    ("snapshot --diff, three in a row", diffs, Often::NotSlowly),
     ("snapshot --disk-only, --stop", parts, Often::NotSlowly),
     ("rollback", rollback, Often::NotSlowly),
     ("ten forks at once", forks, Often::NotSlowly),
@@ -104,6 +105,29 @@ fn restore(node: &TestNode, guest: &Guest) -> Result<()> {
     node.hearth(["restore", "two", "--name", "c"]).ok()?;
     node.hearth(["snapshot", "rm", "one", "two"]).ok()?;
     is_a_copy(node, "c", guest).map(drop)
+}
+
+fn diffs(node: &TestNode, guest: &Guest) -> Result<()> {
+    source(node, "source", guest)?;
+    take(node, "source", "0", &[])?;
+    lose(node, "source", guest)?;
+    for (generation, before) in (1..=3).map(|number: u32| (number.to_string(), (number - 1).to_string())) {
+        let copy = format!("copy-{generation}");
+        node.hearth(["restore", &before, "--name", &copy]).ok()?;
+        is_a_copy(node, &copy, guest)?;
+        let diff = take(node, &copy, &generation, &["--diff"])?.snapshot;
+        ensure!(diff.diff, "{diff:?}");
+    }
+    node.hearth(["rm", "-f", "source", "copy-1", "copy-2", "copy-3"])
+        .ok()?;
+    node.hearth(["snapshot", "rm", "0", "1", "2"]).ok()?;
+    // Two at once, of a node that has to read it first; the second one has a part in the first one's memory.
+    kill(node)?;
+    node.hearth(["restore", "3", "--name", "a"]).ok()?;
+    node.hearth(["restore", "3", "--name", "b"]).ok()?;
+    node.hearth(["snapshot", "rm", "3"]).ok()?;
+    lose(node, "a", guest)?;
+    is_a_copy(node, "b", guest).map(drop)
 }
 
 fn parts(node: &TestNode, guest: &Guest) -> Result<()> {
@@ -251,7 +275,6 @@ fn change_key(files: &Path, field: &str, value: &str) -> Result<()> {
 }
 
 fn bad_files(node: &TestNode, guest: &Guest) -> Result<()> {
-    // QEMU writes the memory of a clone into its state.
     let head = ["--no-template", "-m", "96m", "--name", "m", "busybox"];
     node.start(with(&head, guest.wait))?;
     fill(node, "m", guest)?;

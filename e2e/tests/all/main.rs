@@ -147,6 +147,7 @@ on_driver!(
         execute::an_execution_ends_with_its_time_its_client_and_its_node,
         ports::connections_are_many_at_once,
         snapshot::what_a_snapshot_kept_goes_on_in_another_machine,
+        snapshot::diffs_keep_what_has_changed_and_make_whole_machines,
         snapshot::a_rollback_takes_a_machine_back_to_what_it_was,
         correctness::forks_are_machines_of_their_own,
         snapshot::forks_go_on_where_the_machine_is_which_does_not_notice,

@@ -132,6 +132,73 @@ pub(crate) fn what_a_snapshot_kept_goes_on_in_another_machine(node: &TestNode) -
     Ok(())
 }
 
+/// Each generation keeps what differs from the one memory that all began with; files of 4 MB of noise tell whether it is all there.
+pub(crate) fn diffs_keep_what_has_changed_and_make_whole_machines(node: &TestNode) -> Result<()> {
+    let memory = ["-m", "128m"];
+    node.run(memory.iter().chain(&["--rm", "busybox", "true"])).ok()?;
+    node.start(
+        memory
+            .iter()
+            .chain(&["--name", "first", "busybox", "sleep", "1000"]),
+    )?;
+    ensure!(node.inspect("first")?.template.is_some(), "it was booted");
+    let grown = "cat /dev/shm/noise* | md5sum";
+    let mut machine = "first".to_owned();
+    let mut sums = Vec::new();
+    for generation in 1..=3 {
+        // Pages that a base has become zeros, too.
+        let noise = format!(
+            "cd /dev/shm; head -c 2000000 /dev/zero | dd of=noise{} conv=notrunc; head -c 4000000 /dev/urandom > noise{generation}",
+            generation - 1
+        );
+        sh(node, &machine, &noise)?;
+        sums.push(sh(node, &machine, grown)?);
+        let name = format!("diff{generation}");
+        let diff = take(node, &machine, &name, &["--diff"])?.snapshot;
+        let (took, whole) = (diff.size_bytes, 20_000_000);
+        ensure!(diff.diff && took < whole, "generation {generation}: {diff:?}");
+        let kept = node.location().data.join("snapshots").join(&diff.id);
+        ensure!(kept.join("vm/changes").exists() && !kept.join("vm/memory").exists());
+        sh(node, &machine, "rm /dev/shm/noise*")?;
+        machine = format!("copy{generation}");
+        node.hearth(["restore", &name, "--name", &machine]).ok()?;
+        ensure!(
+            sh(node, &machine, grown)? == sums[generation - 1],
+            "generation {generation}"
+        );
+    }
+    // Templates and older generations may go: each has a link to what it needs.
+    node.hearth(["rm", "-f", "first", "copy1", "copy2", "copy3"])
+        .ok()?;
+    node.hearth(["snapshot", "rm", "diff1"]).ok()?;
+    node.hearth(["template", "prune", "--all"]).ok()?;
+    let archive = node.home().join("diff3.snapshot");
+    let path = archive.to_string_lossy().into_owned();
+    node.hearth(["snapshot", "export", "diff3", "-o", &path]).ok()?;
+    node.hearth(["snapshot", "rm", "diff3"]).ok()?;
+    node.hearth(["snapshot", "import", "-i", &path, "-n", "back"])
+        .ok()?;
+    for (name, sum) in [("diff2", &sums[1]), ("back", &sums[2])] {
+        node.hearth(["restore", name, "--name", "again"]).ok()?;
+        ensure!(&sh(node, "again", grown)? == sum, "{name}");
+        let forked: Forked =
+            serde_json::from_str(&node.hearth(["fork", "again", "-n", "2", "--json"]).ok()?)?;
+        for fork in &forked.machines {
+            ensure!(&sh(node, &fork.name, grown)? == sum, "a fork of {name}");
+            node.hearth(["rm", "-f", &fork.name]).ok()?;
+        }
+        // What has changed by more than half of the base is whole again.
+        sh(node, "again", "head -c 34000000 /dev/urandom > /dev/shm/much")?;
+        let much = take(node, "again", "much", &["--diff"])?.snapshot;
+        ensure!(!much.diff, "{much:?}");
+        node.hearth(["rollback", "again", "much"]).ok()?;
+        ensure!(sh(node, "again", "rm /dev/shm/much; cat /dev/shm/noise* | md5sum")? == *sum);
+        node.hearth(["rm", "-f", "again"]).ok()?;
+        node.hearth(["snapshot", "rm", "much"]).ok()?;
+    }
+    Ok(())
+}
+
 pub(crate) fn a_rollback_takes_a_machine_back_to_what_it_was(node: &TestNode) -> Result<()> {
     start(node, "web", COUNTER)?;
     sh(node, "web", "echo good > /state")?;

@@ -49,4 +49,4 @@ pub use snapshot::{
     RestoreSnapshot, RollbackMachine, Snapshot,
 };
 pub use stats::{GuestStats, MachineStats, MonitorStats, NetworkStats, StatsSample};
-pub use template::{KeptGuest, PruneTemplates, PrunedTemplates, Template};
+pub use template::{KeptGuest, PruneTemplates, PrunedTemplates, Template, TemplateMoment};

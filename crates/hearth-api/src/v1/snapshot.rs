@@ -31,8 +31,11 @@ pub struct Snapshot {
     pub guest: KeptGuest,
     /// RFC 3339.
     pub created_at: String,
-    /// What it takes on the disk, in bytes.
+    /// What it takes on the disk, in bytes; not what it shares.
     pub size_bytes: u64,
+    /// Whether its memory is kept as what differs from another one, which it shares.
+    #[serde(default)]
+    pub diff: bool,
     /// Why no machine can be made of it here; absent when one can.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unusable: Option<String>,
@@ -71,6 +74,9 @@ pub struct CreateSnapshot {
     /// The machine ends at the moment of the snapshot, instead of going on.
     #[serde(default)]
     pub stop: bool,
+    /// Keep of the memory what differs from the template or snapshot that the machine came from; all of it where that is no gain.
+    #[serde(default)]
+    pub diff: bool,
 }
 
 /// A snapshot that was taken.

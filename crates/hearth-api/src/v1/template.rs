@@ -34,12 +34,26 @@ pub struct Template {
     pub kernel_digest: String,
     /// Digest of the initramfs, which has the agent.
     pub initramfs_digest: String,
+    /// How far the start of the machine had come that it was taken of.
+    #[serde(default)]
+    pub moment: TemplateMoment,
     /// RFC 3339.
     pub created_at: String,
     /// RFC 3339; when a machine was last made of it.
     pub used_at: String,
     /// What it takes on the disk, in bytes.
     pub size_bytes: u64,
+}
+
+/// How far the start of the machine had come that a template was taken of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum TemplateMoment {
+    /// Its agent had greeted: for machines that start again, which have a disk already.
+    #[default]
+    Greeted,
+    /// Its disks were mounted: for machines that start for the first time.
+    Configured,
 }
 
 /// Asks for the removal of templates.

@@ -45,6 +45,7 @@ pub(crate) enum SnapshotCommand {
 Examples:
   hearth snapshot create web
   hearth snapshot create web -n before-upgrade
+  hearth snapshot create web --diff
   hearth snapshot create web --disk-only")]
 pub(crate) struct SnapshotCreate {
     /// Machine, by name or id
@@ -58,6 +59,9 @@ pub(crate) struct SnapshotCreate {
     /// End the machine at that moment, instead of letting it go on
     #[arg(long, conflicts_with = "disk_only")]
     pub(crate) stop: bool,
+    /// Keep of the memory only what differs from the template or snapshot that the machine came from; all of it where that is no gain
+    #[arg(long, conflicts_with = "disk_only")]
+    pub(crate) diff: bool,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,

@@ -44,6 +44,7 @@ async fn create(node: &Node, arguments: SnapshotCreate) -> Result<ExitCode, CliE
         name: arguments.name,
         disk_only: arguments.disk_only,
         stop: arguments.stop,
+        diff: arguments.diff,
     };
     let created = node
         .call(async |client| client.snapshot_create(&arguments.machine, &request).await)
@@ -79,9 +80,10 @@ fn table(snapshots: &[v1::Snapshot], now: Timestamp) -> Table {
         ("STATUS", None),
     ]);
     for snapshot in snapshots {
-        let has = match snapshot.extent {
-            v1::Extent::Full => "all",
-            v1::Extent::Disk => "disk",
+        let has = match (snapshot.extent, snapshot.diff) {
+            (v1::Extent::Full, false) => "all",
+            (v1::Extent::Full, true) => "diff",
+            (v1::Extent::Disk, _) => "disk",
         };
         let status = match (&snapshot.unusable, snapshot.secrets.is_empty()) {
             (Some(_), _) => "unusable here",

@@ -109,6 +109,7 @@ async fn keep(
     let request = CreateSnapshot {
         name: Some(name),
         disk_only: false,
+        diff: false,
         stop: true,
     };
     let created = node.call(async |client| client.snapshot_create(&machine.id, &request).await);
@@ -167,10 +168,15 @@ fn table(templates: &[v1::Template], now: Timestamp) -> Table {
         ("CPUS", None),
         ("DISK", None),
         ("DRIVER", None),
+        ("FOR", None),
         ("SIZE", None),
         ("USED", None),
     ]);
     for template in templates {
+        let starts = match template.moment {
+            v1::TemplateMoment::Configured => "first starts",
+            v1::TemplateMoment::Greeted => "restarts",
+        };
         table.push([
             Cell::from(&template.id),
             Cell::from(short(&template.image_digest)),
@@ -178,6 +184,7 @@ fn table(templates: &[v1::Template], now: Timestamp) -> Table {
             Cell::from(template.guest.vcpus.to_string()),
             Cell::from(ByteSize::from_bytes(template.guest.disk_bytes).to_string()),
             Cell::from(format!("{} {}", template.guest.driver, template.guest.version)),
+            Cell::from(starts),
             Cell::from(ByteSize::from_bytes(template.size_bytes).to_string()),
             Cell::from(ago(&template.used_at, now)),
         ]);

@@ -12,7 +12,7 @@ use crate::machines::{MachineSnapshot, View};
 use crate::records::health::health_fact;
 use crate::records::spec;
 use crate::setup;
-use crate::snapshots::{Description, Extent, Template, TemplateKey};
+use crate::snapshots::{Description, Extent, Moment, Template, TemplateKey};
 
 /// How a machine stands.
 fn state(view: &View) -> v1::MachineState {
@@ -67,6 +67,10 @@ pub(super) fn template(template: Template) -> v1::Template {
         image_digest: key.image,
         kernel_digest: key.kernel,
         initramfs_digest: key.initramfs,
+        moment: match key.moment {
+            Moment::Greeted => v1::TemplateMoment::Greeted,
+            Moment::Configured => v1::TemplateMoment::Configured,
+        },
         created_at: template.created_at,
         used_at: used_at.to_string(),
         size_bytes: template.bytes,
@@ -97,6 +101,7 @@ pub(super) fn snapshot(snapshot: MachineSnapshot, unusable: Option<String>) -> v
         guest: guest(&key),
         created_at: snapshot.created_at,
         size_bytes: snapshot.bytes,
+        diff: snapshot.is_diff,
         unusable,
     }
 }

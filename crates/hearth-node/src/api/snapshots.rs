@@ -20,7 +20,7 @@ use super::convert;
 use super::error::{ApiError, body, internal};
 use crate::machines::{MachineSnapshot, NewForks, NewRestored, NewSnapshot, SnapshotError};
 use crate::records::MachineRecord;
-use crate::snapshots::{Extent, StoreError};
+use crate::snapshots::{Extent, Form, StoreError};
 
 /// Carries something out to its end, whatever becomes of who asked for it.
 async fn to_its_end<T: Send + 'static>(
@@ -50,6 +50,10 @@ pub(super) async fn create(
             false => Extent::Full,
         },
         stop: request.stop,
+        form: match request.diff {
+            true => Form::Changes,
+            false => Form::Whole,
+        },
     };
     let machines = service.machines.clone();
     let taking = async move { machines.snapshot(&machine, new).await };

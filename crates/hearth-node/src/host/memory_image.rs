@@ -8,16 +8,76 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fstat, memfd_create};
 
 use super::files::{PRIVATE, next_stretch};
+use super::memory_changes::Changes;
+
+/// The name that the memory of restored machines has in their monitors' `/proc/PID/maps`.
+pub const SEALED_NAME: &str = "/memfd:hearth-memory";
 
 const PAGE: usize = 4 << 10;
 
 /// How much is read at once, in bytes.
 const CHUNK: usize = 1 << 20;
+
+/// The file of a whole memory, sparse, in the directory that a monitor's snapshot is in.
+pub const MEMORY_FILE: &str = "memory";
+
+/// In the place of that: the memory that the machine was restored from, a link to a file that others have, too, and nobody writes to.
+pub const BASE_FILE: &str = "base";
+
+/// And in what the guest's memory differs from it.
+pub const CHANGES_FILE: &str = "changes";
+
+/// The files of a memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemoryFiles {
+    /// A whole image.
+    pub whole: PathBuf,
+    /// What is another since that was taken.
+    pub changes: Option<PathBuf>,
+}
+
+impl MemoryFiles {
+    /// Returns those in a directory.
+    pub fn of(directory: &Path) -> Self {
+        let changes = directory.join(CHANGES_FILE);
+        match changes.exists() {
+            true => Self {
+                whole: directory.join(BASE_FILE),
+                changes: Some(changes),
+            },
+            false => Self {
+                whole: directory.join(MEMORY_FILE),
+                changes: None,
+            },
+        }
+    }
+
+    /// Writes them as one image. `to` is new.
+    ///
+    /// # Errors
+    /// Returns the file system's error; what was begun is removed.
+    pub fn flatten(&self, to: &Path) -> io::Result<()> {
+        copy(&self.whole, to)?;
+        let applied = self.apply(|| OpenOptions::new().write(true).open(to));
+        if applied.is_err() {
+            // The error that counts is the first one.
+            let _ = std::fs::remove_file(to);
+        }
+        applied
+    }
+
+    fn apply(&self, image: impl FnOnce() -> io::Result<File>) -> io::Result<()> {
+        match &self.changes {
+            Some(changes) => Changes::open(changes)?.apply(&image()?),
+            None => Ok(()),
+        }
+    }
+}
 
 /// Copies a memory file; pages of zeros become holes. `to` is new.
 ///
@@ -38,15 +98,16 @@ pub fn copy(from: &Path, to: &Path) -> io::Result<()> {
     copied
 }
 
-/// Loads a memory file into memory that cannot be changed any more, by whomever.
+/// Loads a memory into memory that cannot be changed any more, by whomever.
 ///
 /// # Errors
 /// Returns the kernel's error.
-pub fn sealed(from: &Path) -> io::Result<OwnedFd> {
-    let source = File::open(from)?;
+pub fn sealed(from: &MemoryFiles) -> io::Result<OwnedFd> {
+    let source = File::open(&from.whole)?;
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let target = File::from(memfd_create("hearth-memory", flags)?);
     copy_pages(&source, &target)?;
+    from.apply(|| target.try_clone())?;
     fcntl_add_seals(
         &target,
         SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL,
@@ -151,7 +212,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let from = directory.path().join("a");
         let bytes = original(&from);
-        let sealed = File::from(sealed(&from).unwrap());
+        let files = MemoryFiles {
+            whole: from,
+            changes: None,
+        };
+        let sealed = File::from(sealed(&files).unwrap());
         let mut read = vec![0; bytes.len()];
         sealed.read_exact_at(&mut read, 0).unwrap();
         assert!(read == bytes);

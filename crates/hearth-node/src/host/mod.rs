@@ -15,6 +15,7 @@ pub mod kvm;
 pub mod launch;
 pub mod lock;
 pub mod mapped;
+pub mod memory_changes;
 pub mod memory_image;
 pub mod network_namespace;
 pub mod own;
@@ -23,6 +24,7 @@ pub mod passing;
 pub mod peer;
 pub mod poller;
 pub mod process;
+pub mod process_memory;
 #[cfg(test)]
 pub mod skip;
 pub mod unix_socket;

@@ -8,7 +8,7 @@
 //! program of it runs (`restore`). A guest that nobody thaws, because the node died, thaws itself.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,12 +16,13 @@ use hearth_machine::{Ended, Event};
 use tokio::sync::oneshot;
 
 use super::error::StartError;
-use super::life::{GUEST_DEADLINE, Plan, chain};
+use super::life::{self, GUEST_DEADLINE, Plan, chain};
 use super::silence::Silence;
 use crate::guest::{Guest, RequestError};
 use crate::host::{failpoint, files};
 use crate::snapshots::{Extent, Held};
-use crate::vmm::{ControlError, Machine as _, SnapshotError, SnapshotKind, Vm};
+use crate::vmm::snapshot::MEMORY_FILE;
+use crate::vmm::{self, ControlError, Machine as _, SnapshotError, SnapshotKind, Vm};
 
 /// How long the guest stands still at most; time in which its processors do not run is not counted.
 const STILL_AT_MOST: Duration = Duration::from_secs(30);
@@ -133,7 +134,10 @@ fn captured(plan: &Plan, received: u64, pause: Duration) -> Captured {
 async fn all(plan: &Plan, vm: &Vm, guest: &Guest, capture: &Capture) -> Result<u64, CaptureError> {
     let silence = Silence::begin(plan, guest).await.map_err(CaptureError::Silence)?;
     let written = match vm.snapshot(&capture.files.vm(), SnapshotKind::Full).await {
-        Ok(()) => written(plan, guest, capture).await,
+        Ok(()) => {
+            keep_origin(plan, &capture.files.vm());
+            written(plan, guest, capture).await
+        }
         Err(error) => Err(error.into()),
     };
     if capture.stop && written.is_ok() {
@@ -157,6 +161,18 @@ async fn written(plan: &Plan, guest: &Guest, capture: &Capture) -> Result<u64, C
     copy_disk(plan, capture).await?;
     failpoint::reach("capture-copied").map_err(at_disk)?;
     Ok(received)
+}
+
+/// Lets later snapshots of a machine that was booted tell in what they differ from this one.
+pub(super) fn keep_origin(plan: &Plan, directory: &Path) {
+    let dirs = life::dirs(&plan.parts.layout, plan.id);
+    let is_whole = std::fs::metadata(directory.join(MEMORY_FILE)).is_ok_and(|memory| memory.len() > 0);
+    if is_whole
+        && !dirs.origin().exists()
+        && let Err(error) = vmm::snapshot::keep_origin(directory, &dirs)
+    {
+        tracing::warn!(machine = %plan.id, %error, "later snapshots of it are whole");
+    }
 }
 
 async fn copy_disk(plan: &Plan, capture: &Capture) -> Result<(), CaptureError> {

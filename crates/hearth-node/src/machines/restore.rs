@@ -25,7 +25,7 @@ use crate::guest::Guest;
 use crate::host::failpoint;
 use crate::records::{BootFact, MachineRecord};
 use crate::snapshots::{Draft, Held};
-use crate::vmm::{BootRequest, Driver, Machine as _, RestoreRequest, SnapshotKind, Vm, Vmm as _};
+use crate::vmm::{BootRequest, Driver, Machine as _, RestoreRequest, Vm, Vmm as _};
 
 /// What a life begins with that is no boot.
 #[derive(Debug)]
@@ -35,8 +35,6 @@ pub(super) struct Restoration {
     pub(super) received: u64,
     /// What its monitor and kernel are.
     pub(super) boot: BootFact,
-    /// Where to leave the memory in a form that later machines can share.
-    pub(super) share: Option<PathBuf>,
     /// Keeps the files of a fork for as long as one is made of them.
     pub(super) _draft: Option<Arc<Draft<MachineRecord>>>,
 }
@@ -48,7 +46,7 @@ pub(super) async fn restore(
     boot: &BootRequest,
     source: &Restoration,
 ) -> Result<Vm, StartError> {
-    let snapshot = source.files.vm();
+    let snapshot = files(driver, source).await?;
     let request = RestoreRequest {
         boot: boot.clone(),
         memory: pagers::memory(plan, &snapshot)?,
@@ -57,17 +55,24 @@ pub(super) async fn restore(
     let vm = driver.restore(&request).await.map_err(StartError::Restore)?;
     let mut unless = KillOnDrop::armed(boot.id, &vm);
     failpoint::pass("restore-loaded");
-    if let Some(directory) = &source.share
-        && let Err(error) = vm.snapshot(directory, SnapshotKind::Full).await
-    {
-        tracing::warn!(machine = %boot.id, %error, "other machines of this snapshot do not share its memory");
-        // What is there is not whole; whoever takes it over finds nothing.
-        let _ = std::fs::remove_dir_all(directory);
-    }
     vm.resume().await.map_err(StartError::Resume)?;
     failpoint::pass("restore-resumed");
     unless.disarm();
     Ok(vm)
+}
+
+/// Returns the directory that the driver can restore from.
+async fn files(driver: &Driver, source: &Restoration) -> Result<PathBuf, StartError> {
+    if driver.capabilities().memory_changes {
+        return Ok(source.files.vm());
+    }
+    let held = source.files.clone();
+    let path = held.vm();
+    let whole = tokio::task::spawn_blocking(move || held.whole()).await;
+    whole
+        .map_err(std::io::Error::other)
+        .flatten()
+        .map_err(|source| StartError::Write { path, source })
 }
 
 /// Makes the guest this machine and lets its programs go on.

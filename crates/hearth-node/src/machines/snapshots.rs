@@ -25,7 +25,7 @@ use super::registry::{Known, Machines, make_place};
 use super::restore::Restoration;
 use crate::host::{failpoint, files};
 use crate::records::{BootFact, MachineRecord, RecordedState, RestartFact, spec};
-use crate::snapshots::{Description, Draft, Extent, Held, Moment, Snapshot, StoreError, TemplateKey};
+use crate::snapshots::{Description, Draft, Extent, Form, Held, Moment, Snapshot, StoreError, TemplateKey};
 use crate::vmm::{self, Vmm as _};
 
 /// The most forks at once.
@@ -47,6 +47,8 @@ pub struct NewSnapshot {
     pub extent: Extent,
     /// The machine ends at that moment.
     pub stop: bool,
+    /// How its memory is kept.
+    pub form: Form,
 }
 
 /// What a machine that goes on with a snapshot is to be.
@@ -175,6 +177,9 @@ impl Machines {
         let store = &self.parts.snapshots;
         let name = new.name.unwrap_or_else(|| store.free_name(&view.record.name));
         let draft = store.begin(&name)?;
+        if new.form == Form::Changes {
+            draft.keep_base(&life::dirs(&self.parts.layout, machine.id()).origin())?;
+        }
         let captured = self.capture(machine, &draft, new.extent, new.stop).await?;
         if new.stop && machine.view().state.is_alive() {
             // What was asked for has not happened before that.
@@ -182,7 +187,7 @@ impl Machines {
         }
         let record = machine.view().record;
         let key = self.key(machine, &record, new.extent)?;
-        let finished = draft.finish(|name| Description {
+        let finished = draft.finish(new.form, |name| Description {
             name,
             extent: new.extent,
             key,
@@ -329,32 +334,21 @@ impl Machines {
             memory_backend: new.memory_backend,
         };
         let machine = self.make(making, &held).await?;
-        let shares = match self.bring_up(&machine, &snapshot, held).await {
-            Ok(shares) => shares,
-            Err(error) => {
-                discard(&machine).await;
-                return Err(error);
-            }
-        };
-        machine.ask(|reply| Command::Finish { reply }).await?;
-        if shares {
-            let (store, id) = (Arc::clone(&self.parts.snapshots), snapshot.id.clone());
-            self.parts.tasks.spawn(async move {
-                if let Err(error) = store.take_over_shared(&id).await {
-                    tracing::warn!(snapshot = %id, error = %chain(&error), "its machines do not share memory");
-                }
-            });
+        if let Err(error) = self.bring_up(&machine, &snapshot, held).await {
+            discard(&machine).await;
+            return Err(error);
         }
+        machine.ask(|reply| Command::Finish { reply }).await?;
         Ok(machine)
     }
 
-    /// Starts a machine where a snapshot was. Tells whether its memory lies where others can share it.
+    /// Starts a machine where a snapshot was.
     async fn bring_up(
         &self,
         machine: &Machine,
         snapshot: &MachineSnapshot,
         held: Held,
-    ) -> Result<bool, SnapshotError> {
+    ) -> Result<(), SnapshotError> {
         self.place_disk(
             machine,
             &held.disk(),
@@ -363,19 +357,10 @@ impl Machines {
         .await?;
         if snapshot.description.extent == Extent::Disk {
             drop(held);
-            machine.start(None).await?;
-            return Ok(false);
+            return Ok(machine.start(None).await?);
         }
-        let share = sharing(&held);
-        let shares = share.is_some();
-        let source = restoration(&snapshot.description, held, share);
-        machine
-            .ask(|reply| Command::Restore {
-                source: Arc::new(source),
-                reply,
-            })
-            .await?;
-        Ok(shares)
+        let source = Arc::new(restoration(&snapshot.description, held));
+        Ok(machine.ask(|reply| Command::Restore { source, reply }).await?)
     }
 
     /// Makes a machine again what it was when a snapshot of it was taken; returns when its programs run.
@@ -398,7 +383,7 @@ impl Machines {
         self.place_disk(machine, &held.disk(), &disk).await?;
         failpoint::reach("rollback-copied").map_err(SnapshotError::write(&disk))?;
         let source = match description.extent {
-            Extent::Full => Some(Arc::new(restoration(description, held, None))),
+            Extent::Full => Some(Arc::new(restoration(description, held))),
             Extent::Disk => None,
         };
         let asked = machine.ask(|reply| {
@@ -618,19 +603,8 @@ impl Forking<'_> {
         Ok(made)
     }
 
-    /// The first one leaves its memory where the others can share it.
     async fn bring_up(&self, names: Vec<String>, made: &mut Vec<Machine>) -> Result<(), SnapshotError> {
-        let files = self.draft.files();
-        let share = (names.len() > 1).then(|| sharing(&files)).flatten();
-        let shares = share.is_some();
-        let mut names = names.into_iter();
-        if let Some(name) = names.next() {
-            made.push(self.one(name, share).await?);
-        }
-        if shares {
-            files.share().map_err(SnapshotError::write(&files.vm()))?;
-        }
-        let starts: Vec<_> = names.map(|name| self.one(name, None)).collect();
+        let starts: Vec<_> = names.into_iter().map(|name| self.one(name)).collect();
         let mut others = stream::iter(starts).buffer_unordered(FORKS_AT_ONCE);
         // Each one that came up is known, also when another one did not.
         let mut failed = None;
@@ -644,7 +618,7 @@ impl Forking<'_> {
         failed.map_or(Ok(()), Err)
     }
 
-    async fn one(&self, name: String, share: Option<PathBuf>) -> Result<Machine, SnapshotError> {
+    async fn one(&self, name: String) -> Result<Machine, SnapshotError> {
         let making = Making {
             record: &self.description.facts,
             owner: None,
@@ -659,7 +633,7 @@ impl Forking<'_> {
         let disk = self.machines.parts.layout.machine_disk(machine.id());
         let brought_up = async {
             self.machines.place_disk(&machine, &files.disk(), &disk).await?;
-            let mut source = restoration(self.description, self.draft.files(), share);
+            let mut source = restoration(self.description, self.draft.files());
             source._draft = Some(Arc::clone(&self.draft));
             let source = Arc::new(source);
             Ok(machine.ask(|reply| Command::Restore { source, reply }).await?)
@@ -680,14 +654,7 @@ impl Forking<'_> {
     }
 }
 
-/// Where to leave memory that others can share: where it is not so already, and nobody else does it.
-fn sharing(files: &Held) -> Option<PathBuf> {
-    let memory = files.vm().join(vmm::snapshot::MEMORY_FILE);
-    let in_state = std::fs::metadata(memory).is_ok_and(|memory| memory.len() == 0);
-    in_state.then(|| files.sharing().ok()).flatten()
-}
-
-fn restoration(description: &Description<MachineRecord>, files: Held, share: Option<PathBuf>) -> Restoration {
+fn restoration(description: &Description<MachineRecord>, files: Held) -> Restoration {
     Restoration {
         files,
         received: description.received,
@@ -697,7 +664,6 @@ fn restoration(description: &Description<MachineRecord>, files: Held, share: Opt
             version: description.key.version.clone(),
             fingerprint: description.key.fingerprint.clone(),
         },
-        share,
         _draft: None,
     }
 }

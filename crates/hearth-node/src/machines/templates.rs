@@ -17,6 +17,7 @@ use std::path::PathBuf;
 use hearth_machine::{DriverChoice, MachineId, NetworkMode};
 
 use super::boot::Stages;
+use super::capture;
 use super::error::StartError;
 use super::life::{GUEST_DEADLINE, Plan, chain, host_user};
 use super::pagers::{self, PagersError};
@@ -313,6 +314,7 @@ pub(super) async fn take(
         building.failed();
         return silence.end(plan, vm).await;
     }
+    capture::keep_origin(plan, directory);
     let disk = copy_disk(plan, &building).await;
     vm.resume().await.map_err(StartError::Resume)?;
     silence.end(plan, vm).await?;

@@ -12,7 +12,7 @@ use crate::host::failpoint;
 use crate::machines::{
     ExecSpec, Machine, Machines, NewMachine, NewRestored, NewSnapshot, SnapshotError, chain,
 };
-use crate::snapshots::{Extent, SnapshotId, StoreError};
+use crate::snapshots::{Extent, Form, SnapshotId, StoreError};
 
 /// How long a guest may take to show that it works.
 const CHECK_DEADLINE: Duration = Duration::from_secs(20);
@@ -127,6 +127,7 @@ async fn keep_golden(machines: &Machines, machine: &Machine, pool: &str, spec: &
         name: Some(name),
         extent: Extent::Full,
         stop: false,
+        form: Form::Whole,
     };
     match machines.snapshot(machine, new).await {
         Ok(_) | Err(SnapshotError::Store(StoreError::NameTaken { .. })) => {}

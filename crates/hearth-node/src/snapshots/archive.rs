@@ -16,7 +16,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::manifest::{Description, Extent, FileFact, Flaw, MANIFEST, Manifest};
-use super::named::ROOTFS;
+use super::named::{BASE, CHANGES, ROOTFS};
 use crate::host::files;
 
 /// The longest manifest, in bytes.
@@ -148,9 +148,10 @@ where
 fn check_files<F>(manifest: &Manifest<Description<F>>) -> Result<(), ArchiveError> {
     let names: Vec<&str> = manifest.files.iter().map(|file| file.name.as_str()).collect();
     let forms = match manifest.key.extent {
-        Extent::Disk => [&["disk", ROOTFS][..]; 2],
+        Extent::Disk => [&["disk", ROOTFS][..]; 3],
         Extent::Full => [
             &["disk", "vm/state", "vm/memory", ROOTFS][..],
+            &["disk", "vm/state", BASE, CHANGES, ROOTFS][..],
             &["disk", "shared/state", "shared/memory", ROOTFS][..],
         ],
     };
@@ -165,7 +166,7 @@ fn largest<F>(description: &Description<F>, name: &str) -> u64 {
     match name {
         ROOTFS => ROOTFS_MAX,
         "disk" => description.key.disk_bytes,
-        "vm/memory" | "shared/memory" => memory,
+        "vm/memory" | "shared/memory" | BASE => memory,
         _ => memory.saturating_add(STATE_MAX),
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! DATA/snapshots/ID/           manifest.json, disk, rootfs.img (a link), and vm/ with what the driver wrote
-//! DATA/snapshots/ID/shared/    in the place of vm/, once a machine has left it there: memory that machines can share
+//! DATA/snapshots/ID/whole/     the same with the memory whole, for monitors that take no changes; made when it is asked for
 //! DATA/snapshots/ID.new/       one that is being taken; its manifest goes in last, then the directory gets its name
 //! ```
 //! What is in the description beyond a name is up to who takes them: `F`. Whoever reads files of a snapshot holds its lock shared;
@@ -11,7 +11,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -20,7 +20,9 @@ use serde::de::DeserializeOwned;
 use tokio::sync::{OwnedRwLockReadGuard, RwLock};
 
 use super::archive::{self, ArchiveError};
+use super::form::{self, Form};
 use super::manifest::{Description, Extent, Flaw, MANIFEST, Manifest};
+use crate::host::memory_image::{BASE_FILE, CHANGES_FILE, MEMORY_FILE, MemoryFiles};
 use crate::host::{failpoint, files};
 
 /// The extension of a snapshot that is being taken.
@@ -31,9 +33,13 @@ const DISK: &str = "disk";
 pub(super) const ROOTFS: &str = "rootfs.img";
 /// The directory of what the driver wrote.
 const VM: &str = "vm";
-/// The directory of the same in a form that lets machines share memory, and while it is being written.
+/// The directory of the same with the memory whole; what begins so is one that is being made.
+const WHOLE: &str = "whole";
+/// In the place of [`VM`] in some snapshots of older nodes.
 const SHARED: &str = "shared";
-const SHARED_UNFINISHED: &str = "shared.new";
+/// The files of a memory that is kept as changes, as manifests name them.
+pub(super) const BASE: &str = "vm/base";
+pub(super) const CHANGES: &str = "vm/changes";
 /// The longest name, in characters.
 const NAME_MAX: usize = 128;
 
@@ -69,8 +75,10 @@ pub struct Snapshot<F> {
     pub description: Description<F>,
     /// RFC 3339.
     pub created_at: String,
-    /// What it takes on the disk, in bytes; what it shares with its image is not counted.
+    /// What it takes on the disk, in bytes; what it shares with its image or with other snapshots is not counted.
     pub bytes: u64,
+    /// Its memory is kept as what differs from one that it shares.
+    pub is_diff: bool,
 }
 
 /// Says why something could not be done with snapshots.
@@ -145,10 +153,10 @@ struct Table {
 }
 
 /// Files of a snapshot that stay as they are for as long as this is held.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Held {
     path: PathBuf,
-    _lock: Option<OwnedRwLockReadGuard<()>>,
+    _lock: Option<Arc<OwnedRwLockReadGuard<()>>>,
 }
 
 impl Held {
@@ -180,24 +188,29 @@ impl Held {
         self.path.join(ROOTFS)
     }
 
-    /// Makes the directory into which a machine of it leaves memory that others can share.
+    /// Returns the directory of the same with the memory whole, which is made when it is not there.
     ///
     /// # Errors
-    /// Returns the file system's error; also when another machine is about to do that.
-    pub fn sharing(&self) -> io::Result<PathBuf> {
-        let path = self.path.join(SHARED_UNFINISHED);
-        fs::DirBuilder::new().mode(0o700).create(&path)?;
-        Ok(path)
-    }
-
-    /// Lets the machines of files that are not listed share memory from here on, where a machine has left it.
-    ///
-    /// # Errors
-    /// Returns the file system's error.
-    pub fn share(&self) -> io::Result<()> {
-        match fs::rename(self.path.join(SHARED_UNFINISHED), self.path.join(SHARED)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other,
+    /// Returns the file system's error; nothing is left then.
+    pub fn whole(&self) -> io::Result<PathBuf> {
+        let (vm, whole) = (self.vm(), self.path.join(WHOLE));
+        let files = MemoryFiles::of(&vm);
+        if files.changes.is_none() || whole.exists() {
+            return Ok(if files.changes.is_none() { vm } else { whole });
+        }
+        // Another start may make it at the same time: the first one counts.
+        let mine = SnapshotId::random()?;
+        let unfinished = self.path.join(format!("{WHOLE}-{mine}"));
+        let made = files::make_directory(&unfinished, 0o700)
+            .and_then(|()| link_all_but_memory(&vm, &unfinished))
+            .and_then(|()| files.flatten(&unfinished.join(MEMORY_FILE)))
+            .and_then(|()| fs::rename(&unfinished, &whole));
+        if made.is_err() {
+            files::remove_tree(&unfinished)?;
+        }
+        match made {
+            Err(_) if whole.exists() => Ok(whole),
+            other => other.map(|()| whole),
         }
     }
 }
@@ -345,23 +358,8 @@ impl<F: Serialize + DeserializeOwned + Clone + Send + 'static> Snapshots<F> {
         }
         Ok(Held {
             path,
-            _lock: Some(lock),
+            _lock: Some(Arc::new(lock)),
         })
-    }
-
-    /// Takes over what a machine has left in [`Held::sharing`], once nobody reads what was there before.
-    ///
-    /// # Errors
-    /// Returns [`StoreError::Write`]; the snapshot is as it was then.
-    pub async fn take_over_shared(&self, id: &SnapshotId) -> Result<(), StoreError> {
-        let _lock = self.lock_of(id).write_owned().await;
-        let path = self.directory.join(&id.0);
-        let directory = path.clone();
-        let taken = tokio::task::spawn_blocking(move || take_over::<F>(&directory)).await;
-        taken
-            .map_err(io::Error::other)
-            .flatten()
-            .map_err(StoreError::at(&path))
     }
 
     /// Reads an archive into a draft of this name, or of the name that it has itself, which is not finished yet: the caller looks whether
@@ -437,6 +435,7 @@ impl<F: Serialize + DeserializeOwned + Clone + Send + 'static> Imported<F> {
             description: self.manifest.key.clone(),
             created_at: self.manifest.created_at.clone(),
             bytes: 0,
+            is_diff: self.manifest.files.iter().any(|file| file.name == CHANGES),
         }
     }
 
@@ -468,6 +467,18 @@ impl<F> Draft<F> {
             _lock: None,
         }
     }
+
+    /// Keeps the memory in a directory, if there is one: what is written of this one's may be told as changes of it.
+    ///
+    /// # Errors
+    /// Returns [`StoreError::Write`].
+    pub fn keep_base(&self, origin: &Path) -> Result<(), StoreError> {
+        let base = self.path.join(BASE_FILE);
+        match fs::hard_link(MemoryFiles::of(origin).whole, &base) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(StoreError::at(&base)(error)),
+            _ => Ok(()),
+        }
+    }
 }
 
 impl<F: Serialize + DeserializeOwned + Clone + Send + 'static> Draft<F> {
@@ -477,11 +488,12 @@ impl<F: Serialize + DeserializeOwned + Clone + Send + 'static> Draft<F> {
     /// Returns [`StoreError::Write`]; nothing is left of it then.
     pub async fn finish(
         mut self,
+        form: Form,
         describe: impl FnOnce(String) -> Description<F>,
     ) -> Result<Snapshot<F>, StoreError> {
         let description = describe(self.name.clone().unwrap_or_default());
         let path = self.path.clone();
-        let finished = tokio::task::spawn_blocking(move || finish(&path, description)).await;
+        let finished = tokio::task::spawn_blocking(move || finish(&path, form, description)).await;
         let named = finished
             .map_err(io::Error::other)
             .flatten()
@@ -505,12 +517,20 @@ impl<F> Drop for Draft<F> {
     }
 }
 
-fn finish<F>(unfinished: &Path, description: Description<F>) -> io::Result<PathBuf>
+fn finish<F>(unfinished: &Path, form: Form, description: Description<F>) -> io::Result<PathBuf>
 where
     F: Serialize + DeserializeOwned,
 {
     failpoint::reach("snapshot-written")?;
+    let vm = unfinished.join(VM);
+    if description.extent == Extent::Full {
+        let base = unfinished.join(BASE_FILE);
+        form::settle(&vm, form, &base)?;
+        files::remove_file(&base)?;
+        failpoint::reach("snapshot-settled")?;
+    }
     let names: &[&str] = match description.extent {
+        Extent::Full if vm.join(CHANGES_FILE).exists() => &[DISK, "vm/state", BASE, CHANGES],
         Extent::Full => &[DISK, "vm/state", "vm/memory"],
         Extent::Disk => &[DISK],
     };
@@ -523,45 +543,31 @@ where
     Ok(named)
 }
 
-/// Lets the manifest name the shared files; the others go.
-fn take_over<F: Serialize + DeserializeOwned>(directory: &Path) -> io::Result<()> {
-    let (unfinished, shared) = (directory.join(SHARED_UNFINISHED), directory.join(SHARED));
-    if shared.exists() || !unfinished.exists() {
-        return files::remove_tree(&unfinished);
-    }
-    let described = Manifest::<Description<F>>::read(directory).map_err(io::Error::other)?;
-    let created_at = described.created_at.clone();
-    fs::rename(&unfinished, &shared)?;
-    let written = Manifest::of(directory, described.key, &[DISK, "shared/state", "shared/memory"])
-        .map(|manifest| Manifest {
-            created_at,
-            ..manifest
-        })
-        .and_then(|manifest| {
-            failpoint::reach("snapshot-shared")?;
-            files::write_atomic(&directory.join(MANIFEST), &manifest.to_bytes(), files::PRIVATE)
-        });
-    match written {
-        Ok(()) => files::remove_tree(&directory.join(VM)),
-        Err(error) => {
-            // The error that counts is the first one.
-            let _ = files::remove_tree(&shared);
-            Err(error)
+fn link_all_but_memory(from: &Path, to: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(from)? {
+        let name = entry?.file_name();
+        if ![BASE_FILE, CHANGES_FILE]
+            .map(std::ffi::OsStr::new)
+            .contains(&&*name)
+        {
+            fs::hard_link(from.join(&name), to.join(&name))?;
         }
     }
+    Ok(())
 }
 
-/// Removes what is in a snapshot's directory and not in its manifest: a sharing that was not finished.
+/// Removes what is in a snapshot's directory and not in its manifest.
 fn sweep(directory: &Path) -> io::Result<()> {
-    files::remove_tree(&directory.join(SHARED_UNFINISHED))?;
-    // One that makes no sense is left as it is: whoever wants to use it is told.
-    let Ok(manifest) = Manifest::<serde_json::Value>::parse(directory) else {
-        return Ok(());
-    };
-    match manifest.files.iter().any(|file| file.name == "shared/memory") {
-        true => files::remove_tree(&directory.join(VM)),
-        false => files::remove_tree(&directory.join(SHARED)),
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path
+            .file_name()
+            .is_some_and(|name| name.as_encoded_bytes().starts_with(WHOLE.as_bytes()))
+        {
+            files::remove_tree(&path)?;
+        }
     }
+    Ok(())
 }
 
 fn check_name(name: &str) -> Result<(), StoreError> {
@@ -587,10 +593,18 @@ fn listed<F: Serialize + DeserializeOwned>(path: &Path) -> Option<Snapshot<F>> {
     let manifest = Manifest::<Description<F>>::parse(path)
         .inspect_err(|flaw| tracing::debug!(snapshot = %id, %flaw, "not listed"))
         .ok()?;
-    let size = |file: &str| fs::metadata(path.join(file)).map_or(0, |metadata| metadata.blocks() * 512);
+    // A base that others have, too, would stay without this snapshot.
+    let own = |metadata: &fs::Metadata| metadata.nlink() == 1;
+    let size = |file: &str| {
+        fs::metadata(path.join(file))
+            .ok()
+            .filter(|metadata| file != BASE || own(metadata))
+            .map_or(0, |metadata| metadata.blocks() * 512)
+    };
     Some(Snapshot {
         id,
         bytes: manifest.files.iter().map(|file| size(&file.name)).sum(),
+        is_diff: manifest.files.iter().any(|file| file.name == CHANGES),
         description: manifest.key,
         created_at: manifest.created_at,
     })

@@ -94,6 +94,7 @@ impl Fake {
                 fingerprint: String::new(),
                 snapshots: true,
                 diff_snapshots: false,
+                memory_changes: false,
                 pager: false,
                 devices: super::DeviceSupport::None,
                 snapshots_end_stream: false,

@@ -78,6 +78,8 @@ pub struct Capabilities {
     pub snapshots: bool,
     /// Whether it takes [`SnapshotKind::Diff`].
     pub diff_snapshots: bool,
+    /// Whether it restores from [`snapshot::CHANGES_FILE`].
+    pub memory_changes: bool,
     /// Whether it restores from [`MemoryBackend::Pager`].
     pub pager: bool,
     /// Which of [`Devices`] it gives.
@@ -168,18 +170,26 @@ impl MachineDirs {
         self.data.join("jail")
     }
 
-    /// Removes what a driver left that has no use once the monitor has ended: the guest's memory, sockets, pipes, jails. Idempotent;
-    /// logs stay.
+    /// Returns the directory of what a machine was restored from: links to the files of the snapshot. It is not there for one that
+    /// was booted.
+    pub fn origin(&self) -> PathBuf {
+        self.data.join("origin")
+    }
+
+    /// Removes what a driver left that has no use once the monitor has ended: the guest's memory and what it began as, sockets, pipes,
+    /// jails. Idempotent; logs stay.
     ///
     /// # Errors
     /// When something that is there cannot be removed; the rest is removed all the same.
     pub fn release(&self) -> Result<(), ReleaseError> {
         let run = std::fs::read_dir(&self.run).into_iter().flatten().flatten();
         let files = run.map(|entry| entry.path()).chain([self.memory.clone()]);
-        let mut outcome = crate::host::files::remove_tree(&self.jail()).map_err(|source| ReleaseError {
-            path: self.jail(),
-            source,
-        });
+        let mut outcome = Ok(());
+        for path in [self.jail(), self.origin()] {
+            if let Err(source) = crate::host::files::remove_tree(&path) {
+                outcome = Err(ReleaseError { path, source });
+            }
+        }
         for path in files {
             match std::fs::remove_file(&path) {
                 Err(source) if source.kind() != io::ErrorKind::NotFound => {

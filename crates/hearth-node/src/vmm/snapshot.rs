@@ -3,13 +3,39 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{BootError, BootRequest, ControlError};
+use super::{BootError, BootRequest, ControlError, MachineDirs};
+use crate::host::files;
 
-/// The files that [`super::Machine::snapshot`] writes, in the directory that it is given.
+pub use crate::host::memory_image::{BASE_FILE, CHANGES_FILE, MEMORY_FILE};
+
+/// The files that [`super::Machine::snapshot`] writes, in the directory that it is given: this one, and either [`MEMORY_FILE`], which
+/// is empty where this one has the memory, or [`BASE_FILE`] and [`CHANGES_FILE`].
 pub const STATE_FILE: &str = "state";
 
-/// The guest's memory, sparse. Empty where `state` has it.
-pub const MEMORY_FILE: &str = "memory";
+/// Keeps what a machine is restored from for as long as it runs ([`MachineDirs::origin`]), as links: later snapshots of it may tell
+/// only in what they differ. Where links cannot be made, as the snapshot is on another file system, they are whole.
+///
+/// # Errors
+/// Returns the file system's error; nothing is kept then.
+pub fn keep_origin(snapshot: &Path, dirs: &MachineDirs) -> io::Result<()> {
+    let origin = dirs.origin();
+    files::remove_tree(&origin)?;
+    files::make_directory(&origin, 0o700)?;
+    let link = |name: &str| match std::fs::hard_link(snapshot.join(name), origin.join(name)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    };
+    let linked = [STATE_FILE, MEMORY_FILE, BASE_FILE, CHANGES_FILE]
+        .into_iter()
+        .try_for_each(link);
+    if linked.is_err() {
+        files::remove_tree(&origin)?;
+    }
+    match linked {
+        Err(error) if error.kind() == io::ErrorKind::CrossesDevices => Ok(()),
+        other => other,
+    }
+}
 
 /// What a machine is restored from.
 #[derive(Debug, Clone)]

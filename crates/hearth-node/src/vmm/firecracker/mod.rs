@@ -23,6 +23,7 @@ use hearth_firecracker::jailer::{self, InstanceId, Jailer, ResourceLimit};
 use hearth_firecracker::model::{InstanceState, LoadSnapshot, LogLevel};
 use hearth_firecracker::{Client, ClientError, Version};
 
+use super::snapshot::keep_origin;
 use super::{
     AdoptError, AdoptRequest, BootError, BootRequest, Border, Capabilities, DiskAccess, RestoreError,
     RestoreRequest, Vmm,
@@ -89,6 +90,7 @@ impl Firecracker {
                 fingerprint: format!("{:?}", facts::Processor::read().ok()),
                 snapshots: true,
                 diff_snapshots: true,
+                memory_changes: false,
                 pager: true,
                 devices: super::DeviceSupport::All,
                 snapshots_end_stream: true,
@@ -315,6 +317,7 @@ impl Vmm for Firecracker {
         let mut place = self.place(boot)?;
         configuration::put_disks(boot, &mut place)?;
         let load = snapshot::put(request, &mut place)?;
+        keep_origin(&request.snapshot, &boot.dirs).map_err(RestoreError::read(&boot.dirs.origin()))?;
         let vm = self.bring_up(boot, Origin::Snapshot(load), place).await?;
         cleanup.0 = None;
         Ok(vm)

@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::OnceCell;
 
-use crate::host::{memory_image, own};
+use crate::host::memory_image::{self, MemoryFiles};
+use crate::host::own;
 
 /// The part of the host's memory that loaded images may take, of those that the driver keeps for the next machine. Machines
 /// hold what they run on all the same.
@@ -26,7 +27,7 @@ pub(super) struct MemoryImages {
 
 #[derive(Debug, Clone)]
 struct Image {
-    file: Identity,
+    files: (Identity, Option<Identity>),
     loaded: Arc<OnceCell<Arc<OwnedFd>>>,
 }
 
@@ -52,16 +53,17 @@ impl Identity {
 }
 
 impl MemoryImages {
-    /// Returns the memory in this file, sealed; none if the file is empty.
-    pub(super) async fn open(&self, path: &Path) -> io::Result<Option<OwnedFd>> {
-        let file = Identity::of(path)?;
-        if file.length == 0 {
+    /// Returns the memory in these files, sealed; none if they are empty.
+    pub(super) async fn open(&self, files: &MemoryFiles) -> io::Result<Option<OwnedFd>> {
+        let whole = Identity::of(&files.whole)?;
+        if whole.length == 0 {
             return Ok(None);
         }
-        let image = self.entry(file);
+        let changes = files.changes.as_deref().map(Identity::of).transpose()?;
+        let image = self.entry((whole, changes));
         let load = || async {
-            let path = path.to_owned();
-            let loaded = tokio::task::spawn_blocking(move || memory_image::sealed(&path)).await;
+            let files = files.clone();
+            let loaded = tokio::task::spawn_blocking(move || memory_image::sealed(&files)).await;
             loaded.map_err(io::Error::other).flatten().map(Arc::new)
         };
         let descriptor = image.loaded.get_or_try_init(load).await?.try_clone()?;
@@ -69,12 +71,12 @@ impl MemoryImages {
         Ok(Some(descriptor))
     }
 
-    fn entry(&self, file: Identity) -> Image {
+    fn entry(&self, files: (Identity, Option<Identity>)) -> Image {
         let mut images = self.lock();
-        let known = images.iter().position(|image| image.file == file);
+        let known = images.iter().position(|image| image.files == files);
         let image = known.map_or_else(
             || Image {
-                file,
+                files,
                 loaded: Arc::default(),
             },
             |at| images.remove(at),
@@ -116,20 +118,24 @@ mod tests {
         let path = directory.path().join("memory");
         std::fs::write(&path, [7; 8192]).unwrap();
         let images = MemoryImages::default();
+        let files = MemoryFiles {
+            whole: path.clone(),
+            changes: None,
+        };
         let inode = |descriptor: &OwnedFd| {
             let file = File::from(descriptor.try_clone().unwrap());
             file.metadata().unwrap().ino()
         };
-        let first = images.open(&path).await.unwrap().unwrap();
-        let second = images.open(&path).await.unwrap().unwrap();
+        let first = images.open(&files).await.unwrap().unwrap();
+        let second = images.open(&files).await.unwrap().unwrap();
         assert_eq!(inode(&first), inode(&second));
         std::fs::remove_file(&path).unwrap();
         std::fs::write(&path, [8; 4096]).unwrap();
-        let other = images.open(&path).await.unwrap().unwrap();
+        let other = images.open(&files).await.unwrap().unwrap();
         assert_ne!(inode(&first), inode(&other));
         images.trim(0);
         assert_eq!(images.lock().len(), 1);
         std::fs::write(&path, []).unwrap();
-        assert!(images.open(&path).await.unwrap().is_none());
+        assert!(images.open(&files).await.unwrap().is_none());
     }
 }

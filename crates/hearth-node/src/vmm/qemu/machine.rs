@@ -150,7 +150,7 @@ impl Machine for QemuVm {
                 what: "what has changed only",
             });
         }
-        match migration::save(&self.control, &self.dirs, directory).await {
+        match migration::save(&self.control, self.process(), &self.dirs, directory).await {
             Ok(()) => Ok(()),
             Err(SaveError::File(error)) => Err(error),
             Err(SaveError::Qmp(error)) => Err(self.explain(error).await.into()),

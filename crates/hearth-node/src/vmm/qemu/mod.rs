@@ -11,6 +11,7 @@ mod machine;
 mod migration;
 mod prepare;
 pub mod qmp;
+mod state;
 mod version;
 
 #[cfg(test)]
@@ -26,16 +27,17 @@ use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 
-use super::snapshot::{MEMORY_FILE, STATE_FILE};
+use super::snapshot::{STATE_FILE, keep_origin};
 use super::{
     AdoptError, AdoptRequest, BootError, BootRequest, Border, Capabilities, ControlError, MemoryBackend,
     RestoreError, RestoreRequest, Vmm,
 };
 use crate::host::console::{self, ConsoleLog};
 use crate::host::launch::{FIRST_PASSED_FD, Launch, launch};
+use crate::host::memory_image::MemoryFiles;
 use crate::host::network_namespace::{NetworkNamespace, TAP};
 use crate::host::process::{KillOnDrop, Process};
-use crate::host::{facts, failpoint};
+use crate::host::{facts, failpoint, files};
 
 use self::command_line::{Descriptors, Memory};
 use self::images::MemoryImages;
@@ -141,6 +143,7 @@ impl Qemu {
                 fingerprint,
                 snapshots: true,
                 diff_snapshots: false,
+                memory_changes: true,
                 pager: false,
                 devices: super::DeviceSupport::Interface,
                 snapshots_end_stream: false,
@@ -289,6 +292,9 @@ impl Vmm for Qemu {
     }
 
     async fn boot(&self, request: &BootRequest) -> Result<QemuVm, BootError> {
+        let origin = request.dirs.origin();
+        files::remove_tree(&origin)
+            .map_err(|source| prepare::failed(request, "cannot remove", &origin, source))?;
         self.begin(request, Origin::Boot).await
     }
 
@@ -299,12 +305,23 @@ impl Vmm for Qemu {
                 what: "from a pager",
             });
         }
-        let path = request.snapshot.join(MEMORY_FILE);
-        let memory = self.images.open(&path).await.map_err(RestoreError::read(&path))?;
+        let files = MemoryFiles::of(&request.snapshot);
+        let named = files.changes.as_ref().unwrap_or(&files.whole);
+        let memory = self
+            .images
+            .open(&files)
+            .await
+            .map_err(RestoreError::read(named))?;
         let path = request.snapshot.join(STATE_FILE);
         let state = File::open(&path).map_err(RestoreError::read(&path))?;
-        let origin = Origin::Snapshot(state.into(), memory);
-        Ok(self.begin(&request.boot, origin).await?)
+        let mut cleanup = Cleanup(Some(&request.boot));
+        let dirs = &request.boot.dirs;
+        keep_origin(&request.snapshot, dirs).map_err(RestoreError::read(&dirs.origin()))?;
+        let vm = self
+            .begin(&request.boot, Origin::Snapshot(state.into(), memory))
+            .await?;
+        cleanup.0 = None;
+        Ok(vm)
     }
 
     async fn adopt(&self, request: &AdoptRequest) -> Result<QemuVm, AdoptError> {

@@ -63,6 +63,46 @@ impl Command for GetDescriptor {
     type Returns = Nothing;
 }
 
+/// Takes the descriptor that comes with the command into a set, whose members `/dev/fdset/N` stands for.
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct AddDescriptor {
+    /// The set's number.
+    pub fdset_id: u32,
+}
+
+impl Command for AddDescriptor {
+    const NAME: &'static str = "add-fd";
+    type Returns = serde::de::IgnoredAny;
+}
+
+/// Closes the descriptors of a set.
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct RemoveDescriptors {
+    /// The set's number.
+    pub fdset_id: u32,
+}
+
+impl Command for RemoveDescriptors {
+    const NAME: &'static str = "remove-fd";
+    type Returns = Nothing;
+}
+
+/// Writes the state of processors and devices, without memory. Made for Xen, and there without it.
+#[derive(Debug, Clone, Serialize)]
+pub struct SaveDevices {
+    /// Where to.
+    pub filename: String,
+    /// Whether the machine goes on elsewhere: then this QEMU lets go of its disks.
+    pub live: bool,
+}
+
+impl Command for SaveDevices {
+    const NAME: &'static str = "xen-save-devices-state";
+    type Returns = Nothing;
+}
+
 /// Sets measures of migration.
 #[derive(Debug, Clone, Copy, Serialize)]
 #[serde(rename_all = "kebab-case")]

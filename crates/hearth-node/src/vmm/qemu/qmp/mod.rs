@@ -25,7 +25,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::host::unix_socket;
 
-use self::message::{Answer, Command, Event, GetDescriptor, Message, NegotiateCapabilities, Refusal};
+use self::message::{Answer, Command, Event, Message, NegotiateCapabilities, Refusal};
 
 /// The longest line that QEMU may send, in bytes. Its answers to our commands are under a kilobyte.
 const LINE_LIMIT: usize = 256 << 10;
@@ -154,19 +154,17 @@ impl Client {
         self.send(command, None, limit).await
     }
 
-    /// Gives QEMU a descriptor, which commands of this connection then call `name`.
+    /// Carries out a command that comes with a descriptor.
     ///
     /// # Errors
     /// [`QmpError`].
-    pub async fn give(
+    pub async fn give<C: Command>(
         &self,
-        name: &'static str,
+        command: &C,
         descriptor: OwnedFd,
         limit: Duration,
-    ) -> Result<(), QmpError> {
-        self.send(&GetDescriptor { name }, Some(descriptor), limit)
-            .await
-            .map(drop)
+    ) -> Result<C::Returns, QmpError> {
+        self.send(command, Some(descriptor), limit).await
     }
 
     async fn send<C: Command>(
