@@ -16,7 +16,7 @@ use crate::setup::{cache, made_once};
 const BUILD_DEADLINE: Duration = Duration::from_secs(600);
 
 /// Changes with what the image is made of, so that an older one is not taken.
-const DEBIAN_PYTHON: &str = "debian-python-1";
+const DEBIAN_PYTHON: &str = "debian-python-2";
 
 /// The applets that tests use.
 const APPLETS: [&str; 24] = [
@@ -186,7 +186,7 @@ pub fn debian_python() -> Result<String> {
 fn make_debian_python(place: &Path) -> Result<()> {
     let work = tempfile::tempdir()?;
     let tree = work.path().join("tree");
-    let packages = "--include=python3,ca-certificates";
+    let packages = "--include=python3,ca-certificates,openssh-client";
     let arguments = [
         "--quiet",
         "--variant=minbase",

@@ -211,7 +211,7 @@ impl Victims<'_> {
             "image-rm" => drop(self.node.hearth(["image", "pull", &self.image]).ok()?),
             "template" => drop(self.node.hearth(["template", "prune", "--all"]).ok()?),
             "snapshot" | "fork" => drop(self.run(&["sleep", "3600"])?),
-            "snapshot-rm" | "restore" | "share" | "rollback" => {
+            "snapshot-rm" | "restore" | "rollback" => {
                 self.run(&["sleep", "3600"])?;
                 self.snapshot()?;
             }
@@ -291,8 +291,7 @@ impl Victims<'_> {
             "image-rm" => self.node.hearth(["image", "rm", &self.image]).ok().map(drop),
             "snapshot" => self.snapshot().map(drop),
             "snapshot-rm" => self.node.hearth(["snapshot", "rm", "kept"]).ok().map(drop),
-            // Sharing goes on behind the answer.
-            "restore" | "share" => self.restore().map(drop),
+            "restore" => self.restore().map(drop),
             "rollback" => self.node.hearth(["rollback", "victim", "kept"]).ok().map(drop),
             "fork" => self.fork().map(drop),
             other => anyhow::bail!("failpoints.txt says {other:?}, which this test cannot do"),
@@ -322,7 +321,7 @@ impl Victims<'_> {
                 self.remove_snapshots()?;
             }
             "snapshot-rm" => self.remove_snapshots()?,
-            "restore" | "share" => {
+            "restore" => {
                 let _ = self.node.hearth(["rm", "-f", "copy"]).run()?;
                 self.restore()?;
                 ensure!(self.node.exec(["copy", "echo", "here"]).ok()? == "here");

@@ -1,9 +1,11 @@
-//! `hearth test fork-correctness`: forks are machines of their own, also those of images in which there is no program.
+//! Clones and forks are machines of their own, also those of images in which there is no program: `hearth test fork-correctness`.
+
+use std::collections::BTreeSet;
 
 use anyhow::{Context as _, Result, ensure};
-use e2e::TestNode;
 use e2e::archive::{Archive, Entry};
 use e2e::handmade::{HandMade, Layer};
+use e2e::{Driver, TestNode, check, debian_python, skip};
 use hearth_api::v1::NetworkMode;
 
 use crate::support::seconds;
@@ -104,4 +106,46 @@ pub(crate) fn forks_are_machines_of_their_own(node: &TestNode) -> Result<()> {
         .expect_code(1)?;
     assert_eq!(node.machines()?, []);
     Ok(())
+}
+
+/// What must not come twice: a host key of SSH, 1,000 random numbers, a uuid.
+const SECRETS: &str = "\
+import os, struct, subprocess, uuid
+subprocess.run(['ssh-keygen', '-q', '-t', 'ed25519', '-N', '', '-f', '/key'], check=True)
+print(open('/key.pub').read().split()[1])
+print(uuid.uuid4())
+print(*struct.unpack('1000Q', os.urandom(8000)), sep='\\n')
+";
+
+#[test]
+fn clones_and_forks_never_make_the_same_keys_and_numbers() -> Result<()> {
+    let image = match debian_python() {
+        Ok(image) => image,
+        Err(error) => return skip!("no image of Debian can be made here: {error:#}"),
+    };
+    check(TestNode::ready(Driver::Qemu), |node| {
+        let start = |name: &str| {
+            let head = ["-m", "160m", "--name", name, "--entrypoint", "sleep"];
+            node.start(head.into_iter().chain([image.as_str(), "3600"]))
+        };
+        for name in ["source", "clone-1", "clone-2"] {
+            start(name)?;
+        }
+        node.hearth(["fork", "source", "-n", "3", "--name", "fork"])
+            .ok()?;
+        let names = ["source", "clone-1", "clone-2", "fork-1", "fork-2", "fork-3"];
+        let mut seen = BTreeSet::new();
+        for name in names {
+            let made = node
+                .exec([name, "python3", "-c", SECRETS])
+                .deadline(seconds(120))
+                .ok()?;
+            let lines: Vec<_> = made.lines().map(str::to_owned).collect();
+            assert_eq!(lines.len(), 1002, "{name}");
+            for line in lines {
+                ensure!(seen.insert(line.clone()), "{name} has made {line} again");
+            }
+        }
+        Ok(())
+    })
 }

@@ -17,7 +17,7 @@ use crate::chaos::{Random, arm, ended, nothing_beside, points};
 use crate::support::{logged, settled, until};
 
 /// The verbs whose steps these are.
-const VERBS: [&str; 6] = ["snapshot", "restore", "share", "rollback", "fork", "template"];
+const VERBS: [&str; 5] = ["snapshot", "restore", "rollback", "fork", "template"];
 
 /// Rounds, and rounds of a soak.
 const ROUNDS: usize = 8;
@@ -148,7 +148,7 @@ impl Subject<'_> {
 
     fn prepare(&self, verb: &str) -> Result<()> {
         match verb {
-            "restore" | "share" | "rollback" => self.snapshot().ok().map(drop),
+            "restore" | "rollback" => self.snapshot().ok().map(drop),
             "template" => self.node.hearth(["template", "prune", "--all"]).ok().map(drop),
             _ => Ok(()),
         }

@@ -13,6 +13,8 @@ use hearth_machine::ByteSize;
 Examples:
   hearth image build busybox -t busybox && hearth bench
   hearth bench run clone --runs 100
+  hearth bench clone --beside debian:12
+  hearth bench idle --idle-for 600
   hearth bench busy -n 20          100 execs, with and without twenty busy machines
   hearth bench channel copy --json
   hearth bench net --size 64m
@@ -24,6 +26,12 @@ pub(crate) struct Bench {
     /// Image with sh, true, dd, cat, cp, nc and sleep
     #[arg(long, default_value = "busybox")]
     pub(crate) image: String,
+    /// Another image, for `clone`: starts of both in turn, and by how much its own are slower
+    #[arg(long, value_name = "IMAGE")]
+    pub(crate) beside: Option<String>,
+    /// Seconds that machines do nothing, for `idle`, before their memory is looked at once more
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    pub(crate) idle_for: u64,
     /// Cold starts, and a fifth of the execs
     #[arg(short = 'n', long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub(crate) runs: u32,
@@ -54,6 +62,8 @@ pub(crate) enum Subject {
     Clone,
     /// Snapshots, restores, rollbacks and forks of a running machine
     Fork,
+    /// Memory of idle clones
+    Idle,
     /// Processes beside a workload
     Exec,
     /// The same while twenty machines are busy

@@ -1,12 +1,10 @@
 //! Snapshots, restores, rollbacks and forks; and what many forks of a machine hold.
 
-use std::path::Path;
-
 use hearth_api::v1::ForkMachine;
 
-use super::BenchError;
 use super::bare_clone::BareClone;
 use super::figures::{Report, Unit, milliseconds};
+use super::idle::pss;
 use super::subjects::Bencher;
 use crate::error::CliError;
 
@@ -72,8 +70,7 @@ impl Bencher<'_> {
         Ok(forked.pause_us as f64 / 1000.0)
     }
 
-    /// Many forks at once, and what each holds of the host's memory: its share of what is shared counts in part (PSS,
-    /// proc_pid_smaps(5)).
+    /// Many forks at once, and what each holds of the host's memory.
     async fn family(
         &self,
         report: &mut Report,
@@ -108,19 +105,9 @@ impl Bencher<'_> {
         Ok(())
     }
 
-    async fn remove(&self, name: &str) -> Result<(), CliError> {
+    pub(super) async fn remove(&self, name: &str) -> Result<(), CliError> {
         self.node
             .call(async |client| client.remove(name, true).await)
             .await
     }
-}
-
-/// Returns the proportional set size of a process, in KiB.
-fn pss(pid: u32) -> Result<f64, BenchError> {
-    let unreadable = |source| BenchError::Monitor { pid, source };
-    let path = format!("/proc/{pid}/smaps_rollup");
-    let text = std::fs::read_to_string(Path::new(&path)).map_err(unreadable)?;
-    let line = text.lines().find_map(|line| line.strip_prefix("Pss:"));
-    let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
-    number.ok_or_else(|| unreadable(std::io::ErrorKind::InvalidData.into()))
 }

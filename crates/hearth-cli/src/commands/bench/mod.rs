@@ -4,6 +4,7 @@
 //! run      `hearth run --no-template IMAGE true`, against bare QEMU up to the guest's first line; where the time goes
 //! clone    `hearth run IMAGE true` of a template, against a bare QEMU clone of it up to the agent's first reply
 //! fork     `hearth fork`, `snapshot create`, `restore`, `rollback`, against a bare QEMU clone; twenty forks at once and their memory
+//! idle     the memory of twenty idle clones, against twenty bare ones, at once and after `--idle-for`
 //! exec     `hearth exec MACHINE true`, against the guest making a process by itself
 //! busy     the same with twenty machines that are busy, against none
 //! pool     acquire and release of a pool's machine, against a cold start
@@ -23,6 +24,7 @@ mod bare_clone;
 mod baseline;
 mod figures;
 mod forks;
+mod idle;
 mod machines;
 mod net;
 mod output;
@@ -143,6 +145,7 @@ async fn measure(node: &Node, machines: &Machines<'_>, arguments: &Bench) -> Res
         memory: arguments.memory.bytes(),
         runs: arguments.runs,
         size: arguments.size.bytes(),
+        beside: arguments.beside.as_deref(),
     };
     let mut report = Report::new(env!("CARGO_PKG_VERSION"), &arguments.image);
     let wanted = |subject| arguments.subjects.is_empty() || arguments.subjects.contains(&subject);
@@ -161,6 +164,10 @@ async fn measure(node: &Node, machines: &Machines<'_>, arguments: &Bench) -> Res
     }
     if wanted(Subject::Fork) {
         bencher.forks(&mut report).await?;
+    }
+    if wanted(Subject::Idle) {
+        let while_idle = std::time::Duration::from_secs(arguments.idle_for);
+        bencher.idle_clones(&mut report, while_idle).await?;
     }
     if wanted(Subject::Exec) {
         bencher.exec(&mut report).await?;

@@ -44,6 +44,8 @@ pub(super) struct Bencher<'n> {
     pub(super) runs: u32,
     /// Bytes that are moved at a time.
     pub(super) size: u64,
+    /// Another image.
+    pub(super) beside: Option<&'n str>,
 }
 
 impl Bencher<'_> {
@@ -77,11 +79,17 @@ impl Bencher<'_> {
             .call(async |client| client.template_prune(&useless).await)
             .await?;
         self.start(self.runs, &[], &mut Starts::default()).await?;
-        let (mut starts, mut bare_times) = (Starts::default(), Vec::new());
+        for _ in 0..if self.beside.is_some() { 2 } else { 0 } {
+            self.start_beside(self.runs, &mut Starts::default()).await?;
+        }
+        let (mut starts, mut bare_times, mut beside) = (Starts::default(), Vec::new(), Starts::default());
+        let kinds = 1 + u32::from(self.beside.is_some());
         for turn in 0..self.runs {
-            self.stood_by(1).await?;
+            self.stood_by(kinds).await?;
             bare_times.push(milliseconds(bare.first_reply().await?));
             self.start(turn, &[], &mut starts).await?;
+            self.stood_by(kinds).await?;
+            self.start_beside(turn, &mut beside).await?;
         }
         let against = "bare QEMU clone without a network to the agent's first reply";
         report.add_against(
@@ -92,6 +100,16 @@ impl Bencher<'_> {
             &bare_times,
         );
         starts.tell("clone", report);
+        if let Some(image) = self.beside {
+            let name = format!("run true, clone of {image}");
+            report.add_against(
+                &name,
+                Unit::Milliseconds,
+                &beside.times,
+                self.image,
+                &starts.times,
+            );
+        }
         Ok(())
     }
 
@@ -134,10 +152,28 @@ impl Bencher<'_> {
 
     /// Runs `true` in a machine of its own, and takes down where its time went.
     pub(super) async fn start(&self, turn: u32, more: &[&str], starts: &mut Starts) -> Result<(), CliError> {
+        self.start_of(self.image, turn, more, starts).await
+    }
+
+    /// The same of the other image, if there is one.
+    async fn start_beside(&self, turn: u32, starts: &mut Starts) -> Result<(), CliError> {
+        match self.beside {
+            Some(image) => self.start_of(image, turn, &[], starts).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn start_of(
+        &self,
+        image: &str,
+        turn: u32,
+        more: &[&str],
+        starts: &mut Starts,
+    ) -> Result<(), CliError> {
         let name = self.machines.name(turn);
         let mut arguments = self.machines.run_arguments(&name, self.memory);
         arguments.extend(more.iter().map(|&flag| flag.to_owned()));
-        arguments.extend([self.image.to_owned(), "true".to_owned()]);
+        arguments.extend([image.to_owned(), "true".to_owned()]);
         let took = milliseconds(self.machines.time(&arguments).await?);
         let machine = self.node.call(async |client| client.inspect(&name).await).await?;
         starts.add(took, &machine.stages);

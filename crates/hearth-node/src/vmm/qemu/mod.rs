@@ -6,6 +6,8 @@
 
 mod command_line;
 mod firmware;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod images;
 mod machine;
 mod migration;

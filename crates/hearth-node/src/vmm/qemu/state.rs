@@ -106,7 +106,7 @@ fn invalid(text: &'static str) -> io::Error {
 }
 
 /// Returns a stream as far as it is about memory.
-fn memory_part(stream: &[u8]) -> Option<&[u8]> {
+pub(super) fn memory_part(stream: &[u8]) -> Option<&[u8]> {
     let mut reader = Reader(stream);
     reader.header()?;
     loop {
