@@ -397,7 +397,9 @@ async fn run_on(
     let _published = listeners.serve(&guest, way_in, &plan.parts.tasks);
     // Fails only when the actor is gone; the life goes on and ends by itself.
     let _ = events.send(LifeEvent::Running(Box::new(running))).await;
-    plan.parts.standbys.prepare(plan);
+    if !plan.parts.standbys.prepare(plan) {
+        plan.parts.networks.refill(plan.spec.network);
+    }
     let (id, directory) = (plan.id, plan.parts.layout.machine_data(plan.id));
     let pager = plan.parts.pagers.of(id);
     tokio::select! {

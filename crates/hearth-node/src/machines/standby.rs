@@ -210,10 +210,11 @@ impl Standbys {
         }
     }
 
-    /// Sees to it that the next machine of this one's kind finds one, unless there is one or this host has no room for it.
-    pub(super) fn prepare(&self, plan: &Plan) {
+    /// Sees to it that the next machine of this one's kind finds one, unless there is one or this host has no room for it. Tells
+    /// whether one is being made.
+    pub(super) fn prepare(&self, plan: &Plan) -> bool {
         let Some(kind) = plan.kind.clone().filter(|kind| self.may_make(kind, &plan.parts)) else {
-            return;
+            return false;
         };
         let made = registry::random_id()
             .map_err(|error| chain(&error))
@@ -224,7 +225,10 @@ impl Standbys {
             });
         let id = match made {
             Ok(id) => id,
-            Err(error) => return tracing::info!(%error, "no machine stands by for the next of its kind"),
+            Err(error) => {
+                tracing::info!(%error, "no machine stands by for the next of its kind");
+                return false;
+            }
         };
         let (ask, asked) = oneshot::channel();
         self.lock().idle.push(Idle {
@@ -234,6 +238,7 @@ impl Standbys {
             is_ready: false,
         });
         self.tasks.spawn(stand_by(of_nobody(plan, id), asked));
+        true
     }
 
     /// Whether one of a kind may be made; makes room among others.
@@ -261,6 +266,8 @@ async fn stand_by(plan: Plan, mut asked: oneshot::Receiver<oneshot::Sender<Ready
         tracing::info!(machine = %id, error = %chain(&error), "it does not stand by");
         None
     });
+    // Not before: what runs now would share its processors with that, too.
+    parts.networks.refill(plan.spec.network);
     let mut is_somebodys = false;
     if let Some(ready) = made {
         parts.standbys.made(id);

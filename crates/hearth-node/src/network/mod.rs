@@ -39,6 +39,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use hearth_machine::{MachineId, NetworkMode, Policy, Rate, Spec, Uplink};
 use tokio::sync::watch;
@@ -64,6 +65,9 @@ use crate::layout::Layout;
 
 /// How many namespaces are kept ready, once there was a machine that needed one.
 const READY: usize = 2;
+
+/// How long what a machine leaves of its network stays: whoever waited for the machine's end has heard of it by then.
+const BEHIND: Duration = Duration::from_millis(50);
 
 /// The program that sets rules, and Debian's package of it.
 const NFT: &str = "nft";
@@ -223,6 +227,9 @@ struct Shared {
 struct Post {
     guard: Arc<Guard>,
     namespace: Arc<NetworkNamespace>,
+    /// Open as long as the monitor lives: else the monitor's end waits until the kernel has removed it, and for whoever else has
+    /// interfaces made or removed. Absent where an earlier node has made it.
+    tap: Option<Arc<Tap>>,
     limit: Option<Rate>,
     _names: NameServer,
     _packets: AbortOnDropHandle<()>,
@@ -292,7 +299,8 @@ impl Networks {
         self.shared.can.get_or_try_init(make).await.copied()
     }
 
-    /// Makes a machine's network, or takes one that is ready. [`Networks::release`] undoes it.
+    /// Makes a machine's network, or takes one that is ready. [`Networks::release`] undoes it, and whoever has taken one calls
+    /// [`Networks::refill`] when that is in nobody's way.
     ///
     /// # Errors
     /// [`NetworkError`]; nothing is left.
@@ -314,13 +322,14 @@ impl Networks {
                 Links::within(&network.namespace).map_err(namespace_error("enter a network namespace"))?;
             within.limit(&[TAP, UPLINK], limit).await?;
         }
-        self.shared.stand(id, &network.namespace, wanted).await?;
+        self.shared
+            .stand(id, &network.namespace, Some(&network.tap), wanted)
+            .await?;
         let plugged = self
             .shared
             .plug_in(id, &network.namespace, wanted.limit, true)
             .await;
         plugged.inspect_err(|_| self.release(id))?;
-        self.refill();
         Ok(network)
     }
 
@@ -340,10 +349,10 @@ impl Networks {
             false => carry_on(&namespace, monitor).await?,
         }
         let namespace = Arc::new(namespace);
-        if self.shared.stand(id, &namespace, wanted).await.is_err() {
+        if self.shared.stand(id, &namespace, None, wanted).await.is_err() {
             // Rules of an older node's, or none any more.
             self.shared.nft(Some(&namespace), &rules::machine()).await?;
-            self.shared.stand(id, &namespace, wanted).await?;
+            self.shared.stand(id, &namespace, None, wanted).await?;
         }
         self.shared.plug_in(id, &namespace, wanted.limit, false).await
     }
@@ -370,10 +379,23 @@ impl Networks {
         self.shared.journal(id)
     }
 
-    /// Ends what serves a machine; its namespace goes with its monitor.
+    /// Ends what serves a machine whose monitor has ended. Its namespace, and with it all that is in there, goes a little later: the kernel
+    /// keeps whoever waits for the machine's end waiting meanwhile. Should the node die before, it goes with the node.
     pub fn release(&self, id: MachineId) {
         self.shared.users.set_present(id, false);
-        self.shared.posts().remove(&id);
+        let Some(post) = self.shared.posts().remove(&id) else {
+            return;
+        };
+        let left = (post.tap.clone(), Arc::clone(&post.namespace));
+        drop(post);
+        self.shared.tasks.spawn(async move {
+            tokio::time::sleep(BEHIND).await;
+            // It waits for the kernel.
+            let closed = tokio::task::spawn_blocking(move || drop(left)).await;
+            closed.unwrap_or_else(
+                |error| tracing::error!(%error, "a machine's network is left to the node's end"),
+            );
+        });
     }
 
     /// Forgets a machine that is no more.
@@ -405,8 +427,11 @@ impl Networks {
         }
     }
 
-    /// Sees to it that namespaces are ready for the next machines.
-    fn refill(&self) {
+    /// Sees to it that namespaces are ready for the next machines, after one of this mode. It takes a processor some 20 ms.
+    pub fn refill(&self, mode: NetworkMode) {
+        if !leads_out(mode) {
+            return;
+        }
         let shared = Arc::clone(&self.shared);
         self.shared.tasks.spawn(async move {
             let _turn = shared.refilling.lock().await;
@@ -637,6 +662,7 @@ impl Shared {
         &self,
         id: MachineId,
         namespace: &Arc<NetworkNamespace>,
+        tap: Option<&Arc<Tap>>,
         wanted: &Wanted<'_>,
     ) -> Result<(), NetworkError> {
         let set: Arc<[IpAddr]> = match wanted.name_servers {
@@ -677,6 +703,7 @@ impl Shared {
                 _names: NameServer::start(sockets, &authority)?,
                 _packets: AbortOnDropHandle::new(tokio::spawn(watch)),
                 namespace: Arc::clone(namespace),
+                tap: tap.map(Arc::clone),
                 limit: wanted.limit,
                 _here: following.map(AbortOnDropHandle::new),
                 guard,
@@ -689,100 +716,4 @@ impl Shared {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use hearth_machine::policy::{Ports, Preset};
-
-    use super::*;
-
-    /// Makes the networks of a node and a namespace without rules; nothing, where the host has none.
-    async fn bench() -> Option<(tempfile::TempDir, Arc<Shared>, Arc<NetworkNamespace>)> {
-        if let Err(error) = Networks::check(NetworkMode::Filtered) {
-            crate::host::skip::skipped(&error.to_string());
-            return None;
-        }
-        let home = tempfile::tempdir().unwrap();
-        let layout = Layout::new(home.path(), home.path(), home.path());
-        let Networks { shared } = Networks::open(&layout, TaskTracker::new());
-        Some((home, shared, isolated().await.unwrap().namespace))
-    }
-
-    #[tokio::test]
-    async fn the_firewall_takes_the_rules_and_sets_them_anew() {
-        let Some((_home, shared, namespace)) = bench().await else {
-            return;
-        };
-        let network = shared.key.networks().next().unwrap();
-        for _ in 0..2 {
-            for rules in [rules::machine(), rules::host(shared.key, network)] {
-                shared.nft(Some(&namespace), &rules).await.unwrap();
-            }
-        }
-        let refused = shared.nft(Some(&namespace), "table inet {").await.unwrap_err();
-        assert!(matches!(refused, NetworkError::Rules(_)), "{refused}");
-    }
-
-    #[tokio::test]
-    async fn the_firewall_holds_what_a_policy_says_and_no_more_after_the_next_one() {
-        let Some((_home, shared, namespace)) = bench().await else {
-            return;
-        };
-        shared.nft(Some(&namespace), &rules::machine()).await.unwrap();
-        let read = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
-        let policy = Policy {
-            preset: Preset::Open,
-            // Ranges that overlap each other, which the kernel would refuse.
-            allow: read(&[
-                "10.0.0.0/8",
-                "10.1.0.0/16",
-                "10.1.0.0/16:80",
-                "10.1.2.3:80",
-                "*:8080",
-                "a.com:443",
-            ]),
-            deny: read(&["192.0.2.0/24", "192.0.2.7:25", "*:25", "2001:db8::/32", "b.com"]),
-        };
-        let mut firewall = namespace.enter(Firewall::open).unwrap();
-        let address = "203.0.113.1".parse().unwrap();
-        for _ in 0..2 {
-            firewall.apply(&policy).unwrap();
-            firewall
-                .pin(address, &Ports::Only(vec![443, 444]), Duration::from_secs(60))
-                .unwrap();
-            firewall
-                .pin(address, &Ports::All, Duration::from_secs(5))
-                .unwrap();
-        }
-        let listed = list(&namespace).await;
-        for expected in [
-            "192.0.2.0/24 . 0-255",
-            "0.0.0.0/0 . 25",
-            "2001:db8::/32 . 0-255",
-            "10.1.0.0/16 . 80",
-            "tcp . 8080",
-            "203.0.113.1 . 443 timeout 1m",
-            "203.0.113.1 timeout 5s",
-            "elements = { 53 }",
-        ] {
-            assert!(listed.contains(expected), "{expected} is not in {listed}");
-        }
-        firewall.apply(&Policy::default()).unwrap();
-        firewall.unpin().unwrap();
-        let listed = list(&namespace).await;
-        assert!(
-            !listed.contains("192.0.2.0/24 .") && !listed.contains("203.0.113.1"),
-            "{listed}"
-        );
-        assert!(
-            listed.contains("tcp . 9418") && listed.contains("udp . 443"),
-            "{listed}"
-        );
-        firewall.cut(|_, _, _| false).unwrap();
-    }
-
-    async fn list(namespace: &NetworkNamespace) -> String {
-        let listed = nft(Some(namespace)).unwrap().args(["list", "ruleset"]);
-        String::from_utf8(listed.run().await.unwrap()).unwrap()
-    }
-}
+mod tests;
