@@ -33,7 +33,7 @@ use crate::host::fence::{Fence, Reach};
 use crate::host::launch::{Launch, launch};
 use crate::host::network_namespace::{NetworkNamespace, TAP};
 use crate::host::process::{KillOnDrop, Process};
-use crate::host::watch::FileWatch;
+use crate::host::watch::{Directories, DirectoryWatch};
 use crate::host::{facts, failpoint};
 
 pub use self::machine::FirecrackerVm;
@@ -68,6 +68,8 @@ pub struct Firecracker {
     jailer: Option<PathBuf>,
     capabilities: Capabilities,
     network: Option<Arc<NetworkNamespace>>,
+    /// Those in which sockets are waited for.
+    directories: Directories,
 }
 
 impl Firecracker {
@@ -96,6 +98,7 @@ impl Firecracker {
                 snapshots_end_stream: true,
             },
             network: network.map(Arc::new),
+            directories: Directories::default(),
         }
     }
 
@@ -121,7 +124,7 @@ impl Firecracker {
     fn start(&self, request: &BootRequest, mut place: Place<'_>) -> Result<Started, BootError> {
         let id = request.id;
         let (log, output) = (place.make_log()?, place.make_console()?);
-        let watch = FileWatch::of_directory(place.root())
+        let watch = (self.directories.watch(place.root()))
             .map_err(|source| place::failed(request, "cannot watch", place.root(), source))?;
         let console = ConsoleLog::start(
             &machine::console_pipe(&request.dirs),
@@ -354,7 +357,7 @@ struct Started {
     client: Client,
     console: ConsoleLog,
     /// Tells of what appears in the directory that it sees.
-    watch: FileWatch,
+    watch: DirectoryWatch,
 }
 
 impl Started {
