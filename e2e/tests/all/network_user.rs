@@ -254,6 +254,11 @@ fn an_ordinary_users_machines_are_connected_anew_when_a_switch_dies() -> Result<
             let [switch] = switches()?[..] else {
                 anyhow::bail!("there is not one switch: {:?}", switches()?);
             };
+            let status = std::fs::read_to_string(format!("/proc/{switch}/status"))?;
+            ensure!(
+                status.contains("Seccomp:\t2") && status.contains("CapPrm:\t0000000000000000"),
+                "{status}"
+            );
             kill_process(switch, Signal::KILL)?;
             until("the machines hear each other again", || {
                 Ok(hears(node, "a", "b")? == "this is b")

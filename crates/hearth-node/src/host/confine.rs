@@ -23,6 +23,8 @@ pub enum Role<'p> {
     Pages,
     /// Kills processes that it was given, and replaces files in one directory.
     Guard(Option<&'p Path>),
+    /// Carries frames between files that it is given by whoever connects, and removes its socket, in this directory.
+    Frames(&'p Path),
 }
 
 /// Says why a process is not confined.
@@ -79,14 +81,18 @@ fn confine_files(role: Role<'_>) -> Result<(), ConfineError> {
         .and_then(|rules| rules.handle_access(AccessNet::BindTcp | AccessNet::ConnectTcp))
         .and_then(Ruleset::create)
         .map_err(ConfineError::Files)?;
-    if let Role::Guard(Some(directory)) = role {
+    let replace = AccessFs::MakeReg | AccessFs::WriteFile | AccessFs::Truncate | AccessFs::RemoveFile;
+    let place: Option<(&Path, BitFlags<AccessFs>)> = match role {
+        Role::Pages | Role::Guard(None) => None,
+        Role::Guard(Some(directory)) => Some((directory, replace)),
+        Role::Frames(directory) => Some((directory, AccessFs::RemoveFile.into())),
+    };
+    if let Some((directory, access)) = place {
         let opened = PathFd::new(directory).map_err(|source| ConfineError::Directory {
             directory: directory.display().to_string(),
             source,
         })?;
-        let replace: BitFlags<AccessFs> =
-            AccessFs::MakeReg | AccessFs::WriteFile | AccessFs::Truncate | AccessFs::RemoveFile;
-        let rule = PathBeneath::new(opened, replace);
+        let rule = PathBeneath::new(opened, access);
         rules = rules.add_rule(rule).map_err(ConfineError::Files)?;
     }
     let status = rules.restrict_self().map_err(ConfineError::Files)?;
@@ -159,10 +165,20 @@ const GUARD: [libc::c_long; 9] = [
     libc::SYS_waitid,
 ];
 
+const FRAMES: [libc::c_long; 6] = [
+    libc::SYS_accept4,
+    libc::SYS_epoll_ctl,
+    libc::SYS_epoll_pwait,
+    libc::SYS_epoll_wait,
+    libc::SYS_sendto,
+    libc::SYS_unlink,
+];
+
 fn rules(role: Role<'_>) -> Result<BTreeMap<libc::c_long, Vec<SeccompRule>>, seccompiler::Error> {
     let own: &[libc::c_long] = match role {
         Role::Pages => &PAGES,
         Role::Guard(_) => &GUARD,
+        Role::Frames(_) => &FRAMES,
     };
     let mut rules: BTreeMap<_, _> = COMMON.iter().chain(own).map(|call| (*call, Vec::new())).collect();
     // Memory never becomes code.
@@ -186,4 +202,70 @@ fn rules(role: Role<'_>) -> Result<BTreeMap<libc::c_long, Vec<SeccompRule>>, sec
         rules.insert(libc::SYS_ioctl, requests.into());
     }
     Ok(rules)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::unix::net::UnixStream;
+    use std::os::unix::process::ExitStatusExt as _;
+    use std::process::{Command, ExitStatus};
+
+    use super::*;
+
+    /// Says to the test below what to do, and where: then it is the process that it has started.
+    const DEED: &str = "HEARTH_TEST_DEED";
+    const PLACE: &str = "HEARTH_TEST_PLACE";
+
+    const SOCKET: &str = "switch";
+
+    /// Does one thing as a switch, in a process of its own; tells how that ends.
+    fn ends(deed: &str, place: &Path) -> ExitStatus {
+        let this = "host::confine::tests::a_switch_removes_its_socket_and_does_nothing_else";
+        let mut again = Command::new(std::env::current_exe().unwrap());
+        let again = again.args(["--exact", this]).env(DEED, deed).env(PLACE, place);
+        again.output().unwrap().status
+    }
+
+    /// Ends this process: with 0 when that could be done.
+    fn attempt(deed: &str, place: &Path) -> ! {
+        let (own, other) = (place.join("own"), place.join("other"));
+        confine(Role::Frames(&own)).unwrap();
+        let done = match deed {
+            "remove" => std::fs::remove_file(own.join(SOCKET)),
+            "remove another" => std::fs::remove_file(other.join(SOCKET)),
+            "read" => File::open(own.join(SOCKET)).map(drop),
+            "connect" => UnixStream::connect(own.join(SOCKET)).map(drop),
+            "signal" => {
+                rustix::process::test_kill_process(rustix::process::getpid()).map_err(io::Error::from)
+            }
+            _ => Command::new("/bin/true").status().map(drop),
+        };
+        std::process::exit(done.map_or_else(|error| error.raw_os_error().unwrap_or(-1), |()| 0))
+    }
+
+    #[test]
+    fn a_switch_removes_its_socket_and_does_nothing_else() {
+        if let (Ok(deed), Some(place)) = (std::env::var(DEED), std::env::var_os(PLACE)) {
+            attempt(&deed, Path::new(&place));
+        }
+        let root = tempfile::tempdir().unwrap();
+        for name in ["own", "other"] {
+            std::fs::create_dir(root.path().join(name)).unwrap();
+            File::create(root.path().join(name).join(SOCKET)).unwrap();
+        }
+        for deed in ["read", "connect", "signal", "start"] {
+            let end = ends(deed, root.path());
+            assert_eq!(end.signal(), Some(libc::SIGSYS), "{deed}: {end}");
+        }
+        assert_eq!(ends("remove", root.path()).code(), Some(0));
+        assert!(!root.path().join("own").join(SOCKET).exists());
+        match super::super::fence::Fence::around([]) {
+            Ok(Some(_)) => {
+                assert_eq!(ends("remove another", root.path()).code(), Some(libc::EACCES));
+                assert!(root.path().join("other").join(SOCKET).exists());
+            }
+            _ => crate::host::skip::skipped("this kernel has no landlock"),
+        }
+    }
 }

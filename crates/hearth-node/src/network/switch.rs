@@ -6,7 +6,8 @@
 //!  user0001 (TAP) ---- its descriptor ---- hearth switch ---- ... ---- user0001
 //! ```
 //! A port is given to it over a Unix socket: a TAP, and what tells that its machine has ended. It has rights over nothing, reads no more of a
-//! frame than the two addresses, and ends with its last port. It outlives the node, as machines do.
+//! frame than the two addresses, and ends with its last port. It outlives the node, as machines do. Before the first port it gives up all
+//! files and system calls but those of this.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
@@ -14,9 +15,10 @@ use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
+use crate::host::confine::{ConfineError, Role, confine};
 use crate::host::launch::FIRST_PASSED_FD;
 use crate::host::poller::Poller;
 use crate::host::{fork, passing};
@@ -46,6 +48,9 @@ pub enum SwitchError {
     /// What it was started with is not there.
     #[error("cannot start")]
     Start(#[source] io::Error),
+    /// It is not confined.
+    #[error(transparent)]
+    Confine(#[from] ConfineError),
     /// The kernel.
     #[error("cannot wait for frames")]
     Wait(#[source] io::Error),
@@ -59,9 +64,12 @@ pub fn run(words: &[OsString]) -> Result<(), SwitchError> {
     let [socket] = words else {
         return Err(SwitchError::Arguments);
     };
+    let socket = Path::new(socket);
+    let directory = socket.parent().ok_or(SwitchError::Arguments)?;
     let listener = fork::inherited(FIRST_PASSED_FD).map_err(SwitchError::Start)?;
     let switch = Switch::new(UnixListener::from(listener)).map_err(SwitchError::Start)?;
-    let ended = switch.run(&PathBuf::from(socket));
+    confine(Role::Frames(directory))?;
+    let ended = switch.run(socket);
     ended.map_err(SwitchError::Wait)
 }
 
@@ -104,7 +112,7 @@ impl Switch {
     }
 
     /// Carries frames until the last port has gone. Who comes while it ends finds nobody, and starts another.
-    fn run(mut self, socket: &std::path::Path) -> io::Result<()> {
+    fn run(mut self, socket: &Path) -> io::Result<()> {
         let began = Instant::now();
         while !self.ports.is_empty() || self.next == 1 && began.elapsed() < IDLE {
             for token in self.poller.wait(IDLE)? {
@@ -217,7 +225,6 @@ fn give(port: &mut Port, frame: &[u8]) {
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsRawFd as _;
-    use std::path::Path;
 
     use super::*;
 
