@@ -1,7 +1,8 @@
 //! Networks of an ordinary user's machines: they reach what root's do, and nothing of the host, though their packets leave by sockets
 //! of it.
 
-use std::net::{TcpListener, UdpSocket};
+use std::io::Read as _;
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -114,6 +115,36 @@ fn an_ordinary_users_rate_is_not_exceeded() -> Result<()> {
             }
         }
         Ok(())
+    })
+}
+
+#[test]
+fn an_ordinary_users_port_goes_by_the_machines_network() -> Result<()> {
+    on_stage_for_user(|node, stage| {
+        // Each client is told of the connections that there are, its own among them.
+        let serve = "nc -ll -p 7 -e cat /proc/net/tcp /proc/net/tcp6";
+        node.start([
+            "--name",
+            "m",
+            "--network",
+            "filtered",
+            "-p",
+            "127.0.0.1::7",
+            "busybox",
+            "sh",
+            "-c",
+            serve,
+        ])?;
+        let address = node.hearth(["port", "m", "7"]).ok()?;
+        // 100.127.255.253 as the kernel prints it.
+        until("a client comes from the gateway", || {
+            let mut told = String::new();
+            inside(&stage.host, || {
+                Ok(TcpStream::connect(&address)?.read_to_string(&mut told)?)
+            })
+            .unwrap_or_default();
+            Ok(told.contains("FDFF7F64"))
+        })
     })
 }
 
