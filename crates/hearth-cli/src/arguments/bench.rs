@@ -48,6 +48,9 @@ pub(crate) struct Bench {
     /// beside
     #[arg(long, value_name = "FILE")]
     pub(crate) guest: Option<PathBuf>,
+    /// Another page server, for `vmm`, called with a socket and an image, as the examples in Firecracker's tree are
+    #[arg(long, value_name = "FILE")]
+    pub(crate) handler: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,

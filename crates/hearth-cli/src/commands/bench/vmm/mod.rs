@@ -5,6 +5,7 @@
 
 mod firecracker;
 mod guest;
+mod handler;
 mod product;
 
 use std::path::{Path, PathBuf};
@@ -63,8 +64,8 @@ pub(crate) enum VmmError {
     /// The guest does not say what the test guest says.
     #[error("the guest does not answer as `bare-guest` does")]
     Guest,
-    /// The pager.
-    #[error("`hearth pager` does not come up")]
+    /// A page server.
+    #[error("the page server does not come up")]
     Pager,
 }
 
@@ -98,18 +99,24 @@ impl Pager {
             .kill_on_drop(true)
             .spawn();
         let child = spawned.map_err(|source| VmmError::Program { program, source })?;
-        let begun = Instant::now();
-        while !socket.exists() {
-            if begun.elapsed() > Duration::from_secs(10) {
-                return Err(VmmError::Pager);
-            }
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        listens(&socket).await?;
         Ok(Self {
             socket,
             _child: child,
         })
     }
+}
+
+/// Waits until a page server has made its socket.
+async fn listens(socket: &Path) -> Result<(), VmmError> {
+    let begun = Instant::now();
+    while !socket.exists() {
+        if begun.elapsed() > Duration::from_secs(10) {
+            return Err(VmmError::Pager);
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    Ok(())
 }
 
 /// A directory that goes with the bench.
@@ -159,7 +166,8 @@ pub(super) async fn vmm(
         ITSELF,
         &boots,
     );
-    restores(&subject, product.as_ref(), arguments.runs, report).await
+    let handler = arguments.handler.as_deref();
+    restores(&subject, product.as_ref(), handler, arguments.runs, report).await
 }
 
 fn subject(arguments: &Bench, directory: &Directory) -> Result<Subject, VmmError> {
@@ -187,6 +195,7 @@ fn subject(arguments: &Bench, directory: &Directory) -> Result<Subject, VmmError
 async fn restores(
     subject: &Subject,
     product: Option<&Product<'_>>,
+    handler: Option<&Path>,
     runs: u32,
     report: &mut Report,
 ) -> Result<(), CliError> {
@@ -198,10 +207,15 @@ async fn restores(
         Memory::Pager(&pagers.replay.socket),
     ];
     let (mut samples, mut machines) = <([Samples; 3], Vec<f64>)>::default();
+    let mut theirs = Samples::default();
     // In turn, so that what else the host does meets all of them.
     for _ in 0..runs * RESTORES {
         for (way, samples) in ways.iter().zip(&mut samples) {
             let restored = one(subject, &source, *way, samples).await;
+            restored.map_err(BenchError::from)?;
+        }
+        if let Some(program) = handler {
+            let restored = handler::restore(program, subject, &source, &mut theirs).await;
             restored.map_err(BenchError::from)?;
         }
         if let Some(product) = product {
@@ -215,6 +229,7 @@ async fn restores(
         }
     }
     tell(report, &samples);
+    tell_beside(report, &samples[1], &theirs);
     report.add_against(
         "vmm: restore to first reply, a machine of the node",
         Unit::Milliseconds,
@@ -296,6 +311,18 @@ async fn crowd(
         .pss
         .extend(machines.iter().filter_map(|(machine, _)| machine.pss_kibibytes()));
     Ok(())
+}
+
+/// The pager beside the other page server; nothing where there was none.
+fn tell_beside(report: &mut Report, pager: &Samples, theirs: &Samples) {
+    if theirs.ready.is_empty() {
+        return;
+    }
+    let against = "the other page server";
+    let name = "vmm: restore to first reply, pager and other";
+    report.add_against(name, Unit::Milliseconds, &pager.ready, against, &theirs.ready);
+    let name = "vmm: pages touched first, pager and other";
+    report.add_against(name, Unit::PerSecond, &pager.pages, against, &theirs.pages);
 }
 
 fn tell(report: &mut Report, [file, plain, replay]: &[Samples; 3]) {
