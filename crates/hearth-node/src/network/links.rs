@@ -431,14 +431,19 @@ impl Links {
 
     /// Lets no more through interfaces of a machine's namespace than this: what goes to the guest waits at its TAP, what it sends at
     /// the uplink, and where it is plugged into networks.
-    pub(super) async fn limit(&self, interfaces: &[&str], rate: Rate) -> Result<(), NetworkError> {
+    pub(super) async fn limit(
+        &self,
+        interfaces: &[&str],
+        rate: Rate,
+        sender: Sender,
+    ) -> Result<(), NetworkError> {
         for &name in interfaces {
             let mut bucket =
                 TcMessage::with_index(i32::try_from(self.index(name).await?).unwrap_or(i32::MAX));
             bucket.header.parent = TcHandle::ROOT;
             bucket.attributes = vec![
                 TcAttribute::Kind("tbf".to_owned()),
-                TcAttribute::Options(token_bucket(rate)),
+                TcAttribute::Options(token_bucket(rate, sender)),
             ];
             let mut request = NetlinkMessage::from(RouteNetlinkMessage::NewQueueDiscipline(bucket));
             request.header.flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
@@ -516,14 +521,30 @@ const BUCKET_MAX: u64 = 1 << 20;
 /// The least queue: ten frames.
 const QUEUE_MIN: u64 = 10 * 1550;
 
+/// The most that a guest's kernel lets one connection have on its way to it (`tcp_rmem` of Linux).
+const QUEUE_OF_PASTA: u64 = 6 << 20;
+
+/// Who fills a queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sender {
+    /// Somebody's TCP, which sends again what was dropped, and slows down.
+    Kernel,
+    /// Pasta, which sends all again from there on, at once: what is dropped costs many times over, so much is let wait instead.
+    Pasta,
+}
+
 /// Makes the settings of a token bucket, see tc-tbf(8): what passes in 50 ms may come at once, what would wait for more than 200 ms is
-/// dropped.
-fn token_bucket(rate: Rate) -> Vec<TcOption> {
+/// dropped; of what pasta sends, what would wait for more than two seconds.
+fn token_bucket(rate: Rate, sender: Sender) -> Vec<TcOption> {
     let per_second = rate.bytes_per_second;
     let bucket = (per_second / 20)
         .clamp(BUCKET_MIN, BUCKET_MAX)
         .max(rate.burst_bytes);
-    let queue = bucket + (per_second / 5).max(QUEUE_MIN);
+    let waiting = match sender {
+        Sender::Kernel => per_second / 5,
+        Sender::Pasta => (per_second / 5).max((2 * per_second).min(QUEUE_OF_PASTA)),
+    };
+    let queue = bucket + waiting.max(QUEUE_MIN);
     let narrow = |wide: u64| u32::try_from(wide).unwrap_or(u32::MAX);
     // struct tc_tbf_qopt: two struct tc_ratespec, for the rate and for a peak, and limit, buffer and mtu.
     let mut parameters = [0; 36];

@@ -52,7 +52,7 @@ use self::firewall::Firewall;
 use self::guard::Guard;
 use self::here::Here;
 pub use self::journal::{Contact, Denial, Journal, Target};
-use self::links::{Links, Outlet, UPLINK};
+use self::links::{Links, Outlet, Sender, UPLINK};
 use self::pasta::Carrier;
 pub use self::pasta::{PACKAGE as PASTA_PACKAGE, PASTA, PastaError};
 pub use self::user::{NewNetwork, UserNetwork, UserNetworkError, UserNetworks};
@@ -320,7 +320,12 @@ impl Networks {
         if let Some(limit) = wanted.limit {
             let within =
                 Links::within(&network.namespace).map_err(namespace_error("enter a network namespace"))?;
-            within.limit(&[TAP, UPLINK], limit).await?;
+            let into = match own::is_root() {
+                true => Sender::Kernel,
+                false => Sender::Pasta,
+            };
+            within.limit(&[TAP], limit, into).await?;
+            within.limit(&[UPLINK], limit, Sender::Kernel).await?;
         }
         self.shared
             .stand(id, &network.namespace, Some(&network.tap), wanted)

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use hearth_machine::{MacAddress, MachineId, NetworkMode, NetworkName, Rate, Uplink};
 
-use super::links::{Ends, Links, UPLINK, USER};
+use super::links::{Ends, Links, Sender, UPLINK, USER};
 use super::user::{Membership, NewNetwork, UserNetworkError};
 use super::{NetworkError, Networks, Shared, namespace_error};
 use crate::host::network_namespace::NetworkNamespace;
@@ -217,7 +217,7 @@ impl Shared {
             .join(&interface, membership.network, membership.place)
             .await?;
         match limit {
-            Some(limit) => within.limit(&[&interface], limit).await,
+            Some(limit) => within.limit(&[&interface], limit, Sender::Kernel).await,
             None => Ok(()),
         }
     }
