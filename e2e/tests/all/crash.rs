@@ -26,7 +26,7 @@ const SOAK_ROUNDS: usize = 200;
 /// Writes rows for ever, one for each transaction: each has the digest of all rows before it.
 const WRITE: &str = r#"
 import hashlib, os, sqlite3, time
-db = sqlite3.connect("/db", isolation_level=None)
+db = sqlite3.connect("/db", isolation_level=None, timeout=60)
 db.execute("pragma synchronous=full")
 db.execute("create table if not exists chain(n integer primary key, payload blob, sum text)")
 n, last = db.execute("select coalesce(max(n), 0), coalesce((select sum from chain order by n desc limit 1), '') from chain").fetchone()
@@ -35,7 +35,7 @@ while True:
     n, payload = n + 1, os.urandom(200 + n % 3000)
     last = hashlib.sha256(last.encode() + payload).hexdigest()
     db.execute("insert into chain values(?, ?, ?)", (n, payload, last))
-    time.sleep(0.005)
+    time.sleep(0.02)
 "#;
 
 /// Prints how many rows there are, if the database is whole and so is their chain.
@@ -225,7 +225,10 @@ impl Subject<'_> {
             .join(&machine.id)
             .join("disk.img");
         sound(&disk)?;
-        self.node.hearth(["start", "db"]).ok().map(drop)
+        let begun = self.node.hearth(["logs", "db"]).ok()?.matches("writes").count();
+        self.node.hearth(["start", "db"]).ok()?;
+        // Of two that find a journal to be played back one gives up.
+        logged(self.node, "db", "writes", begun + 1)
     }
 
     /// What snapshots and machines there are hold whole databases.

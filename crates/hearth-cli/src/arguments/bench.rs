@@ -29,6 +29,9 @@ pub(crate) struct Bench {
     /// Another image, for `clone`: starts of both in turn, and by how much its own are slower
     #[arg(long, value_name = "IMAGE")]
     pub(crate) beside: Option<String>,
+    /// Code for `execute`, as `hearth execute` takes it [default: the command true]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) code: Option<PathBuf>,
     /// Seconds that machines do nothing, for `idle`, before their memory is looked at once more
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     pub(crate) idle_for: u64,

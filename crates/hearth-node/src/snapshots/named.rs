@@ -195,8 +195,11 @@ impl Held {
     pub fn whole(&self) -> io::Result<PathBuf> {
         let (vm, whole) = (self.vm(), self.path.join(WHOLE));
         let files = MemoryFiles::of(&vm);
-        if files.changes.is_none() || whole.exists() {
-            return Ok(if files.changes.is_none() { vm } else { whole });
+        if files.changes.is_none() {
+            return Ok(vm);
+        }
+        if whole.exists() {
+            return Ok(whole);
         }
         // Another start may make it at the same time: the first one counts.
         let mine = SnapshotId::random()?;

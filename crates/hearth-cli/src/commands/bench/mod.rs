@@ -106,6 +106,15 @@ pub(crate) enum BenchError {
     /// Firecracker.
     #[error(transparent)]
     Vmm(#[from] vmm::VmmError),
+    /// The code that is to be executed.
+    #[error("cannot read {path}")]
+    Code {
+        /// The file.
+        path: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// A pool has no machine ready.
     #[error("the pool has no machine ready: {0}")]
     NotReady(String),
@@ -146,6 +155,7 @@ async fn measure(node: &Node, machines: &Machines<'_>, arguments: &Bench) -> Res
         runs: arguments.runs,
         size: arguments.size.bytes(),
         beside: arguments.beside.as_deref(),
+        code: arguments.code.as_deref(),
     };
     let mut report = Report::new(env!("CARGO_PKG_VERSION"), &arguments.image);
     let wanted = |subject| arguments.subjects.is_empty() || arguments.subjects.contains(&subject);

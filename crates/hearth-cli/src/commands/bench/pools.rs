@@ -11,6 +11,8 @@ use crate::error::CliError;
 
 /// How long a pool may take to have a machine ready again.
 const READY: Duration = Duration::from_secs(120);
+/// Machines that a pool has ready, of which two are taken one behind the other.
+const READY_TOGETHER: u32 = 2;
 /// How often a pool is asked whether it has.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -18,7 +20,7 @@ impl Bencher<'_> {
     /// From the request to a machine that answers, and giving it back; beside cold starts of machines that hold.
     pub(super) async fn pool(&self, report: &mut Report) -> Result<(), CliError> {
         let name = self.machines.name("pool");
-        self.create_pool(&name).await?;
+        self.create_pool(&name, READY_TOGETHER).await?;
         let measured = self.acquire(report, &name).await;
         let removed = self
             .node
@@ -28,27 +30,24 @@ impl Bencher<'_> {
     }
 
     async fn acquire(&self, report: &mut Report, pool: &str) -> Result<(), CliError> {
-        let (mut acquires, mut releases, mut cold) = (Vec::new(), Vec::new(), Vec::new());
-        let wish = AcquireMachine {
-            lease_seconds: Some(600),
-            wait_ms: None,
-        };
+        let (mut acquires, mut beside, mut cold) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut releases, mut again) = (Vec::new(), Vec::new());
         for turn in 0..self.runs {
-            self.wait_ready(pool).await?;
+            self.wait_ready(pool, READY_TOGETHER).await?;
+            let (first, took) = self.take(pool).await?;
+            acquires.push(took);
+            // The pool begins to make another one for that.
+            let (second, took) = self.take(pool).await?;
+            beside.push(took);
+            self.wait_ready(pool, READY_TOGETHER).await?;
+            self.give_back(&second).await?;
+            self.wait_ready(pool, READY_TOGETHER).await?;
             let begun = Instant::now();
-            let lease = self
-                .node
-                .call(async |client| client.pool_acquire(pool, &wish).await)
-                .await?;
-            acquires.push(milliseconds(begun.elapsed()));
-            let begun = Instant::now();
-            let release = ReleaseMachine::default();
-            self.node
-                .call(async |client| client.lease_release(&lease.id, &release).await)
-                .await?;
+            self.give_back(&first).await?;
             releases.push(milliseconds(begun.elapsed()));
             // Not beside the start of a machine that the pool makes for the one given back.
-            self.wait_ready(pool).await?;
+            self.wait_ready(pool, READY_TOGETHER).await?;
+            again.push(milliseconds(begun.elapsed()));
             let name = self.machines.name(format!("cold-{turn}"));
             let mut run = self.machines.run_arguments(&name, self.memory);
             run.extend(["--detach", "--hold", self.image].map(str::to_owned));
@@ -59,14 +58,42 @@ impl Bencher<'_> {
         }
         let against = "run --detach --hold, from the prompt to the prompt";
         report.add_against("pool: acquire", Unit::Milliseconds, &acquires, against, &cold);
+        let name = "pool: acquire, while the pool fills up";
+        report.add_against(name, Unit::Milliseconds, &beside, "pool: acquire", &acquires);
         report.add("pool: release", Unit::Milliseconds, &releases);
+        report.add(
+            "pool: release, until all is ready again",
+            Unit::Milliseconds,
+            &again,
+        );
         Ok(())
+    }
+
+    /// Takes a machine; returns its lease and how long that took.
+    async fn take(&self, pool: &str) -> Result<(String, f64), CliError> {
+        let wish = AcquireMachine {
+            lease_seconds: Some(600),
+            wait_ms: None,
+        };
+        let begun = Instant::now();
+        let lease = self
+            .node
+            .call(async |client| client.pool_acquire(pool, &wish).await);
+        Ok((lease.await?.id, milliseconds(begun.elapsed())))
+    }
+
+    async fn give_back(&self, lease: &str) -> Result<(), CliError> {
+        let release = ReleaseMachine::default();
+        let given = self
+            .node
+            .call(async |client| client.lease_release(lease, &release).await);
+        given.await.map(drop)
     }
 
     /// A command of no length, with a machine of its own and with a pool's, beside the same by `run`.
     pub(super) async fn execute(&self, report: &mut Report) -> Result<(), CliError> {
         let name = self.machines.name("execute");
-        self.create_pool(&name).await?;
+        self.create_pool(&name, 1).await?;
         let measured = self.executions(report, &name).await;
         let removed = self
             .node
@@ -77,10 +104,7 @@ impl Bencher<'_> {
 
     async fn executions(&self, report: &mut Report, pool: &str) -> Result<(), CliError> {
         let (mut own, mut pooled, mut runs) = (Vec::new(), Vec::new(), Vec::new());
-        let request = ExecuteRequest {
-            command: vec!["true".to_owned()],
-            ..ExecuteRequest::default()
-        };
+        let request = self.request()?;
         let alone = ExecuteRequest {
             image: Some(self.image.to_owned()),
             memory_bytes: Some(self.memory),
@@ -91,9 +115,9 @@ impl Bencher<'_> {
             ..request
         };
         for turn in 0..self.runs {
-            self.wait_ready(pool).await?;
+            self.wait_ready(pool, 1).await?;
             pooled.push(self.time_execution(&in_pool).await?);
-            self.wait_ready(pool).await?;
+            self.wait_ready(pool, 1).await?;
             own.push(self.time_execution(&alone).await?);
             let name = self.machines.name(format!("run-{turn}"));
             let mut run = self.machines.run_arguments(&name, self.memory);
@@ -106,6 +130,25 @@ impl Bencher<'_> {
         Ok(())
     }
 
+    /// What is executed.
+    fn request(&self) -> Result<ExecuteRequest, BenchError> {
+        let Some(path) = self.code else {
+            return Ok(ExecuteRequest {
+                command: vec!["true".to_owned()],
+                ..ExecuteRequest::default()
+            });
+        };
+        let code = std::fs::read_to_string(path).map_err(|source| BenchError::Code {
+            path: path.display().to_string(),
+            source,
+        })?;
+        Ok(ExecuteRequest {
+            code: Some(code),
+            code_name: path.file_name().map(|name| name.to_string_lossy().into_owned()),
+            ..ExecuteRequest::default()
+        })
+    }
+
     async fn time_execution(&self, request: &ExecuteRequest) -> Result<f64, CliError> {
         let begun = Instant::now();
         self.node
@@ -114,13 +157,13 @@ impl Bencher<'_> {
         Ok(milliseconds(begun.elapsed()))
     }
 
-    async fn create_pool(&self, name: &str) -> Result<(), CliError> {
+    async fn create_pool(&self, name: &str, ready: u32) -> Result<(), CliError> {
         let request = CreatePool {
             name: name.to_owned(),
             spec: PoolSpec {
                 image: self.image.to_owned(),
-                min: Some(1),
-                max: Some(2),
+                min: Some(ready),
+                max: Some(ready * 2),
                 memory_bytes: Some(self.memory),
                 ..PoolSpec::default()
             },
@@ -129,12 +172,12 @@ impl Bencher<'_> {
         create.await.map(drop)
     }
 
-    /// Waits until a machine is ready, and nothing of the pool is under way.
-    async fn wait_ready(&self, name: &str) -> Result<(), CliError> {
+    /// Waits until so many machines are ready, and nothing of the pool is under way but what is leased.
+    async fn wait_ready(&self, name: &str, ready: u32) -> Result<(), CliError> {
         let end = Instant::now() + READY;
         loop {
             let pool = self.node.call(async |client| client.pool(name).await).await?;
-            if pool.ready > 0 && pool.members.len() == pool.ready as usize {
+            if pool.ready >= ready && pool.members.len() == (pool.ready + pool.leased) as usize {
                 return Ok(());
             }
             if Instant::now() > end {

@@ -46,6 +46,8 @@ pub(super) struct Bencher<'n> {
     pub(super) size: u64,
     /// Another image.
     pub(super) beside: Option<&'n str>,
+    /// What is executed.
+    pub(super) code: Option<&'n Path>,
 }
 
 impl Bencher<'_> {
