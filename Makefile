@@ -57,12 +57,13 @@ test-metal: ## The driver suite, every pair of it: for a machine whose KVM is na
 	@cargo xtask bare-guest
 	@HEARTH_E2E_METAL=1 cargo test --workspace --locked --test all -- --nocapture firecracker
 
-soak: ## The long end-to-end tests: boots, restores and clones by the hundred, 200 deaths of the node
+soak: ## The long end-to-end tests: boots, restores, clones and forks by the hundred, 200 deaths of the node, 200 of whoever takes part in a snapshot
 	@scripts/prerequisites.sh test
 	@cargo xtask guest
 	@cargo xtask bare-guest
 	@HEARTH_E2E_SOAK=1 cargo test --workspace --locked --test all -- --nocapture --test-threads 1 \
-		boots_one_after_the_other restores_one_after_the_other clones_at_once_leave_nothing fifty_machines_leave_nothing many_networks chaos::
+		boots_one_after_the_other restores_one_after_the_other clones_at_once_leave_nothing fifty_machines_leave_nothing many_networks chaos:: crash:: \
+		a_connection_and_a_timer
 
 fuzz: ## Every fuzz target, SECONDS_EACH (600) seconds each
 	@for name in $$(cargo xtask fuzz); do cargo xtask fuzz "$$name" --seconds $(SECONDS_EACH); done
