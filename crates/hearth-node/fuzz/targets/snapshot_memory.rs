@@ -20,7 +20,9 @@ fuzz_target!(|data: &[u8]| {
     }
     let path = std::env::temp_dir().join(format!("hearth-fuzz-{}", std::process::id()));
     std::fs::write(&path, bytes).expect("there is room for a file");
-    if let Ok(changes) = Changes::open(&path) {
+    let opened = Changes::open(&path);
+    std::fs::remove_file(&path).expect("it is there");
+    if let Ok(changes) = opened {
         let mut end = 0;
         for piece in changes.pieces() {
             assert!(piece.first >= end && piece.pages > 0);
