@@ -29,17 +29,28 @@ pub struct ProcessMemory {
     bytes: u64,
 }
 
+/// Looks whether the memory of a process may be read.
+///
+/// # Errors
+/// Returns the kernel's error.
+pub fn check(process: ProcessId) -> io::Result<()> {
+    open(process, "mem").map(drop)
+}
+
+fn open(process: ProcessId, file: &str) -> io::Result<File> {
+    File::open(format!("/proc/{}/{file}", process.pid))
+}
+
 impl ProcessMemory {
     /// Looks at the private mappings of a file whose name in `/proc/PID/maps` begins so.
     ///
     /// # Errors
     /// Returns the kernel's error; [`io::ErrorKind::NotFound`] when nothing is mapped under that name.
     pub fn of(process: ProcessId, name: &str) -> io::Result<Self> {
-        let place = |file: &str| format!("/proc/{}/{file}", process.pid);
-        let maps = BufReader::new(File::open(place("maps"))?);
-        let pagemap = File::open(place("pagemap"))?;
+        let maps = BufReader::new(open(process, "maps")?);
+        let pagemap = open(process, "pagemap")?;
         let mut found = Self {
-            memory: File::open(place("mem"))?,
+            memory: open(process, "mem")?,
             own: Vec::new(),
             bytes: 0,
         };

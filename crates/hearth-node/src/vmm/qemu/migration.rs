@@ -33,7 +33,7 @@ use super::state::Stream;
 use crate::host::files::PRIVATE;
 use crate::host::memory_changes::{self, Changes};
 use crate::host::memory_image::{self, MemoryFiles};
-use crate::host::process_memory::ProcessMemory;
+use crate::host::process_memory::{self, ProcessMemory};
 use crate::vmm::snapshot::{BASE_FILE, CHANGES_FILE, MEMORY_FILE, STATE_FILE};
 use crate::vmm::{MachineDirs, ProcessId, SnapshotError};
 
@@ -166,7 +166,7 @@ impl Saving<'_> {
     /// Begins the state of a machine whose memory can be read, beside QEMU.
     fn stream(&self) -> std::io::Result<Stream> {
         // Told before anything was done.
-        ProcessMemory::of(self.process, memory_image::SEALED_NAME)?;
+        process_memory::check(self.process)?;
         let state = self.directory.join(STATE_FILE);
         Stream::begin(&state, &self.dirs.origin().join(STATE_FILE)).inspect_err(|_| {
             // Another one is begun there; the error that counts is the first one.

@@ -445,6 +445,31 @@ async fn machines_are_restored_from_snapshots_of_booted_and_of_restored_ones() {
         !request.dirs.memory.exists(),
         "a clone has no memory file of its own"
     );
+    // What has changed is written alone; where nothing is left of what it was restored from, all goes into the state.
+    for (number, has_origin) in [(3, true), (4, false)] {
+        if !has_origin {
+            std::fs::remove_dir_all(request.dirs.origin()).unwrap();
+        }
+        let place = contract::place_for_snapshot(&bench.request.dirs, &format!("snapshot{number}"));
+        within(first.snapshot(&place, crate::vmm::SnapshotKind::Full))
+            .await
+            .unwrap();
+        first.resume().await.unwrap();
+        let bytes = |name| std::fs::metadata(place.join(name)).map(|file| file.len()).ok();
+        assert_eq!(bytes("changes").is_some(), has_origin);
+        assert_eq!(bytes("memory"), (!has_origin).then_some(0));
+        let boot = contract::another(&bench.request, number);
+        let asked = crate::vmm::RestoreRequest {
+            boot: boot.clone(),
+            snapshot: place.clone(),
+            memory: crate::vmm::MemoryBackend::File,
+        };
+        let clone = within(bench.driver.restore(&asked)).await.unwrap();
+        clone.resume().await.unwrap();
+        hear_of(&clone, &boot.dirs, "tick").await;
+        within(clone.kill()).await.unwrap();
+        boot.dirs.release().unwrap();
+    }
     for (request, clone) in clones {
         within(clone.kill()).await.unwrap();
         request.dirs.release().unwrap();
