@@ -60,9 +60,24 @@ impl BareGuest {
         self.given_to(TestNode::ready_on_small_disk(Driver::Firecracker, spare_mib)?)
     }
 
+    /// Makes such a home for an ordinary user, as [`TestNode::ready_for`] does.
+    ///
+    /// # Errors
+    /// As for that, and for [`BareGuest::node`].
+    pub fn node_for(&self, uid: u32) -> Result<TestNode> {
+        let node = TestNode::ready_for(Driver::Firecracker, uid)?;
+        let own = Self {
+            firecracker: node.lend(&self.firecracker)?,
+            guest: node.lend(&self.guest)?,
+        };
+        own.given_to(node)
+    }
+
     fn given_to(&self, node: TestNode) -> Result<TestNode> {
         let node = node.with_env(KERNEL_VARIABLE, &self.guest);
         self.install(&node)?;
+        // It starts anew with the next verb, and so where that is called.
+        node.hearth(["node", "stop"]).ok()?;
         Ok(node)
     }
 

@@ -166,13 +166,18 @@ impl TestNode {
         Ok(node)
     }
 
-    /// Gives the node's user a tree of files as its own, below the home.
+    /// Gives the node's user a file, or a tree of files, as its own, below the home.
     ///
     /// # Errors
     /// It cannot be copied.
     pub fn lend(&self, tree: &Path) -> Result<PathBuf> {
-        let place = self.home().join("lent");
-        copy_tree(tree, &place)?;
+        let lent = self.home().join("lent");
+        std::fs::create_dir_all(&lent)?;
+        let place = lent.join(tree.file_name().context("what is lent has a name")?);
+        match tree.is_dir() {
+            true => copy_tree(tree, &place)?,
+            false => std::fs::copy(tree, &place).map(drop)?,
+        }
         if let Some(user) = &self.user {
             user.own(&place)?;
         }

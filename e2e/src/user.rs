@@ -2,43 +2,50 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::os::unix::fs::{PermissionsExt as _, lchown};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, lchown};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use walkdir::WalkDir;
 
-const TUN: &str = "/dev/net/tun";
+/// What monitors open of the host, below /dev.
+const DEVICES: [&str; 2] = ["net/tun", "kvm"];
 
-/// Covers /dev/net/tun with another one, which is the first argument, in a mount namespace that ends with the rest, a program.
-const COVER: &str = "mount --bind \"$0\" /dev/net/tun && exec \"$@\"";
+/// Covers devices with others, which lie in the directory that is the first argument, in a mount namespace that ends with the rest, a
+/// program.
+const COVER: &str = "for device in net/tun kvm; do \
+     if [ -e \"$0/$device\" ]; then mount --bind \"$0/$device\" \"/dev/$device\" || exit; fi; done; exec \"$@\"";
 
 /// Somebody, who needs no entry in /etc/passwd.
 #[derive(Debug)]
 pub(crate) struct User {
     uid: u32,
-    /// A device of that user's own, where the host's is root's alone.
-    tun: Option<PathBuf>,
+    /// Where devices of that user's own lie, which the host keeps for root.
+    devices: PathBuf,
 }
 
 impl User {
     /// Gives a home to a user.
     pub(crate) fn of(uid: u32, home: &Path) -> Result<Self> {
-        let is_open = fs::metadata(TUN).is_ok_and(|device| device.permissions().mode() & 0o006 == 0o006);
-        let tun = (!is_open).then(|| home.join("tun"));
-        if let Some(tun) = &tun {
-            // Its numbers are those of every Linux (Documentation/admin-guide/devices.txt).
-            mknodat(
-                CWD,
-                tun,
-                FileType::CharacterDevice,
-                Mode::from(0o600),
-                makedev(10, 200),
-            )
-            .context("cannot make a device")?;
+        let devices = home.join("devices");
+        fs::create_dir_all(devices.join("net"))?;
+        for name in DEVICES {
+            let Ok(device) = fs::metadata(Path::new("/dev").join(name)) else {
+                continue;
+            };
+            if device.permissions().mode() & 0o006 != 0o006 {
+                mknodat(
+                    CWD,
+                    devices.join(name),
+                    FileType::CharacterDevice,
+                    Mode::from(0o600),
+                    device.rdev(),
+                )
+                .context("cannot make a device")?;
+            }
         }
-        let user = Self { uid, tun };
+        let user = Self { uid, devices };
         user.own(home)?;
         Ok(user)
     }
@@ -67,11 +74,10 @@ impl User {
 
     /// Returns the words in front of a call that make it this user's.
     pub(crate) fn becoming(&self) -> Vec<OsString> {
-        let mut words: Vec<OsString> = Vec::new();
-        if let Some(tun) = &self.tun {
-            words.extend(["unshare", "--mount", "sh", "-c", COVER].map(OsString::from));
-            words.push(tun.into());
-        }
+        let mut words: Vec<OsString> = ["unshare", "--mount", "sh", "-c", COVER]
+            .map(OsString::from)
+            .into();
+        words.push(self.devices.clone().into());
         let uid = self.uid.to_string();
         words.extend(["setpriv", "--reuid", &uid, "--regid", &uid, "--clear-groups"].map(OsString::from));
         words

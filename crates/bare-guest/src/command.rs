@@ -10,7 +10,8 @@
 //! block DRIVE info | flush | scan SECTOR COUNT (reads, and drops it; how long that takes) | read SECTOR COUNT | write SECTOR COUNT SEED | check SECTOR COUNT SEED
 //! time                               since the start, and of day
 //! entropy BYTES                      of the device, in hexadecimal
-//! network ADDRESS/PREFIX             answers from then on
+//! network ADDRESS/PREFIX [GATEWAY]   answers from then on
+//! reach ADDRESS:PORT [TEXT]          what a service says by itself, or to that
 //! metadata PATH                      of the service at 169.254.169.254, with a token
 //! identity                           who the host said this is
 //! adopt HOSTNAME UNIX_NS ENTROPY     who it is now, after a restore
@@ -21,11 +22,12 @@ use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::fmt::Write;
+use core::net::SocketAddrV4;
 use core::str::FromStr;
 use core::time::Duration;
 
 use hearth_guest_protocol::message::{FailureCode, Outcome};
-use smoltcp::wire::Ipv4Cidr;
+use smoltcp::wire::{Ipv4Address, Ipv4Cidr};
 use virtio_drivers::device::blk::{SECTOR_SIZE, VirtIOBlk};
 
 use crate::Machine;
@@ -83,7 +85,10 @@ pub(crate) fn run(
         ["block", drive, ref rest @ ..] => block(machine, drive, rest),
         ["time"] => Ok(time(machine)),
         ["entropy", bytes] => entropy(machine, bytes),
-        ["network", address] => network(machine, address),
+        ["network", address] => network(machine, address, None),
+        ["network", address, gateway] => network(machine, address, Some(gateway)),
+        ["reach", service] => reach(machine, service, ""),
+        ["reach", service, text] => reach(machine, service, text),
         ["metadata", path] => metadata(machine, path),
         ["identity"] => Ok(identity(agent, machine)),
         ["adopt", hostname, clock, entropy] => adopt(agent, machine, [hostname, clock, entropy]),
@@ -298,16 +303,23 @@ fn digits(bytes: &[u8]) -> String {
     text
 }
 
-fn network(machine: &mut Machine, address: &str) -> Said {
-    let network = machine
-        .devices
-        .network
-        .as_mut()
-        .ok_or("there is no network device")?;
+fn network(machine: &mut Machine, address: &str, gateway: Option<&str>) -> Said {
     let parsed =
         Ipv4Cidr::from_str(address).map_err(|()| format!("not an address with a prefix: {address}"))?;
-    network.set_address(parsed);
+    let gateway = gateway.map(Ipv4Address::from_str).transpose();
+    let gateway = gateway.map_err(|error| format!("the gateway: {error}"))?;
+    let network = machine.devices.network.as_mut();
+    let network = network.ok_or("there is no network device")?;
+    network.set_address(parsed, gateway);
     Ok(format!("mac={}\n", network.mac()).into_bytes())
+}
+
+fn reach(machine: &mut Machine, service: &str, text: &str) -> Said {
+    let parsed = service.parse::<SocketAddrV4>();
+    let parsed = parsed.map_err(|error| format!("{service}: {error}"))?;
+    let network = machine.devices.network.as_mut();
+    let network = network.ok_or("there is no network device")?;
+    network.reach((*parsed.ip(), parsed.port()), text, &machine.clock)
 }
 
 /// Asks the metadata service as its version 2 wants it: first for a token, then with it.

@@ -1,4 +1,4 @@
-//! A network interface that answers: ARP, ICMP echo, and TCP echo on port 7. It asks one other, the metadata service.
+//! A network interface that answers: ARP, ICMP echo, and TCP echo on port 7. By it others are asked, one at a time.
 
 use alloc::format;
 use alloc::string::String;
@@ -23,10 +23,21 @@ const ECHO_PORT: u16 = 7;
 const CONNECTIONS: usize = 4;
 const BUFFER: usize = 32 * 1024;
 
-/// The metadata service, the guest's port for it, and how long it may take.
+/// The metadata service.
 const METADATA: (Ipv4Address, u16) = (Ipv4Address::new(169, 254, 169, 254), 80);
+
+/// The guest's first port for asking others, and how long the metadata service and others may take.
 const ASKING_PORT: u16 = 49_152;
 const PATIENCE: Duration = Duration::from_secs(20);
+const SILENCE: Duration = Duration::from_secs(5);
+
+/// What another is asked.
+struct Question<'a> {
+    service: (Ipv4Address, u16),
+    text: &'a str,
+    /// How long it may take.
+    patience: Duration,
+}
 
 /// Frames that the host may put down: Firecracker gives none as long as there is no room for the largest packet, 64 KiB.
 const QUEUE: usize = 64;
@@ -43,7 +54,7 @@ pub(crate) struct Network {
     interface: Interface,
     sockets: SocketSet<'static>,
     connections: Vec<SocketHandle>,
-    /// How often the metadata service was asked.
+    /// How often others were asked.
     asked: u16,
 }
 
@@ -76,13 +87,42 @@ impl Network {
         EthernetAddress(self.card.0.mac_address())
     }
 
-    /// Gives the interface its only address.
-    pub(crate) fn set_address(&mut self, address: Ipv4Cidr) {
+    /// Gives the interface its only address, and a way to all others.
+    pub(crate) fn set_address(&mut self, address: Ipv4Cidr, gateway: Option<Ipv4Address>) {
         self.interface.update_ip_addrs(|addresses| {
             addresses.clear();
             // One fits.
             let _ = addresses.push(IpCidr::Ipv4(address));
         });
+        let routes = self.interface.routes_mut();
+        routes.remove_default_ipv4_route();
+        if let Some(gateway) = gateway {
+            // There is room for one.
+            let _ = routes.add_default_ipv4_route(gateway);
+        }
+    }
+
+    /// Says something to a service and returns as many bytes as that has; without a word, all that is said until the other side ends.
+    ///
+    /// # Errors
+    /// Nobody answers.
+    pub(crate) fn reach(
+        &mut self,
+        service: (Ipv4Address, u16),
+        text: &str,
+        clock: &Clock,
+    ) -> Result<Vec<u8>, String> {
+        let is_whole = |answer: &[u8]| !text.is_empty() && answer.len() >= text.len();
+        let question = Question {
+            service,
+            text,
+            patience: SILENCE,
+        };
+        let answer = self.ask(&question, is_whole, clock)?;
+        match answer.is_empty() {
+            true => Err("nobody answers".into()),
+            false => Ok(answer),
+        }
     }
 
     /// Sends a request to the metadata service, and returns the body of its answer.
@@ -90,13 +130,13 @@ impl Network {
     /// # Errors
     /// There is no answer, or one that refuses.
     pub(crate) fn ask_metadata(&mut self, request: &str, clock: &Clock) -> Result<String, String> {
-        let buffer = || tcp::SocketBuffer::new(vec![0; BUFFER]);
-        let handle = self.sockets.add(tcp::Socket::new(buffer(), buffer()));
-        // Another port each time: the service may still know the last one.
-        self.asked = self.asked.wrapping_add(1);
-        let answer = self.converse(handle, request, clock);
-        self.sockets.remove(handle);
-        let answer = answer?;
+        let question = Question {
+            service: METADATA,
+            text: request,
+            patience: PATIENCE,
+        };
+        let answer = self.ask(&question, is_whole, clock)?;
+        let answer = String::from_utf8(answer).map_err(|_| "the answer is no text")?;
         let (head, body) = answer.split_once("\r\n\r\n").ok_or("the answer has no end")?;
         match head.split(' ').nth(1) {
             Some("200") => Ok(body.into()),
@@ -104,20 +144,42 @@ impl Network {
         }
     }
 
-    fn converse(&mut self, handle: SocketHandle, request: &str, clock: &Clock) -> Result<String, String> {
+    /// Opens a connection, says something, and returns what is answered until that is whole or the other side ends.
+    fn ask(
+        &mut self,
+        question: &Question<'_>,
+        is_whole: impl Fn(&[u8]) -> bool,
+        clock: &Clock,
+    ) -> Result<Vec<u8>, String> {
+        let buffer = || tcp::SocketBuffer::new(vec![0; BUFFER]);
+        let handle = self.sockets.add(tcp::Socket::new(buffer(), buffer()));
+        // Another port each time: the service may still know the last one.
+        self.asked = self.asked.wrapping_add(1) % (u16::MAX - ASKING_PORT);
+        let answer = self.converse(handle, question, is_whole, clock);
+        self.sockets.remove(handle);
+        answer
+    }
+
+    fn converse(
+        &mut self,
+        handle: SocketHandle,
+        question: &Question<'_>,
+        is_whole: impl Fn(&[u8]) -> bool,
+        clock: &Clock,
+    ) -> Result<Vec<u8>, String> {
         let port = ASKING_PORT + self.asked;
         let context = self.interface.context();
         let socket = self.sockets.get_mut::<tcp::Socket<'_>>(handle);
         socket
-            .connect(context, METADATA, port)
+            .connect(context, question.service, port)
             .map_err(|error| format!("{error:?}"))?;
-        let deadline = clock.uptime() + PATIENCE;
-        let (mut sent, mut answer) = (false, Vec::new());
+        let (mut sent, mut answer) = (0, Vec::new());
+        let deadline = clock.uptime() + question.patience;
         while clock.uptime() < deadline {
             self.turn(clock.uptime());
             let socket = self.sockets.get_mut::<tcp::Socket<'_>>(handle);
-            if !sent && socket.can_send() {
-                sent = socket.send_slice(request.as_bytes()).is_ok();
+            if socket.can_send() {
+                sent += socket.send_slice(&question.text.as_bytes()[sent..]).unwrap_or(0);
             }
             while socket.can_recv() {
                 let taken = socket.recv(|bytes| {
@@ -128,13 +190,15 @@ impl Network {
                     break;
                 }
             }
-            if is_whole(&answer) || (sent && !socket.is_active()) {
+            let has_ended = !socket.is_active() || socket.state() == tcp::State::CloseWait;
+            if is_whole(&answer) || has_ended {
                 socket.abort();
                 self.turn(clock.uptime());
-                return String::from_utf8(answer).map_err(|_| "the answer is no text".into());
+                return Ok(answer);
             }
         }
-        Err("the metadata service does not answer".into())
+        let (address, port) = question.service;
+        Err(format!("{address}:{port} does not answer"))
     }
 
     /// Answers what came; tells whether anything did.

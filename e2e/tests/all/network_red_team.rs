@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use e2e::{DEADLINE, TestNode, debian_python, skip};
+use e2e::{DEADLINE, Driver, TestNode, debian_python, skip};
 
 use crate::network::{SERVE, expected, reached};
 use crate::stage::{ALLOWED, HOST, HOST_V6, PORTS, Stage, WEB, WEB_V6, inside, ip, obstacle, on_stage};
@@ -128,7 +128,9 @@ fn what_root_forges_in_a_machine_gets_nowhere() -> Result<()> {
         return skip!("{reason}");
     }
     match debian_python() {
-        Ok(image) => Stage::set()?.play(|node, stage| attack(node, stage, &image)),
+        Ok(image) => Stage::set()?.play(TestNode::ready(Driver::Qemu), |node, stage| {
+            attack(node, stage, &image)
+        }),
         Err(error) => skip!("no image with Python can be made: {error:#}"),
     }
 }

@@ -46,15 +46,15 @@ fn an_ordinary_users_policy_changes_at_once() -> Result<()> {
 }
 
 /// What the kernel says of the queue of an interface.
-struct Queue {
-    rate: u64,
-    burst: u64,
-    bytes: u64,
-    overlimits: u64,
+pub(crate) struct Queue {
+    pub(crate) rate: u64,
+    pub(crate) burst: u64,
+    pub(crate) bytes: u64,
+    pub(crate) overlimits: u64,
 }
 
 /// Asks for the queue of an interface in a machine's namespace, see tc-tbf(8).
-fn queue(monitor: Pid, interface: &str) -> Result<Queue> {
+pub(crate) fn queue(monitor: Pid, interface: &str) -> Result<Queue> {
     let said = Command::new("nsenter")
         .arg(format!("--net=/proc/{}/ns/net", monitor.as_raw_nonzero()))
         .args(["tc", "-s", "-j", "qdisc", "show", "dev", interface])
@@ -261,13 +261,13 @@ fn what_root_forges_in_an_ordinary_users_machine_does_not_reach_the_hosts_loopba
     })
 }
 
-fn monitor(node: &TestNode, machine: &str) -> Result<Pid> {
+pub(crate) fn monitor(node: &TestNode, machine: &str) -> Result<Pid> {
     let pid = node.inspect(machine)?.state.pid.context("it has no monitor")?;
     Pid::from_raw(i32::try_from(pid)?).context("a monitor has a process id")
 }
 
 /// Finds the processes of a node's user whose program is called so.
-fn processes(node: &TestNode, program: &str) -> Result<Vec<Pid>> {
+pub(crate) fn processes(node: &TestNode, program: &str) -> Result<Vec<Pid>> {
     processes_where(node, |line| {
         let word = line.split(|&byte| byte == 0).next().unwrap_or_default();
         String::from_utf8_lossy(word).ends_with(program)

@@ -40,7 +40,7 @@ fn network(node: &TestNode, name: &str) -> Result<v1::Network> {
 }
 
 /// Returns the addresses of a machine on a network, that of IPv4 first.
-fn addresses(node: &TestNode, of: &str, machine: &str) -> Result<Vec<String>> {
+pub(crate) fn addresses(node: &TestNode, of: &str, machine: &str) -> Result<Vec<String>> {
     let members = network(node, of)?.machines;
     let member = members.into_iter().find(|member| member.name == machine);
     Ok(member

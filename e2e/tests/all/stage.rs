@@ -186,12 +186,16 @@ impl Stage {
         Ok(carried)
     }
 
-    /// Runs a test on an ordinary user's node that lives on this host.
-    pub(crate) fn play_for_user(&self, test: impl Fn(&TestNode, &Self) -> Result<()> + Sync) -> Result<()> {
+    /// Runs a test on an ordinary user's node that lives on this host; `ready` makes it for such a user.
+    pub(crate) fn play_for_user(
+        &self,
+        ready: impl FnOnce(u32) -> Result<TestNode>,
+        test: impl Fn(&TestNode, &Self) -> Result<()> + Sync,
+    ) -> Result<()> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = std::process::id() % 400 * 16 + COUNT.fetch_add(1, Ordering::Relaxed) % 16;
         let uid = FIRST_USER + number;
-        self.act(TestNode::ready_for(Driver::Qemu, uid), test)?;
+        self.play(ready(uid), test)?;
         let left = || {
             let processes = std::fs::read_dir("/proc")?.flatten();
             // The directory of what nobody may look into is root's.
@@ -215,13 +219,9 @@ impl Stage {
         ended.with_context(|| format!("{last:?}"))
     }
 
-    /// Runs a test on a node that lives on this host.
-    pub(crate) fn play(&self, test: impl Fn(&TestNode, &Self) -> Result<()> + Sync) -> Result<()> {
-        // Made ready outside, where packages can be fetched; the node starts with the first verb, and so in there.
-        self.act(TestNode::ready(Driver::Qemu), test)
-    }
-
-    fn act(
+    /// Runs a test on a node that lives on this host: made ready outside, where packages can be fetched, it starts with the first verb,
+    /// and so in there.
+    pub(crate) fn play(
         &self,
         node: Result<TestNode>,
         test: impl Fn(&TestNode, &Self) -> Result<()> + Sync,
@@ -314,13 +314,17 @@ pub(crate) fn obstacle() -> Option<String> {
     e2e::missing_program(&["ip", "nft"]).map(|program| format!("{program} is not installed"))
 }
 
+/// An ordinary user's machines need more.
+pub(crate) fn obstacle_for_user() -> Option<String> {
+    let missing = || e2e::missing_program(&["pasta", "setpriv", "unshare"]);
+    obstacle().or_else(|| missing().map(|program| format!("{program} is not installed")))
+}
+
 /// Runs a test on an ordinary user's node that lives on a host of its own, or says why it cannot.
 pub(crate) fn on_stage_for_user(test: impl Fn(&TestNode, &Stage) -> Result<()> + Sync) -> Result<()> {
-    let missing = || e2e::missing_program(&["pasta", "setpriv", "unshare"]);
-    let missing = || missing().map(|program| format!("{program} is not installed"));
-    match obstacle().or_else(missing) {
+    match obstacle_for_user() {
         Some(reason) => e2e::skip!("{reason}"),
-        None => Stage::set()?.play_for_user(test),
+        None => Stage::set()?.play_for_user(|uid| TestNode::ready_for(Driver::Qemu, uid), test),
     }
 }
 
@@ -328,7 +332,7 @@ pub(crate) fn on_stage_for_user(test: impl Fn(&TestNode, &Stage) -> Result<()> +
 pub(crate) fn on_stage(test: impl Fn(&TestNode, &Stage) -> Result<()> + Sync) -> Result<()> {
     match obstacle() {
         Some(reason) => e2e::skip!("{reason}"),
-        None => Stage::set()?.play(test),
+        None => Stage::set()?.play(TestNode::ready(Driver::Qemu), test),
     }
 }
 

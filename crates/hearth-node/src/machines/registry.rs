@@ -298,9 +298,14 @@ impl Machines {
         otherwise: NetworkMode,
         capabilities: &vmm::Capabilities,
     ) -> (NetworkMode, String) {
-        let is_linux = self.parts.artefacts.bare_guest().is_none();
-        if !is_linux || capabilities.devices != vmm::DeviceSupport::Interface {
-            let reason = format!("machines of {} get none unless they ask", capabilities.driver);
+        if self.parts.artefacts.bare_guest().is_some() {
+            return (
+                otherwise,
+                "guests that are no Linux get none unless they ask".to_owned(),
+            );
+        }
+        if capabilities.devices == vmm::DeviceSupport::None {
+            let reason = format!("machines of {} cannot have one", capabilities.driver);
             return (otherwise, reason);
         }
         match self.parts.networks.try_out().await {

@@ -26,11 +26,12 @@ use super::registry::Machines;
 use super::silence::Silence;
 use crate::guest::Guest;
 use crate::host::{failpoint, files};
+use crate::network;
 use crate::setup::{Artefacts, BootSet, Digest};
 use crate::snapshots::{Building, Moment, Ready, Template, TemplateError, TemplateId, TemplateKey, Turn};
 use crate::vmm::{
-    BootError, BootRequest, DeviceSupport, Driver, Machine as _, ProcessId, RestoreError, RestoreRequest,
-    SnapshotKind, Vm, Vmm as _,
+    BootError, BootRequest, Driver, Machine as _, ProcessId, RestoreError, RestoreRequest, SnapshotKind, Vm,
+    Vmm as _,
 };
 
 /// What a clone was made of.
@@ -89,10 +90,10 @@ pub(super) async fn turn(plan: &Plan, driver: &Driver, boot_set: Option<&BootSet
     if plan.choice != Choice::Template || !driver.capabilities().snapshots {
         return Turn::Without;
     }
-    // A template has neither limits nor, where the monitor opens it by name, the interface of one machine.
-    let interface = plan.spec.network != NetworkMode::None;
-    let is_own = interface && driver.capabilities().devices != DeviceSupport::Interface;
-    if is_own || plan.spec.disk_rate.is_some() {
+    // A template has none of what the monitor itself gives to one machine: limits, and what the metadata service says.
+    let spec = &plan.spec;
+    let is_limited = spec.net_rate.is_some() && !network::leads_out(spec.network);
+    if is_limited || spec.disk_rate.is_some() || spec.metadata.is_some() {
         return Turn::Without;
     }
     let is_new = !plan.parts.layout.machine_disk(plan.id).exists();
