@@ -92,6 +92,15 @@ impl Layout {
         add_layer(&self.path(), tag, tree, &["."], &[])
     }
 
+    /// Adds a file as one more layer, as `umoci insert` writes it.
+    ///
+    /// # Errors
+    /// umoci fails.
+    pub fn insert(&self, tag: &str, file: &Path, place: &str) -> Result<()> {
+        let image = format!("{}:{tag}", self.path());
+        umoci(["insert", "--image", &image, &file.to_string_lossy(), place])
+    }
+
     /// Makes an image `to` of `from` with other settings: arguments of `umoci config`.
     ///
     /// # Errors

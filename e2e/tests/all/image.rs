@@ -51,8 +51,22 @@ fn image_made_by_umoci_runs_as_it_says() -> Result<()> {
     ]
     .concat();
     layout.configure("base", "configured", &settings)?;
+    // A layer that ends with its last byte of content.
+    let inserted = tempfile::NamedTempFile::new()?;
+    fs::write(&inserted, "put there\n")?;
+    layout.insert("configured", inserted.path(), "/etc/inserted")?;
     check(TestNode::ready(Driver::Auto), |node| {
         let image = layout.reference("configured");
+        let there = [
+            "--rm",
+            "-u",
+            "root",
+            "--entrypoint",
+            "cat",
+            &image,
+            "/etc/inserted",
+        ];
+        assert_eq!(node.run(there).ok()?, "put there");
         let as_it_says = node.run(["--rm", &image]).ok()?;
         assert_eq!(as_it_says, "hello zero one\nada\nada engine\n/home/ada");
         let changed = node

@@ -461,10 +461,14 @@ impl<'b, R: Read> TarReader<'b, R> {
         Ok(())
     }
 
-    /// Skips what is left of the current entry.
+    /// Skips what is left of the current entry. Its padding may be missing where nothing follows: some writers (umoci-insert(1)) leave
+    /// that and the end of the archive away, and Go's and GNU's readers take it.
     fn skip_stored(&mut self) -> Result<(), ArchiveError> {
-        self.stored += std::mem::take(&mut self.padding);
-        self.discard_stored(self.stored)
+        self.discard_stored(self.stored)?;
+        let padding = std::mem::take(&mut self.padding);
+        let skipped = io::copy(&mut (&mut self.input).take(padding), &mut io::sink());
+        self.offset += skipped.map_err(|source| read_error(source, self.offset))?;
+        Ok(())
     }
 
     /// Reads the content of an extension header whole.

@@ -455,7 +455,7 @@ fn compressed_layers_end_with_their_last_member() {
         whole[..whole.len() - 9].to_vec(),
         flipped,
         zstd(&archive)[..40].to_vec(),
-        archive[..900].to_vec(),
+        archive[..300].to_vec(),
     ];
     for (index, layer) in bad.into_iter().enumerate() {
         let error = build_image(&[layer]);
@@ -465,4 +465,25 @@ fn compressed_layers_end_with_their_last_member() {
         trees(&[Vec::new(), vec![0; 1024], gzip(&[0; 10_240])]),
         Vec::<String>::new()
     );
+}
+
+#[test]
+fn an_archive_may_end_with_its_content_and_no_earlier() {
+    let whole = Layer::new().file("a", "1").file("b", "22").done();
+    // Header, content and padding of the first, header and content of the second.
+    let content_ends = 3 * 512 + 2;
+    for end in [content_ends, content_ends + 100, 4 * 512, 5 * 512] {
+        assert_eq!(trees(&[whole[..end].to_vec()]), ["a=1", "b=22"], "{end}");
+    }
+    for end in [513 - 100, 512, content_ends - 1] {
+        let refused = build_image(&[whole[..end].to_vec()]).map(|(_, tree)| shown(&tree));
+        let is_cut = matches!(
+            &refused,
+            Err(RootfsError::Archive {
+                source: ArchiveError::Truncated { .. },
+                ..
+            })
+        );
+        assert!(is_cut, "{end}: {refused:?}");
+    }
 }
