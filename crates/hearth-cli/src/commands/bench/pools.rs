@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use hearth_api::v1::{AcquireMachine, CreatePool, ExecuteRequest, PoolSpec, ReleaseMachine};
+use hearth_api::v1::{AcquireMachine, CreatePool, ExecuteRequest, Pool, PoolSpec, ReleaseMachine};
 
 use super::BenchError;
 use super::figures::{Report, Unit, milliseconds};
@@ -11,10 +11,12 @@ use crate::error::CliError;
 
 /// How long a pool may take to have a machine ready again.
 const READY: Duration = Duration::from_secs(120);
-/// Machines that a pool has ready, of which two are taken one behind the other.
-const READY_TOGETHER: u32 = 2;
+/// Machines that a pool has ready, of which one is taken by itself, one right behind it, and one while others are made for these.
+const READY_TOGETHER: u32 = 3;
 /// How often a pool is asked whether it has.
 const LOOK: Duration = Duration::from_millis(20);
+/// How often it is asked whether it makes any, which takes no longer than a clone.
+const GLANCE: Duration = Duration::from_millis(2);
 
 impl Bencher<'_> {
     /// From the request to a machine that answers, and giving it back; beside cold starts of machines that hold.
@@ -30,17 +32,24 @@ impl Bencher<'_> {
     }
 
     async fn acquire(&self, report: &mut Report, pool: &str) -> Result<(), CliError> {
-        let (mut acquires, mut beside, mut cold) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut releases, mut again) = (Vec::new(), Vec::new());
+        let (mut acquires, mut behind, mut beside) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut releases, mut again, mut cold) = (Vec::new(), Vec::new(), Vec::new());
         for turn in 0..self.runs {
             self.wait_ready(pool, READY_TOGETHER).await?;
             let (first, took) = self.take(pool).await?;
             acquires.push(took);
-            // The pool begins to make another one for that.
             let (second, took) = self.take(pool).await?;
-            beside.push(took);
-            self.wait_ready(pool, READY_TOGETHER).await?;
-            self.give_back(&second).await?;
+            behind.push(took);
+            self.wait_filling(pool).await?;
+            let (third, took) = self.take(pool).await?;
+            // It says nothing where that was over before.
+            if self.is_filling(pool).await? {
+                beside.push(took);
+            }
+            for other in [&second, &third] {
+                self.wait_ready(pool, READY_TOGETHER).await?;
+                self.give_back(other).await?;
+            }
             self.wait_ready(pool, READY_TOGETHER).await?;
             let begun = Instant::now();
             self.give_back(&first).await?;
@@ -58,8 +67,12 @@ impl Bencher<'_> {
         }
         let against = "run --detach --hold, from the prompt to the prompt";
         report.add_against("pool: acquire", Unit::Milliseconds, &acquires, against, &cold);
-        let name = "pool: acquire, while the pool fills up";
-        report.add_against(name, Unit::Milliseconds, &beside, "pool: acquire", &acquires);
+        for (name, times) in [
+            ("pool: acquire, right behind another", &behind),
+            ("pool: acquire, while the pool fills up", &beside),
+        ] {
+            report.add_against(name, Unit::Milliseconds, times, "pool: acquire", &acquires);
+        }
         report.add("pool: release", Unit::Milliseconds, &releases);
         report.add(
             "pool: release, until all is ready again",
@@ -174,17 +187,38 @@ impl Bencher<'_> {
 
     /// Waits until so many machines are ready, and nothing of the pool is under way but what is leased.
     async fn wait_ready(&self, name: &str, ready: u32) -> Result<(), CliError> {
+        let is_ready =
+            |pool: &Pool| pool.ready >= ready && pool.members.len() == (pool.ready + pool.leased) as usize;
+        self.wait_until(name, LOOK, is_ready).await
+    }
+
+    /// Waits until a pool makes a machine.
+    async fn wait_filling(&self, name: &str) -> Result<(), CliError> {
+        self.wait_until(name, GLANCE, |pool| pool.starting > 0).await
+    }
+
+    async fn is_filling(&self, name: &str) -> Result<bool, CliError> {
+        let pool = self.node.call(async |client| client.pool(name).await).await?;
+        Ok(pool.starting > 0)
+    }
+
+    async fn wait_until(
+        &self,
+        name: &str,
+        look: Duration,
+        is_so: impl Fn(&Pool) -> bool,
+    ) -> Result<(), CliError> {
         let end = Instant::now() + READY;
         loop {
             let pool = self.node.call(async |client| client.pool(name).await).await?;
-            if pool.ready >= ready && pool.members.len() == (pool.ready + pool.leased) as usize {
+            if is_so(&pool) {
                 return Ok(());
             }
             if Instant::now() > end {
                 let why = pool.last_error.unwrap_or_else(|| "nothing is told".to_owned());
                 return Err(BenchError::NotReady(why).into());
             }
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(look).await;
         }
     }
 }
