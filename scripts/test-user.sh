@@ -4,14 +4,18 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-cargo xtask build
+# All of the workspace, as `make test` builds it.
+cargo xtask guest
+cargo xtask bare-guest
+threads=(--test-threads "$(($(nproc) + 1))")
 if [ "$(id -u)" != 0 ]; then
-    exec cargo test --package e2e -- "$@"
+    exec cargo test --workspace --locked --test all -- "${threads[@]}" "$@"
 fi
+built=$(cargo test --workspace --locked --no-run 2>&1) || { printf '%s\n' "$built" >&2; exit 1; }
 
 uid=${HEARTH_TEST_UID:-64100}
 target=${CARGO_TARGET_DIR:-target}
-tests=$(cargo test --package e2e --test all --no-run 2>&1 | sed -n 's/^ *Executable .*(\(.*\))$/\1/p')
+tests=$(sed -n 's/^ *Executable tests\/all\/.*(\(.*\))$/\1/p' <<<"$built")
 [ -x "$tests" ] || { echo "the tests are not built" >&2; exit 1; }
 
 # The tests find `hearth` above themselves, and keep what they make beside it: all of that in a place of the user's own.
@@ -47,4 +51,4 @@ unshare --mount sh -c "$cover" "$place/dev" setpriv --reuid "$uid" --regid "$uid
     env --default-signal=INT,QUIT -u XDG_RUNTIME_DIR -u XDG_DATA_HOME \
     PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
     HOME="$place/home" TMPDIR="$place/tmp" HEARTH_E2E_BINARY="$place/debug/hearth" \
-    "$place/debug/deps/all" "$@"
+    "$place/debug/deps/all" "${threads[@]}" "$@"

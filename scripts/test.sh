@@ -27,8 +27,12 @@ logged() {
 tests() {
     local first=$log.first name
     local -a failed shown=()
-    # Unit tests say what they skip in what they print.
-    [[ $1 != --lib ]] || shown=(-- --show-output)
+    case $1 in
+        # Unit tests say what they skip in what they print.
+        --lib) shown=(-- --show-output) ;;
+        # End-to-end tests wait half of their time; how many nodes run at once is theirs to say.
+        *) shown=(-- --test-threads "$(($(nproc) + 1))") ;;
+    esac
     logged cargo test --workspace --quiet --locked --no-fail-fast "$@" "${shown[@]}" 2>&1 | tee "$first" && return
     mapfile -t failed < <(sed -n '/^failures:$/,/^test result:/s/^    \([a-z0-9_:]*\)$/\1/p' "$first" | sort -u)
     [[ ${#failed[@]} -gt 0 && ${#failed[@]} -le 3 ]] || return 1
