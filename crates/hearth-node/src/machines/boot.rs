@@ -101,6 +101,7 @@ pub(super) async fn power_on(plan: &Plan, stages: &mut Stages) -> Result<Powered
         kernel: boots.kernel,
         initramfs: boots.initramfs,
         append: String::new(),
+        tracked: false,
         disks: vec![
             DiskAttachment {
                 path: parts.layout.machine_rootfs(id),

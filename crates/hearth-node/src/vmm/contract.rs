@@ -215,6 +215,7 @@ mod of_the_fake {
             kernel: "/kernel".into(),
             initramfs: Some("/initramfs".into()),
             append: String::new(),
+            tracked: false,
             disks: Vec::new(),
             devices: crate::vmm::Devices::default(),
             dirs: MachineDirs {

@@ -226,6 +226,8 @@ pub struct BootRequest {
     pub initramfs: Option<PathBuf>,
     /// Added to the kernel command line that the driver needs; no secrets, it is visible to all on the host.
     pub append: String,
+    /// Whether [`SnapshotKind::Diff`] is wanted of it, which costs the guest a fault at its first write to each page.
+    pub tracked: bool,
     /// The disks, in the order in which the guest sees them: `vda`, `vdb`, ...
     pub disks: Vec<DiskAttachment>,
     /// What else the machine has; where [`Capabilities::devices`] says so.

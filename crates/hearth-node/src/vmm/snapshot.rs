@@ -67,7 +67,8 @@ pub enum MemoryBackend {
 pub enum SnapshotKind {
     /// Everything.
     Full,
-    /// What has changed since the last one; where [`super::Capabilities::diff_snapshots`] is set.
+    /// What has changed since the last one; where [`super::Capabilities::diff_snapshots`] is set, of a machine that is
+    /// [`BootRequest::tracked`](super::BootRequest).
     Diff,
 }
 

@@ -54,7 +54,7 @@ pub(super) async fn boot(request: &BootRequest, client: &Client) -> Result<(), C
     let vcpus = u8::try_from(request.shape.vcpus).unwrap_or(u8::MAX);
     let mut machine = MachineConfiguration::new(vcpus, request.shape.memory_mib);
     // What a diff snapshot is made of.
-    machine.track_dirty_pages = true;
+    machine.track_dirty_pages = request.tracked;
     client.set_machine_configuration(&machine).await?;
     client
         .set_boot_source(&BootSource {

@@ -165,7 +165,7 @@ pub(super) fn put(request: &RestoreRequest, place: &mut Place<'_>) -> Result<Loa
     Ok(LoadSnapshot {
         state: STATE.into(),
         memory,
-        track_dirty_pages: true,
+        track_dirty_pages: request.boot.tracked,
         resume: false,
         network_overrides: Vec::new(),
     })

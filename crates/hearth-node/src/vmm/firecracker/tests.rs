@@ -78,6 +78,7 @@ impl Bench {
             kernel: guest,
             initramfs: None,
             append: append.to_owned(),
+            tracked: false,
             disks: vec![DiskAttachment {
                 path: disk,
                 access: DiskAccess::ReadWrite,

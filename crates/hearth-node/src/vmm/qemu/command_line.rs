@@ -113,6 +113,7 @@ pub(super) fn model(border: Border, firmware: Option<&Path>) -> Vec<OsString> {
         kernel: PathBuf::new(),
         initramfs: Some(PathBuf::new()),
         append: String::new(),
+        tracked: false,
         disks: vec![disk(DiskAccess::ReadOnly), disk(DiskAccess::ReadWrite)],
         devices: crate::vmm::Devices::default(),
         dirs: MachineDirs {
@@ -271,6 +272,7 @@ mod tests {
             kernel: "/art/vmlinux".into(),
             initramfs: Some("/art/initramfs".into()),
             append: String::new(),
+            tracked: false,
             disks: vec![
                 DiskAttachment {
                     path: "/images/a,b.squashfs".into(),

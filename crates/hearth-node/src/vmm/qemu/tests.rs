@@ -98,6 +98,7 @@ impl Bench {
             kernel: root.join("kernel"),
             initramfs: Some(root.join("initramfs")),
             append: String::new(),
+            tracked: false,
             disks: Vec::new(),
             devices: crate::vmm::Devices::default(),
             dirs: MachineDirs {

@@ -71,8 +71,7 @@ impl Subject {
     pub(super) async fn boot(&self, name: &str) -> Result<(Machine, Guest), VmmError> {
         let machine = self.start(name).await?;
         let client = &machine.client;
-        let mut configuration = MachineConfiguration::new(1, self.memory_mib);
-        configuration.track_dirty_pages = true;
+        let configuration = MachineConfiguration::new(1, self.memory_mib);
         client.set_machine_configuration(&configuration).await?;
         let kernel = BootSource {
             kernel: self.guest.clone(),
@@ -113,7 +112,6 @@ impl Subject {
         if let Memory::Pager(socket) = memory {
             load.memory = MemoryBackend::Uffd(socket.to_owned());
         }
-        load.track_dirty_pages = true;
         machine.client.load_snapshot(&load).await?;
         let guest = Guest::greet(&machine.directory.join(VSOCK)).await?;
         Ok((machine, guest))

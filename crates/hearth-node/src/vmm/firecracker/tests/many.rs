@@ -174,9 +174,10 @@ fn pages_apart(one: &Path, other: &Path) -> usize {
 
 #[tokio::test]
 async fn three_diffs_merge_into_what_a_whole_snapshot_holds() {
-    let Some(bench) = Bench::new("guest.echo") else {
+    let Some(mut bench) = Bench::new("guest.echo") else {
         return;
     };
+    bench.request.tracked = true;
     let vm = bench.boot().await;
     contract::stream(&vm).await;
     let place = |name| contract::place_for_snapshot(&bench.request.dirs, name);
@@ -202,6 +203,26 @@ async fn three_diffs_merge_into_what_a_whole_snapshot_holds() {
     within(vm.kill()).await.unwrap();
     let request = clone_request(&bench, &base, 1);
     let (clone, _) = restored(&bench, &request).await;
+    contract::stream(&clone).await;
+    end(&clone, &request).await;
+}
+
+#[tokio::test]
+async fn a_machine_that_is_not_tracked_takes_no_diff_and_goes_on() {
+    let Some(bench) = Bench::new("guest.echo") else {
+        return;
+    };
+    let booted = bench.boot().await;
+    contract::stream(&booted).await;
+    let place = |name| contract::place_for_snapshot(&bench.request.dirs, name);
+    let base = place("base");
+    within(booted.snapshot(&base, SnapshotKind::Full)).await.unwrap();
+    within(booted.kill()).await.unwrap();
+    let request = clone_request(&bench, &base, 1);
+    let (clone, _) = restored(&bench, &request).await;
+    contract::stream(&clone).await;
+    let refused = within(clone.snapshot(&place("diff"), SnapshotKind::Diff)).await;
+    assert!(refused.is_err(), "writing to its pages is noted");
     contract::stream(&clone).await;
     end(&clone, &request).await;
 }
