@@ -11,7 +11,7 @@ use tokio::process::{Child, Command};
 use super::BenchError;
 use super::figures::{Report, Unit, rate};
 use super::ports::{PORTS, Services, answers};
-use super::subjects::{Bencher, Starts, TRANSFERS};
+use super::subjects::{Bencher, Starts};
 use crate::error::CliError;
 
 /// Starts of each kind for each run of the bench, and those before that make templates and have namespaces made ready.
@@ -19,6 +19,9 @@ const STARTS: u32 = 3;
 const WARM_UP: u32 = 3;
 /// With and without a network: one of each stands by.
 const KINDS: u32 = 2;
+
+/// How often bytes are moved each way: what a second is like differs from the next one's.
+const ROUNDS: u32 = 15;
 
 /// The address of a guest's gateway, which nobody has where a network is isolated.
 const GATEWAY: &str = "100.127.255.253";
@@ -223,9 +226,11 @@ impl Bencher<'_> {
         ];
         for (name, script) in &directions {
             let mut rates = [Vec::new(), Vec::new()];
-            for _ in 0..TRANSFERS {
-                for (way, rates) in ways.iter().zip(&mut rates) {
-                    rates.push(rate(size, self.transfer(way, script).await?));
+            for turn in 0..ROUNDS as usize {
+                // Neither has what comes behind the other for good.
+                for index in [turn % 2, (turn + 1) % 2] {
+                    let took = self.transfer(&ways[index], script).await?;
+                    rates[index].push(rate(size, took));
                 }
             }
             let [routed, bare] = &rates;
