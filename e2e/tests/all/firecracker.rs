@@ -418,7 +418,7 @@ fn disk_rate(node: &TestNode, guest: &Guest) -> Result<()> {
     })
 }
 
-fn metadata(node: &TestNode, guest: &Guest) -> Result<()> {
+pub(crate) fn metadata(node: &TestNode, guest: &Guest) -> Result<()> {
     let refused = node.run(["--metadata", "{\"a\":", "busybox", "wait"]).run()?;
     refused.expect_code(125)?.complains("JSON")?;
     let refused = node

@@ -12,7 +12,7 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType, ipproto, recv, sendto, socket};
 use rustix::process::{Signal, kill_process};
 
-use crate::firecracker::{Guest, NotHere, is_near, with};
+use crate::firecracker::{BARE, Guest, NotHere, is_near, metadata, with};
 use crate::lifecycle::nothing_of_machines;
 use crate::network_policy::{denials, text};
 use crate::network_rootless::{monitor, processes, queue};
@@ -254,6 +254,8 @@ fn networks(node: &TestNode, stage: &Stage, ways_out: impl Fn() -> Result<usize>
     assert_eq!(hears("a")?.success()?.text()?, "hello");
     is_connected(node, stage, "filtered", "filtered")?;
     node.hearth(["rm", "-f", "a", "b", "slow"]).ok()?;
+    metadata(node, &BARE)?;
+    node.hearth(["rm", "-f", "told"]).ok()?;
     // One that ends while there is no node takes its own along.
     let ending = monitor(node, "open")?;
     kill(node)?;

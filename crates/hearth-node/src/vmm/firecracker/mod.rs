@@ -60,6 +60,9 @@ const OPEN_FILES: u64 = 4096;
 /// What Firecracker opens of the host by itself: its virtual machine, its network interface, page faults.
 const DEVICES: [&str; 3] = ["/dev/kvm", "/dev/net/tun", "/dev/userfaultfd"];
 
+/// What it reads: the metadata service's tokens are made of it.
+const ENTROPY: &str = "/dev/urandom";
+
 /// The driver, ready.
 #[derive(Debug)]
 pub struct Firecracker {
@@ -247,6 +250,7 @@ impl Firecracker {
             .chain(written.map(|path| (path, Reach::Write)))
             .chain(devices.map(|path| (path, Reach::Device)))
             .chain([
+                (Path::new(ENTROPY), Reach::Read),
                 (self.program.as_path(), Reach::Execute),
                 (place.root(), Reach::Work),
             ]);
