@@ -51,6 +51,7 @@ pub(super) async fn restore(
         boot: boot.clone(),
         memory: pagers::memory(plan, &snapshot)?,
         snapshot,
+        at_once: true,
     };
     let vm = driver.restore(&request).await.map_err(StartError::Restore)?;
     let mut unless = KillOnDrop::armed(boot.id, &vm);

@@ -246,6 +246,7 @@ async fn restore(plan: &Plan, driver: &Driver, boot: &BootRequest, ready: &Ready
         boot: boot.clone(),
         snapshot: ready.path().to_owned(),
         memory: pagers::memory(plan, ready.path())?,
+        at_once: true,
     };
     let vm = driver.restore(&request).await?;
     let mut unless = KillOnDrop::armed(boot.id, &vm);

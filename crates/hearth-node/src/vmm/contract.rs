@@ -137,6 +137,7 @@ pub(super) async fn snapshots(driver: &Driver, vm: &Vm, request: &BootRequest) -
             boot: boot.clone(),
             snapshot: place.clone(),
             memory: MemoryBackend::File,
+            at_once: false,
         };
         let clone = within(driver.restore(&asked)).await.unwrap();
         std::fs::remove_dir_all(&place).unwrap();
@@ -171,6 +172,7 @@ pub(super) async fn what_it_cannot_do_is_refused(driver: &Driver, vm: &Vm, reque
         boot: another(request, 77),
         snapshot: place.clone(),
         memory,
+        at_once: false,
     };
     if !driver.capabilities().pager {
         let socket = place.join("pager");

@@ -484,8 +484,8 @@ pub trait Vmm {
     /// [`BootError`].
     fn boot(&self, request: &BootRequest) -> impl Future<Output = Result<Self::Machine, BootError>> + Send;
 
-    /// Makes a machine of a snapshot. Its processors stand still when this returns; [`Machine::resume`] lets them go on from the
-    /// instant of the snapshot. What is written to the guest's stream before that waits. All else is as with [`Vmm::boot`].
+    /// Makes a machine of a snapshot. Its processors stand still when this returns, unless [`RestoreRequest::at_once`] says that they need
+    /// not; [`Machine::resume`] lets them go on from the instant of the snapshot. What is written to the guest's stream before that waits. All else is as with [`Vmm::boot`].
     ///
     /// The snapshot must be of this driver, its version, border, and this kind of host: the caller makes sure of that. Any number of
     /// machines may be restored from one.

@@ -48,6 +48,8 @@ pub struct RestoreRequest {
     pub snapshot: PathBuf,
     /// Where its memory comes from.
     pub memory: MemoryBackend,
+    /// Whether its processors may go on before the restore returns, where that is quicker. [`super::Machine::resume`] follows in any case.
+    pub at_once: bool,
 }
 
 /// Where a restored guest's memory comes from.

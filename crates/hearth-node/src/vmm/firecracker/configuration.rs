@@ -132,6 +132,15 @@ async fn set_metadata(devices: &Devices, client: &Client) -> Result<(), ClientEr
     }
 }
 
+/// Tells whether [`give_devices_anew`] has anything to give.
+pub(super) fn has_devices_anew(request: &BootRequest) -> bool {
+    let devices = &request.devices;
+    let network = devices.network.as_ref();
+    devices.disk_rate.is_some()
+        || devices.metadata.is_some()
+        || network.is_some_and(|network| network.rate.is_some())
+}
+
 /// Gives a restored machine its own limits and metadata: those of the snapshot are its source's, and metadata are in none.
 pub(super) async fn give_devices_anew(request: &BootRequest, client: &Client) -> Result<(), ClientError> {
     let devices = &request.devices;

@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use hearth_firecracker::model::{self, LoadSnapshot, Snapshot};
 
-use super::machine;
 use super::place::{Place, READERS};
+use super::{configuration, machine};
 use crate::host::{files, own};
 use crate::vmm::snapshot::{MEMORY_FILE, STATE_FILE};
 use crate::vmm::{MachineDirs, MemoryBackend, RestoreError, RestoreRequest, SnapshotError, SnapshotKind};
@@ -166,7 +166,8 @@ pub(super) fn put(request: &RestoreRequest, place: &mut Place<'_>) -> Result<Loa
         state: STATE.into(),
         memory,
         track_dirty_pages: request.boot.tracked,
-        resume: false,
+        // A request of its own takes a processor's turn more where the guest's has just begun.
+        resume: request.at_once && !configuration::has_devices_anew(&request.boot),
         network_overrides: Vec::new(),
     })
 }

@@ -408,6 +408,7 @@ async fn files_that_are_no_snapshot_of_the_machine_are_refused_with_the_reason()
         boot,
         snapshot: place.clone(),
         memory: MemoryBackend::File,
+        at_once: false,
     };
     let (state, memory) = (place.join("state"), place.join("memory"));
     let good = std::fs::read(&state).unwrap();

@@ -464,6 +464,7 @@ async fn machines_are_restored_from_snapshots_of_booted_and_of_restored_ones() {
             boot: boot.clone(),
             snapshot: place.clone(),
             memory: crate::vmm::MemoryBackend::File,
+            at_once: false,
         };
         let clone = within(bench.driver.restore(&asked)).await.unwrap();
         clone.resume().await.unwrap();
@@ -500,6 +501,7 @@ async fn a_state_that_makes_no_sense_is_an_error_and_leaves_nothing() {
             boot: bench.request.clone(),
             snapshot: place.clone(),
             memory: crate::vmm::MemoryBackend::File,
+            at_once: false,
         };
         let error = within(bench.driver.restore(&asked)).await.unwrap_err();
         assert!(matches!(error, crate::vmm::RestoreError::Boot(_)), "{error}");

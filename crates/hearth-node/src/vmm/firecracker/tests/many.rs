@@ -44,6 +44,7 @@ fn clone_request(bench: &Bench, snapshot: &Path, number: u8) -> RestoreRequest {
         boot,
         snapshot: snapshot.to_owned(),
         memory: MemoryBackend::File,
+        at_once: true,
     }
 }
 
