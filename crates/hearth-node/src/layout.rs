@@ -134,6 +134,11 @@ impl Layout {
         self.machine_data(id).join("denials.jsonl")
     }
 
+    /// Returns the file of whom a machine has talked to on its network.
+    pub fn machine_contacts(&self, id: MachineId) -> PathBuf {
+        self.machine_data(id).join("contacts.jsonl")
+    }
+
     /// Returns the directory of all machines' sockets.
     pub fn machines_run(&self) -> PathBuf {
         self.run.join("m")

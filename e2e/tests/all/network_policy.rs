@@ -122,6 +122,9 @@ pub(crate) fn names(node: &TestNode) -> Result<()> {
         learnt.contains("# refused: other.example") && !learnt.contains(":443\""),
         "{learnt}"
     );
+    // The next node knows it, too.
+    kill(node)?;
+    assert_eq!(node.hearth(["policy", "learn", "m"]).ok()?, learnt);
     Ok(())
 }
 

@@ -1,5 +1,5 @@
-//! What a machine was refused, and whom it has talked to, within bounds: a guest that asks for much has the oldest of it forgotten. What it
-//! was refused is in a file, too ([`super::book`]); whom it has talked to is known while the node is.
+//! What a machine was refused, and whom it has talked to, within bounds: of a guest that is refused much, the oldest is forgotten, and of one
+//! that talks to many, the newest. Both are in files, too ([`super::book`]).
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
@@ -11,10 +11,12 @@ use hearth_machine::policy::{DomainName, Protocol};
 use jiff::Timestamp;
 use tokio::sync::watch;
 
-use super::book::{Book, DENIALS_MAX};
+use super::book::Book;
 use super::firewall::protocol_of;
-use super::record::DenialRecord;
+use super::record::{ContactRecord, DenialRecord, TargetRecord};
 
+/// How many denials are kept.
+const DENIALS_MAX: usize = 1024;
 /// How many different contacts.
 const CONTACTS_MAX: usize = 1024;
 /// What is refused once more within this time is not told of again: programs try again and again.
@@ -67,25 +69,41 @@ pub struct Journal {
 
 #[derive(Debug)]
 struct Pages {
-    book: Book,
     denials: VecDeque<Denial>,
     sequence: u64,
+    of_denials: Book<DenialRecord>,
     contacts: HashMap<Target, bool>,
+    of_contacts: Book<ContactRecord>,
+}
+
+impl Target {
+    /// Reads one from a file; nothing where it makes no sense.
+    fn of(record: TargetRecord) -> Option<Self> {
+        Some(Self {
+            name: record.name.map(|name| name.parse()).transpose().ok()?,
+            address: record.address,
+            protocol: record.protocol.map(protocol_of),
+            port: record.port,
+        })
+    }
+
+    fn record(&self) -> TargetRecord {
+        TargetRecord {
+            name: self.name.as_ref().map(ToString::to_string),
+            address: self.address,
+            protocol: self.protocol.map(number_of),
+            port: self.port,
+        }
+    }
 }
 
 impl Denial {
     /// Reads one from the file; nothing where it makes no sense.
     fn of(record: DenialRecord) -> Option<Self> {
-        let name = record.name.map(|name| name.parse()).transpose().ok()?;
         Some(Self {
             sequence: record.sequence,
             time: record.time.parse().ok()?,
-            target: Target {
-                name,
-                address: record.address,
-                protocol: record.protocol.map(protocol_of),
-                port: record.port,
-            },
+            target: Target::of(record.target)?,
             reason: record.reason,
             remedy: record.remedy,
         })
@@ -95,28 +113,41 @@ impl Denial {
         DenialRecord {
             sequence: self.sequence,
             time: self.time.to_string(),
-            name: self.target.name.as_ref().map(ToString::to_string),
-            address: self.target.address,
-            protocol: self.target.protocol.map(number_of),
-            port: self.target.port,
+            target: self.target.record(),
             reason: self.reason.clone(),
             remedy: self.remedy.clone(),
         }
     }
 }
 
+impl Contact {
+    /// As [`Denial::of`].
+    fn of(record: ContactRecord) -> Option<Self> {
+        Some(Self {
+            target: Target::of(record.target)?,
+            allowed: record.allowed,
+        })
+    }
+}
+
 impl Journal {
     /// Goes on where an earlier node has ended.
-    pub(super) fn open(path: PathBuf) -> Self {
-        let (book, records) = Book::open(path);
-        let denials: VecDeque<Denial> = records.into_iter().filter_map(Denial::of).collect();
+    pub(super) fn open(denials: PathBuf, contacts: PathBuf) -> Self {
+        let (of_denials, records) = Book::open(denials, DENIALS_MAX);
+        let mut denials: VecDeque<Denial> = records.into_iter().filter_map(Denial::of).collect();
+        denials.drain(..denials.len().saturating_sub(DENIALS_MAX));
+        let (of_contacts, records) = Book::open(contacts, CONTACTS_MAX);
+        let contacts = records.into_iter().filter_map(Contact::of);
         let sequence = denials.back().map_or(0, |denial| denial.sequence);
         Self {
             pages: Mutex::new(Pages {
-                book,
                 denials,
                 sequence,
-                contacts: HashMap::new(),
+                of_denials,
+                contacts: contacts
+                    .map(|contact| (contact.target, contact.allowed))
+                    .collect(),
+                of_contacts,
             }),
             written: watch::Sender::new(sequence),
         }
@@ -152,8 +183,10 @@ impl Journal {
         };
         let record = denial.record();
         pages.denials.push_back(denial);
-        let Pages { book, denials, .. } = &mut *pages;
-        book.add(&record, || denials.iter().map(Denial::record).collect());
+        let Pages {
+            of_denials, denials, ..
+        } = &mut *pages;
+        of_denials.add(&record, || denials.iter().map(Denial::record).collect());
         drop(pages);
         self.written.send_replace(sequence);
     }
@@ -188,9 +221,18 @@ impl Journal {
 
 impl Pages {
     fn meet(&mut self, target: Target, allowed: bool) {
-        if self.contacts.len() < CONTACTS_MAX || self.contacts.contains_key(&target) {
-            self.contacts.insert(target, allowed);
+        let known = self.contacts.get(&target).copied();
+        if known == Some(allowed) || (known.is_none() && self.contacts.len() >= CONTACTS_MAX) {
+            return;
         }
+        let record = |(target, allowed): (&Target, bool)| ContactRecord {
+            target: target.record(),
+            allowed,
+        };
+        let newest = record((&target, allowed));
+        self.contacts.insert(target, allowed);
+        let all = self.contacts.iter().map(|(target, &allowed)| (target, allowed));
+        self.of_contacts.add(&newest, || all.map(record).collect());
     }
 }
 
@@ -208,7 +250,8 @@ mod tests {
     use super::*;
 
     fn journal(directory: &tempfile::TempDir) -> Journal {
-        Journal::open(directory.path().join("denials.jsonl"))
+        let place = |name| directory.path().join(name);
+        Journal::open(place("denials.jsonl"), place("contacts.jsonl"))
     }
 
     #[test]
@@ -246,10 +289,12 @@ mod tests {
 
     #[test]
     fn a_journal_without_a_place_to_write_goes_on_in_memory() {
-        let journal = Journal::open("/nowhere/denials.jsonl".into());
+        let journal = Journal::open("/nowhere/denials.jsonl".into(), "/nowhere/contacts.jsonl".into());
         journal.refused(target(25), "why".to_owned(), None);
         journal.refused(target(26), "why".to_owned(), None);
+        journal.let_out(target(443));
         assert_eq!(journal.denials(0).len(), 2);
+        assert_eq!(journal.contacts().len(), 3);
     }
 
     fn target(port: u16) -> Target {
@@ -290,18 +335,23 @@ mod tests {
     }
 
     #[test]
-    fn a_contact_is_what_it_was_last() {
+    fn a_contact_is_what_it_was_last_also_to_the_next_node() {
         let directory = tempfile::tempdir().unwrap();
-        let journal = journal(&directory);
-        journal.refused(target(25), String::new(), None);
-        journal.let_out(target(25));
-        journal.let_out(target(443));
-        let mut contacts = journal.contacts();
-        contacts.sort_by_key(|contact| contact.target.port);
-        let seen: Vec<_> = contacts
-            .iter()
-            .map(|contact| (contact.target.port, contact.allowed))
-            .collect();
-        assert_eq!(seen, [(Some(25), true), (Some(443), true)]);
+        let first = journal(&directory);
+        first.refused(target(25), String::new(), None);
+        first.let_out(target(25));
+        first.let_out(target(443));
+        first.let_out(target(443));
+        let file = directory.path().join("contacts.jsonl");
+        assert_eq!(std::fs::read_to_string(&file).unwrap().lines().count(), 3);
+        for journal in [first, journal(&directory)] {
+            let mut contacts = journal.contacts();
+            contacts.sort_by_key(|contact| contact.target.port);
+            let seen: Vec<_> = contacts
+                .iter()
+                .map(|contact| (contact.target.port, contact.allowed))
+                .collect();
+            assert_eq!(seen, [(Some(25), true), (Some(443), true)]);
+        }
     }
 }

@@ -564,7 +564,13 @@ impl Shared {
     }
 
     fn journal(&self, id: MachineId) -> Arc<Journal> {
-        let open = || Arc::new(Journal::open(self.layout.machine_denials(id)));
+        let layout = &self.layout;
+        let open = || {
+            Arc::new(Journal::open(
+                layout.machine_denials(id),
+                layout.machine_contacts(id),
+            ))
+        };
         Arc::clone(self.journals().entry(id).or_insert_with(open))
     }
 

@@ -1,4 +1,4 @@
-//! What is written down of networks: the record of each network of machines, and what a machine was refused.
+//! What is written down of networks: the record of each network of machines, what a machine was refused, and whom it talked to.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -48,12 +48,9 @@ impl NetworkRecord {
     pub const FORMAT: u32 = FORMAT;
 }
 
-/// Something that a machine was refused. What its fields mean is said at [`super::Denial`].
+/// Where a connection, or a question for a name, was to go. What its fields mean is said at [`super::Target`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct DenialRecord {
-    pub(super) sequence: u64,
-    /// RFC 3339.
-    pub(super) time: String,
+pub(super) struct TargetRecord {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) name: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -63,9 +60,27 @@ pub(super) struct DenialRecord {
     pub(super) protocol: Option<u8>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) port: Option<u16>,
+}
+
+/// Something that a machine was refused. What its fields mean is said at [`super::Denial`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct DenialRecord {
+    pub(super) sequence: u64,
+    /// RFC 3339.
+    pub(super) time: String,
+    #[serde(flatten)]
+    pub(super) target: TargetRecord,
     pub(super) reason: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) remedy: Option<String>,
+}
+
+/// Somebody whom a machine talked to, or tried to. What its fields mean is said at [`super::Contact`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct ContactRecord {
+    #[serde(flatten)]
+    pub(super) target: TargetRecord,
+    pub(super) allowed: bool,
 }
 
 impl NamedRecord for NetworkRecord {
