@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use hearth_machine::Event;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -45,7 +44,7 @@ pub(super) async fn attend(
             end = &mut pump => return ended(plan, vm, guest, end.unwrap_or(SessionEnd::ChannelLost), None).await,
             exit = vm.wait() => {
                 drain(&mut pump).await;
-                return over(Event::VmmDied { reason: died(&last_words(exit)) });
+                return over(died(plan.id, &last_words(exit)));
             }
             Some(order) = next => order,
             order = &mut idle_over, if !paused => {

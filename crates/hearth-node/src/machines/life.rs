@@ -672,7 +672,7 @@ pub(super) async fn ended(
         SessionEnd::ChannelLost => {
             let exit = tokio::time::timeout(Duration::from_secs(1), vm.wait()).await;
             let words = exit.map(last_words).unwrap_or_default();
-            return over(Event::VmmDied { reason: died(&words) });
+            return over(died(plan.id, &words));
         }
     };
     if !plan.ephemeral {
@@ -706,11 +706,14 @@ pub(super) fn over(event: Event) -> LifeEvent {
     LifeEvent::Over { event, error: None }
 }
 
-pub(super) fn died(words: &str) -> String {
-    match words.trim() {
+/// Says that a virtual machine has ended that nobody had asked to, to who reads the node's log, too.
+pub(super) fn died(id: MachineId, words: &str) -> Event {
+    let reason = match words.trim() {
         "" => "the virtual machine died".to_owned(),
         words => format!("the virtual machine died: {words}"),
-    }
+    };
+    tracing::warn!(machine = %id, reason);
+    Event::VmmDied { reason }
 }
 
 /// Lets the pump deliver what is left.

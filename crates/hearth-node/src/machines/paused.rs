@@ -56,7 +56,7 @@ pub(super) async fn adopt(
                     let _ = events.send(LifeEvent::TimedOut).await;
                     break order;
                 }
-                exit = vm.wait() => return Err(over(Event::VmmDied { reason: died(&last_words(exit)) })),
+                exit = vm.wait() => return Err(over(died(plan.id, &last_words(exit)))),
             }
         };
         if !order.asks_the_guest(plan) && !matches!(order, Order::Resume) {

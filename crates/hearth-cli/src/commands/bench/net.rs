@@ -68,13 +68,22 @@ impl Internet {
 }
 
 impl Drop for Internet {
+    /// Half made, some of it is not there. A service that still sends would keep the namespace, and with it the way there.
     fn drop(&mut self) {
-        // Half made, it is not there.
-        let mut removal = std::process::Command::new("ip");
-        let _ = removal
-            .args(["netns", "del", &self.name])
-            .stderr(Stdio::null())
-            .status();
+        let call = |program: &str, arguments: &[&str]| {
+            let output = std::process::Command::new(program).args(arguments).output();
+            output.map_or_else(
+                |_| String::new(),
+                |output| String::from_utf8_lossy(&output.stdout).into_owned(),
+            )
+        };
+        let inside = call("ip", &["netns", "pids", &self.name]);
+        let inside: Vec<_> = inside.split_whitespace().collect();
+        if !inside.is_empty() {
+            call("kill", &[&["-KILL"], &inside[..]].concat());
+        }
+        call("ip", &["link", "del", &self.name]);
+        call("ip", &["netns", "del", &self.name]);
     }
 }
 
