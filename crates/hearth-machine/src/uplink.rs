@@ -1,4 +1,4 @@
-//! A machine's own place on a bridge that the host has, instead of the node's.
+//! A machine's own place on a bridge that the host has, instead of the node's: with addresses that are said, or that are asked for there.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -9,7 +9,7 @@ use ipnet::IpNet;
 /// The longest name of an interface (netdevice(7): IFNAMSIZ without its NUL).
 const INTERFACE_MAX: usize = 15;
 
-/// Where a machine leads out: this bridge, with these addresses.
+/// Where a machine leads out: this bridge, with these addresses; without any, with those that it is given there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Uplink {
     bridge: String,
@@ -22,15 +22,12 @@ pub struct Uplink {
 pub enum InvalidUplink {
     /// Not written as one.
     #[error(
-        "{0:?} is no place on a bridge: bridge=NAME,ip=ADDRESS/PREFIX is, with gateway=ADDRESS, and both once more for IPv6"
+        "{0:?} is no place on a bridge: bridge=NAME is, and bridge=NAME,ip=ADDRESS/PREFIX with gateway=ADDRESS, and both once more for IPv6"
     )]
     Malformed(String),
     /// Not the name of an interface.
     #[error("{0:?} is not the name of an interface")]
     Bridge(String),
-    /// No address.
-    #[error("a machine on a bridge of the host's needs an address there: bridge={0},ip=ADDRESS/PREFIX")]
-    NoAddress(String),
     /// An address that no machine can have.
     #[error("{0} cannot be a machine's address: it is its network's, or has none")]
     Address(IpNet),
@@ -52,9 +49,6 @@ impl Uplink {
         let is_interface = (1..=INTERFACE_MAX).contains(&bridge.len()) && bridge.bytes().all(is_part);
         if !is_interface || bridge == "." || bridge == ".." {
             return Err(InvalidUplink::Bridge(bridge));
-        }
-        if addresses.is_empty() {
-            return Err(InvalidUplink::NoAddress(bridge));
         }
         let is_twice =
             |families: &[bool]| families.len() > 2 || families.len() == 2 && families[0] == families[1];
@@ -99,6 +93,11 @@ impl Uplink {
         &self.addresses
     }
 
+    /// Tells whether the machine asks for its addresses on the bridge.
+    pub fn is_leased(&self) -> bool {
+        self.addresses.is_empty()
+    }
+
     /// Returns who passes on what is for others.
     pub fn gateways(&self) -> &[IpAddr] {
         &self.gateways
@@ -119,7 +118,7 @@ impl Uplink {
 impl FromStr for Uplink {
     type Err = InvalidUplink;
 
-    /// Reads `bridge=NAME,ip=ADDRESS/PREFIX,gateway=ADDRESS`.
+    /// Reads `bridge=NAME[,ip=ADDRESS/PREFIX[,gateway=ADDRESS]]`.
     fn from_str(text: &str) -> Result<Self, InvalidUplink> {
         let malformed = || InvalidUplink::Malformed(text.to_owned());
         let mut parts = text.split(',');
@@ -156,6 +155,7 @@ mod tests {
     #[test]
     fn a_place_survives_its_text() {
         for text in [
+            "bridge=br0",
             "bridge=br0,ip=192.168.1.50/24",
             "bridge=br0.7,ip=192.168.1.50/24,ip=fd12::5/64,gateway=192.168.1.1,gateway=fd12::1",
             "bridge=br0,ip=203.0.113.7/32",
@@ -174,7 +174,8 @@ mod tests {
             let text = format!("bridge={name},ip=192.0.2.5/24");
             assert_eq!(refused(&text), InvalidUplink::Bridge(name.to_owned()));
         }
-        assert_eq!(refused("bridge=br0"), InvalidUplink::NoAddress("br0".to_owned()));
+        let alone = refused("bridge=br0,gateway=192.0.2.1");
+        assert_eq!(alone, InvalidUplink::Gateway("192.0.2.1".parse().unwrap()));
         for address in [
             "192.0.2.0/24",
             "192.0.2.255/24",
@@ -199,5 +200,8 @@ mod tests {
         assert!(one.collides(&place("bridge=br0,ip=192.0.2.6/24,ip=fd12::5/64")));
         assert!(!one.collides(&place("bridge=br1,ip=192.0.2.5/24")));
         assert!(!one.collides(&place("bridge=br0,ip=192.0.2.6/24")));
+        let leased = place("bridge=br0");
+        assert!(leased.is_leased() && !one.is_leased());
+        assert!(!leased.collides(&leased) && !leased.collides(&one));
     }
 }

@@ -28,6 +28,7 @@ mod login;
 mod logs;
 mod many;
 mod network;
+mod network_bridge;
 mod network_counters;
 mod network_figures;
 mod network_many;

@@ -1,7 +1,6 @@
 //! Networks of machines: who reaches whom there, by which names, and what happens to both while nodes die and machines come and go.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
-use std::os::fd::AsRawFd as _;
 use std::process::Command;
 use std::time::Duration;
 
@@ -13,9 +12,7 @@ use rustix::process::{Signal, kill_process};
 use crate::network::{SILENCE, expected, reached, reached_in};
 use crate::network_rootless::processes_with;
 use crate::node::kill;
-use crate::stage::{
-    ALLOWED, PRIVATE, Stage, WEB, WEB_V6, bridge_addresses, inside, ip, on_stage, on_stage_for_user,
-};
+use crate::stage::{ALLOWED, Stage, WEB, bridge_addresses, inside, on_stage, on_stage_for_user};
 use crate::support::until;
 
 /// Starts a machine on networks, which says its name to whoever connects to its port 7.
@@ -361,65 +358,6 @@ fn packets_are_as_long_as_the_network_has_them() -> Result<()> {
             .ok()?;
         assert_eq!(length.trim(), "524288");
         Ok(())
-    })
-}
-
-#[test]
-fn a_machine_leads_out_by_a_bridge_of_the_hosts() -> Result<()> {
-    on_stage(|node, stage| {
-        let internet = format!("/proc/{}/fd/{}", std::process::id(), stage.internet.as_raw_fd());
-        let inside_host = |lines: &[&str]| inside(&stage.host, || lines.iter().try_for_each(|line| ip(line)));
-        inside_host(&[
-            "link add lan type bridge",
-            "link set lan up",
-            &format!("link add port type veth peer name lan netns {internet}"),
-            "link set port master lan up",
-        ])?;
-        inside(&stage.internet, || {
-            ip("link set lan up")?;
-            ip("address add 192.168.50.1/24 dev lan")?;
-            ip("address add fd50::1/64 dev lan nodad")
-        })?;
-        let place = "bridge=lan,ip=192.168.50.9/24,gateway=192.168.50.1,ip=fd50::9/64,gateway=fd50::1";
-        start(node, "m", &["--network", place])?;
-        // There is no other way.
-        inside_host(&["link set wan down"])?;
-        assert_eq!(
-            reached(node, "m", &[WEB, WEB_V6, PRIVATE])?,
-            expected(&[WEB, WEB_V6], &ALLOWED)
-        );
-        node.hearth(["policy", "allow", "m", "192.168.50.1:25"]).ok()?;
-        assert_eq!(
-            reached(node, "m", &["192.168.50.1"])?,
-            expected(&["192.168.50.1"], &[25])
-        );
-        node.hearth(["restart", "m"]).ok()?;
-        assert_eq!(reached(node, "m", &[WEB])?, expected(&[WEB], &ALLOWED));
-        node.hearth(["fork", "m"])
-            .run()?
-            .expect_code(1)?
-            .complains("the address on the bridge is that of the machine m")?;
-        for (flags, words) in [
-            (
-                &["--network", "bridge=lan,ip=192.168.50.9/24"][..],
-                "is that of the machine m",
-            ),
-            (
-                &["--network", "bridge=wan,ip=192.168.50.8/24"],
-                "there is no bridge \"wan\"",
-            ),
-            (&["--network", "bridge=lan"], "needs an address there"),
-            (
-                &["--network", place, "--network", "none"],
-                "for a machine that leads out",
-            ),
-        ] {
-            let run = ["run"].iter().chain(flags).chain(&["busybox", "true"]);
-            node.hearth(run).run()?.complains(words)?;
-        }
-        ensure!(node.machines()?.len() == 1, "a machine is left");
-        node.hearth(["rm", "-f", "m"]).ok()?;
-        inside_host(&["link del lan"])
     })
 }
 

@@ -239,7 +239,7 @@ impl Stage {
         let left: Vec<&str> = links
             .lines()
             .filter(|line| {
-                ["hearth", "hv", "hn", "hu"]
+                ["hearth", "hv", "hn", "hu", "hb"]
                     .iter()
                     .any(|name| line.trim_start().starts_with(name))
             })

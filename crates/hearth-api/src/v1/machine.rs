@@ -161,7 +161,9 @@ pub struct MachineSpec {
 pub struct Uplink {
     /// The bridge's name.
     pub bridge: String,
-    /// The machine's addresses there with the prefixes of their networks, one of IPv4 and one of IPv6 at most.
+    /// The machine's addresses there with the prefixes of their networks, one of IPv4 and one of IPv6 at most. When empty, it asks for one
+    /// (DHCP), and believes what routers announce of IPv6.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub addresses: Vec<String>,
     /// Who passes on what is for others, one a family at most; nobody when empty.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -356,6 +358,9 @@ pub struct Machine {
     /// Why it has the network that its spec says, when none was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network_reason: Option<String>,
+    /// The address of IPv4 that it was given on its bridge of the host's (DHCP), while it has one. In answers about one machine alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub given_address: Option<String>,
     /// What lies between it and the host.
     pub border: Border,
     /// Virtual processors.

@@ -9,8 +9,8 @@ use hearth_machine::{NetworkName, Uplink};
 /// What a machine reaches.
 #[derive(Debug, Default, Args)]
 pub(crate) struct NetworkFlags {
-    /// What it reaches: none, isolated, filtered or open; names of networks of machines that it is on; where it leads out, as in
-    /// bridge=br0,ip=192.168.1.50/24,gateway=192.168.1.1 (repeatable)
+    /// What it reaches: none, isolated, filtered or open; names of networks of machines that it is on; where it leads out, bridge=br0 with
+    /// an address that a server there gives (DHCP), or bridge=br0,ip=192.168.1.50/24,gateway=192.168.1.1 (repeatable)
     /// [default: filtered, or none where this host cannot give it; 'inspect' tells]
     #[arg(long, value_name = "MODE|NETWORK", help_heading = "Network")]
     pub(crate) network: Vec<Network>,

@@ -121,13 +121,15 @@ pub(crate) struct SnapshotPrune {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  hearth snapshot export before-upgrade -o web.snapshot
+  hearth snapshot export before-upgrade web.snapshot
   hearth snapshot export before-upgrade | ssh elsewhere hearth snapshot import")]
 pub(crate) struct SnapshotExport {
     /// Snapshot, by name or id
     pub(crate) snapshot: String,
     /// File to write; standard output when absent
-    #[arg(short, long, value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+    /// The same, as `hearth image save` has it
+    #[arg(short, long, value_name = "FILE", conflicts_with = "file")]
     pub(crate) output: Option<PathBuf>,
 }
 
@@ -137,11 +139,13 @@ pub(crate) struct SnapshotExport {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  hearth snapshot import -i web.snapshot
-  hearth snapshot import -i web.snapshot -n web-from-elsewhere")]
+  hearth snapshot import web.snapshot
+  hearth snapshot import web.snapshot -n web-from-elsewhere")]
 pub(crate) struct SnapshotImport {
     /// File to read; standard input when absent, or -
-    #[arg(short, long, value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+    /// The same, as `hearth image load` has it
+    #[arg(short, long, value_name = "FILE", conflicts_with = "file")]
     pub(crate) input: Option<PathBuf>,
     /// Name of the snapshot here [default: the one that it has]
     #[arg(short, long)]

@@ -161,6 +161,7 @@ mod tests {
             driver: "qemu".into(),
             driver_reason: None,
             network_reason: None,
+            given_address: None,
             border,
             vcpus: 1,
             cpu_quota_us: None,

@@ -123,16 +123,18 @@ async fn prune(node: &Node, arguments: &SnapshotPrune) -> Result<ExitCode, CliEr
 }
 
 async fn export(node: &Node, arguments: &SnapshotExport) -> Result<ExitCode, CliError> {
-    transfer::check_output(arguments.output.as_deref())?;
+    let file = arguments.file.as_deref().or(arguments.output.as_deref());
+    transfer::check_output(file)?;
     let body = node
         .call(async |client| client.snapshot_export(&arguments.snapshot).await)
         .await?;
-    transfer::save(arguments.output.as_deref(), reader(body)).await?;
+    transfer::save(file, reader(body)).await?;
     Ok(ExitCode::SUCCESS)
 }
 
 async fn import(node: &Node, arguments: &SnapshotImport) -> Result<ExitCode, CliError> {
-    let (upload, body) = Upload::begin(arguments.input.as_deref())?;
+    let file = arguments.file.as_deref().or(arguments.input.as_deref());
+    let (upload, body) = Upload::begin(file)?;
     // A body cannot be sent twice: the node is up before.
     node.call(async |client| client.node_status().await).await?;
     let client = node.client();

@@ -126,6 +126,7 @@ pub(super) fn machine(view: &View) -> v1::Machine {
         driver: record.driver.clone(),
         driver_reason: record.driver_reason.clone(),
         network_reason: record.network_reason.clone(),
+        given_address: None,
         border: record.border,
         vcpus: cpus.map_or(spec::CPU_DEFAULT / 1000, CpuMilli::vcpus),
         cpu_quota_us: cpus.and_then(CpuMilli::quota_us_per_100ms),

@@ -8,6 +8,7 @@ use hearth_api::v1::{ErrorBody, ErrorCode};
 use hearth_guest_protocol::message::{Failure, FailureCode};
 use hearth_machine::{InvalidFilter, SpecError};
 
+use super::networks;
 use crate::guest::RequestError;
 use crate::images::ImageError;
 use crate::machines::{CreateError, MachineError, StartError};
@@ -215,10 +216,7 @@ impl From<StartError> for ApiError {
                 ErrorCode::Internal,
                 Some("check the data directory and its disk; `hearth node status` names it"),
             ),
-            StartError::Network(_) => (
-                ErrorCode::HostUnfit,
-                Some("`hearth doctor` says what is missing; --network none needs nothing"),
-            ),
+            StartError::Network(ref error) => (ErrorCode::HostUnfit, Some(networks::remedy(error))),
             StartError::Port(_) => (
                 ErrorCode::HostUnfit,
                 Some("choose another port of the host, or none: `-p GUEST` takes one that is free"),

@@ -143,7 +143,12 @@ pub(super) async fn inspect(
     State(service): State<Service>,
     Path(machine): Path<String>,
 ) -> Result<Json<v1::Machine>, ApiError> {
-    Ok(Json(convert::machine(&service.machines.find(&machine)?.view())))
+    let machine = service.machines.find(&machine)?;
+    let given = service.machines.parts().networks.given_address(machine.id());
+    Ok(Json(v1::Machine {
+        given_address: given.map(|address| address.to_string()),
+        ..convert::machine(&machine.view())
+    }))
 }
 
 #[derive(Debug, Deserialize)]

@@ -115,11 +115,20 @@ fn on_wire(network: &UserNetwork) -> v1::Network {
     }
 }
 
+/// Says what helps where a machine has no network.
+pub(super) fn remedy(error: &NetworkError) -> &'static str {
+    match error {
+        NetworkError::NoLease { .. } => {
+            "is there a server that gives addresses, and does it hear the bridge? --network bridge=NAME,ip=ADDRESS/PREFIX says one"
+        }
+        _ => "`hearth doctor` says what is missing; --network none needs nothing",
+    }
+}
+
 impl From<NetworkError> for ApiError {
     fn from(error: NetworkError) -> Self {
         let NetworkError::User(of_user) = &error else {
-            let remediation = "`hearth doctor` says what is missing; --network none needs nothing";
-            return body(ErrorCode::HostUnfit, &error, Some(remediation));
+            return body(ErrorCode::HostUnfit, &error, Some(remedy(&error)));
         };
         let (code, remediation) = match of_user {
             UserNetworkError::NotFound(_) => (

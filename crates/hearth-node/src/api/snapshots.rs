@@ -189,9 +189,10 @@ pub(super) async fn fork(
         keep_secrets: request.keep_secrets,
         memory_backend: request.memory_backend,
     };
+    new.check()?;
     // Before anything stands still for them: all of them must fit.
     let memory = convert::machine(&machine.view()).memory_mib;
-    let all = ByteSize::from_mib(memory.saturating_mul(new.count.min(crate::machines::FORKS_MAX).into()));
+    let all = ByteSize::from_mib(memory.saturating_mul(new.count.into()));
     let permit = service.pools.admit(all, Duration::ZERO).await?;
     let machines = service.machines.clone();
     let forking = async move {

@@ -19,6 +19,7 @@ pub mod memory_changes;
 pub mod memory_image;
 pub mod network_namespace;
 pub mod own;
+pub mod packet_socket;
 pub mod page_faults;
 pub mod passing;
 pub mod peer;

@@ -79,6 +79,19 @@ pub struct NewForks {
     pub memory_backend: Option<MemoryBackend>,
 }
 
+impl NewForks {
+    /// Tells whether so many can be made at once.
+    ///
+    /// # Errors
+    /// Returns [`SnapshotError::Count`].
+    pub fn check(&self) -> Result<(), SnapshotError> {
+        match (1..=FORKS_MAX).contains(&self.count) {
+            true => Ok(()),
+            false => Err(SnapshotError::Count(self.count)),
+        }
+    }
+}
+
 /// Says why nothing was kept of a machine, or no machine was made of what was kept.
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
@@ -410,9 +423,7 @@ impl Machines {
     ) -> Result<(Vec<Machine>, Duration), SnapshotError> {
         let view = machine.view();
         view.running()?;
-        if !(1..=FORKS_MAX).contains(&new.count) {
-            return Err(SnapshotError::Count(new.count));
-        }
+        new.check()?;
         if !view.record.secrets.is_empty() && !new.keep_secrets {
             return Err(SnapshotError::Secrets {
                 of: format!("machine {}", view.record.name),

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use hearth_guest_protocol::network::{
@@ -13,14 +14,16 @@ use rtnetlink::packet_core::{
     DefaultNla, NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
 use rtnetlink::packet_route::RouteNetlinkMessage;
-use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags};
+use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, CacheInfo};
 use rtnetlink::packet_route::link::{
-    InfoBridgePort, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage,
+    BridgeStpState, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo,
+    LinkMessage,
 };
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteType};
 use rtnetlink::packet_route::tc::{TcAttribute, TcHandle, TcMessage, TcOption, TcStats2};
 use rtnetlink::{
-    Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
+    AddressMessageBuilder, Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth,
+    RouteMessageBuilder,
 };
 
 use super::NetworkError;
@@ -40,6 +43,8 @@ pub(super) struct FoundBridge {
     pub(super) index: u32,
     /// The longest packet.
     pub(super) mtu: u32,
+    /// How long it passes nothing on at a port that is new.
+    pub(super) delay: Duration,
 }
 
 /// The two ends of a link between a bridge and a machine's namespace.
@@ -112,7 +117,8 @@ impl Links {
         }
     }
 
-    async fn index(&self, name: &str) -> Result<u32, NetworkError> {
+    /// Returns the number of an interface.
+    pub(super) async fn index(&self, name: &str) -> Result<u32, NetworkError> {
         self.find(name)
             .await?
             .ok_or_else(|| NetworkError::Gone(name.to_owned()))
@@ -144,7 +150,7 @@ impl Links {
         let name = key.bridge();
         if let Some(index) = self.find(&name).await? {
             if let Some(address) = self.address(index).await? {
-                return Ok((index, Network::with_bridge(key, address)));
+                return Ok((index, Network::with_bridge(key, address.addr())));
             }
             // Half made.
             self.remove(index, &name).await?;
@@ -164,7 +170,7 @@ impl Links {
         Ok((index, network))
     }
 
-    async fn address(&self, index: u32) -> Result<Option<Ipv4Addr>, NetworkError> {
+    async fn address(&self, index: u32) -> Result<Option<Ipv4Net>, NetworkError> {
         let mut addresses = self.handle.address().get().set_link_index_filter(index).execute();
         while let Some(message) = addresses
             .try_next()
@@ -173,7 +179,7 @@ impl Links {
         {
             for attribute in message.attributes {
                 if let AddressAttribute::Address(IpAddr::V4(address)) = attribute {
-                    return Ok(Some(address));
+                    return Ok(Ipv4Net::new(address, message.header.prefix_len).ok());
                 }
             }
         }
@@ -217,6 +223,7 @@ impl Links {
         Ok(FoundBridge {
             index: link.header.index,
             mtu: mtu_of(&link),
+            delay: delay_of(&link),
         })
     }
 
@@ -225,7 +232,7 @@ impl Links {
         self.remove(self.index(UPLINK).await?, UPLINK).await
     }
 
-    /// Gives the machine's way out addresses and gateways of its own.
+    /// Gives the machine's way out the addresses and gateways of its own that it is said to have.
     pub(super) async fn lead_out(&self, uplink: &Uplink) -> Result<(), NetworkError> {
         let index = self.index(UPLINK).await?;
         self.bring_up(LinkUnspec::new_with_index(index), UPLINK).await?;
@@ -237,6 +244,51 @@ impl Links {
             self.add_gateway(*gateway).await?;
         }
         Ok(())
+    }
+
+    /// Gives it an address for a time, or for more of it, and the gateway there.
+    pub(super) async fn lease(
+        &self,
+        address: Ipv4Net,
+        term: Option<Duration>,
+        gateway: Option<Ipv4Addr>,
+    ) -> Result<(), NetworkError> {
+        let index = self.index(UPLINK).await?;
+        let seconds = term.map_or(u32::MAX, |term| u32::try_from(term.as_secs()).unwrap_or(u32::MAX));
+        let mut times = CacheInfo::default();
+        (times.ifa_preferred, times.ifa_valid) = (seconds, seconds);
+        let added = self
+            .handle
+            .address()
+            .add(index, address.addr().into(), address.prefix_len());
+        let mut added = added.replace();
+        added
+            .message_mut()
+            .attributes
+            .push(AddressAttribute::CacheInfo(times));
+        let added = added.execute().await;
+        added.map_err(failed("add the address", &address.to_string()))?;
+        let Some(gateway) = gateway else {
+            return Ok(());
+        };
+        let route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(gateway).build();
+        let added = self.handle.route().add(route).replace().execute().await;
+        added.map_err(failed("add the route of", UPLINK))
+    }
+
+    /// Returns the address that it has.
+    pub(super) async fn leased(&self) -> Result<Option<Ipv4Net>, NetworkError> {
+        self.address(self.index(UPLINK).await?).await
+    }
+
+    /// Takes an address from it, and the kernel all routes that go by that.
+    pub(super) async fn unlease(&self, address: Ipv4Net) -> Result<(), NetworkError> {
+        let message = AddressMessageBuilder::<Ipv4Addr>::new()
+            .index(self.index(UPLINK).await?)
+            .address(address.addr(), address.prefix_len())
+            .build();
+        let removed = self.handle.address().del(message).execute().await;
+        removed.map_err(failed("remove the address", &address.to_string()))
     }
 
     async fn add_gateway(&self, gateway: IpAddr) -> Result<(), NetworkError> {
@@ -566,6 +618,31 @@ fn mtu_of(link: &LinkMessage) -> u32 {
         _ => None,
     });
     mtu.unwrap_or(MTU_DEFAULT)
+}
+
+/// Returns how long a bridge keeps a new port quiet: one of a spanning tree listens and learns first (IEEE 802.1D, 17.20), each for its
+/// delay, which Linux counts in hundredths of a second.
+fn delay_of(link: &LinkMessage) -> Duration {
+    let of_bridge = link.attributes.iter().filter_map(|attribute| match attribute {
+        LinkAttribute::LinkInfo(parts) => Some(parts),
+        _ => None,
+    });
+    let (mut is_tree, mut delay) = (false, Duration::ZERO);
+    for part in of_bridge.flatten() {
+        let LinkInfo::Data(InfoData::Bridge(settings)) = part else {
+            continue;
+        };
+        for setting in settings {
+            match setting {
+                InfoBridge::StpState(state) => is_tree = *state != BridgeStpState::Disabled,
+                InfoBridge::ForwardDelay(hundredths) => {
+                    delay = Duration::from_millis(u64::from(*hundredths) * 10);
+                }
+                _ => {}
+            }
+        }
+    }
+    if is_tree { delay * 2 } else { Duration::ZERO }
 }
 
 fn errno(error: &rtnetlink::Error) -> Option<i32> {

@@ -13,6 +13,7 @@
 mod address;
 mod book;
 mod counters;
+mod dhcp;
 mod dns;
 mod exchange;
 mod firewall;
@@ -22,6 +23,7 @@ mod guard;
 mod here;
 mod journal;
 pub mod keeper;
+mod lease;
 mod links;
 mod packets;
 mod pasta;
@@ -41,7 +43,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use hearth_machine::{MachineId, NetworkMode, Policy, Rate, Spec, Uplink};
+use hearth_machine::{MacAddress, MachineId, NetworkMode, Policy, Rate, Spec, Uplink};
+use ipnet::Ipv4Net;
 use tokio::sync::watch;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
@@ -52,6 +55,7 @@ use self::firewall::Firewall;
 use self::guard::Guard;
 use self::here::Here;
 pub use self::journal::{Contact, Denial, Journal, Target};
+use self::lease::Tenure;
 use self::links::{Links, Outlet, Sender, UPLINK};
 use self::pasta::Carrier;
 pub use self::pasta::{PACKAGE as PASTA_PACKAGE, PASTA, PastaError};
@@ -129,6 +133,14 @@ pub enum NetworkError {
     /// A bridge of the host's that is none.
     #[error("there is no bridge {0:?} on this host")]
     NoBridge(String),
+    /// Nobody who gives addresses is there.
+    #[error("no DHCP server on the bridge {bridge:?} has given an address within {seconds} s")]
+    NoLease {
+        /// The bridge.
+        bridge: String,
+        /// How long was asked.
+        seconds: u64,
+    },
     /// A network of machines.
     #[error(transparent)]
     User(#[from] UserNetworkError),
@@ -231,6 +243,8 @@ struct Post {
     /// interfaces made or removed. Absent where an earlier node has made it.
     tap: Option<Arc<Tap>>,
     limit: Option<Rate>,
+    /// The machine's address on a bridge of the host's, where it was given one there.
+    tenure: Option<Tenure>,
     _names: NameServer,
     _packets: AbortOnDropHandle<()>,
     _here: Option<AbortOnDropHandle<()>>,
@@ -314,9 +328,10 @@ impl Networks {
             Some(network) => network,
             None => self.shared.prepare().await?,
         };
-        if let Some(uplink) = wanted.uplink {
-            self.shared.lead_out(id, &network.namespace, uplink).await?;
-        }
+        let tenure = match wanted.uplink {
+            Some(uplink) => self.shared.lead_out(id, &network.namespace, uplink).await?,
+            None => None,
+        };
         if let Some(limit) = wanted.limit {
             let within =
                 Links::within(&network.namespace).map_err(namespace_error("enter a network namespace"))?;
@@ -330,6 +345,7 @@ impl Networks {
         self.shared
             .stand(id, &network.namespace, Some(&network.tap), wanted)
             .await?;
+        self.shared.set_tenure(id, tenure);
         let plugged = self
             .shared
             .plug_in(id, &network.namespace, wanted.limit, true)
@@ -358,6 +374,10 @@ impl Networks {
             // Rules of an older node's, or none any more.
             self.shared.nft(Some(&namespace), &rules::machine()).await?;
             self.shared.stand(id, &namespace, None, wanted).await?;
+        }
+        if wanted.uplink.is_some_and(Uplink::is_leased) {
+            let tenure = lease::resume(&namespace, MacAddress::of(id).bytes()).await?;
+            self.shared.set_tenure(id, Some(tenure));
         }
         self.shared.plug_in(id, &namespace, wanted.limit, false).await
     }
@@ -388,9 +408,12 @@ impl Networks {
     /// keeps whoever waits for the machine's end waiting meanwhile. Should the node die before, it goes with the node.
     pub fn release(&self, id: MachineId) {
         self.shared.users.set_present(id, false);
-        let Some(post) = self.shared.posts().remove(&id) else {
+        let Some(mut post) = self.shared.posts().remove(&id) else {
             return;
         };
+        if let Some(tenure) = post.tenure.take() {
+            tenure.give_back();
+        }
         let left = (post.tap.clone(), Arc::clone(&post.namespace));
         drop(post);
         self.shared.tasks.spawn(async move {
@@ -401,6 +424,11 @@ impl Networks {
                 |error| tracing::error!(%error, "a machine's network is left to the node's end"),
             );
         });
+    }
+
+    /// Returns the address that a machine was given on a bridge of the host's.
+    pub fn given_address(&self, id: MachineId) -> Option<Ipv4Net> {
+        self.shared.posts().get(&id)?.tenure.as_ref()?.address()
     }
 
     /// Forgets a machine that is no more.
@@ -527,7 +555,7 @@ async fn carry_on(namespace: &NetworkNamespace, monitor: i32) -> Result<(), Netw
 /// Gives a namespace its addresses and its way out, and lets it pass packets on.
 async fn furnish(namespace: &NetworkNamespace, outlet: Outlet) -> Result<(), NetworkError> {
     namespace
-        .enter(forward_packets)
+        .enter(pass_on)
         .map_err(namespace_error("let a network namespace forward packets"))?;
     let within = Links::within(namespace).map_err(namespace_error("enter a network namespace"))?;
     within.furnish(outlet).await
@@ -550,7 +578,35 @@ fn forward_packets() -> io::Result<()> {
     std::fs::write(forwarding, "1")
 }
 
+/// Lets the kernel pass packets on in a machine's namespace, which this thread is in. No router that announces itself is believed there:
+/// what leads out is said.
+fn pass_on() -> io::Result<()> {
+    std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
+    if !address::has_v6() {
+        return Ok(());
+    }
+    for interface in std::fs::read_dir("/proc/sys/net/ipv6/conf")?.flatten() {
+        std::fs::write(interface.path().join("accept_ra"), "0")?;
+    }
+    std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1")
+}
+
+/// Lets the machine's way out have the addresses and routes that routers announce (RFC 4862), in its namespace, which this thread is in; 2 says
+/// that it passes packets on all the same (ip-sysctl of Linux).
+fn believe_routers() -> io::Result<()> {
+    match address::has_v6() {
+        true => std::fs::write(format!("/proc/sys/net/ipv6/conf/{UPLINK}/accept_ra"), "2"),
+        false => Ok(()),
+    }
+}
+
 impl Shared {
+    fn set_tenure(&self, id: MachineId, tenure: Option<Tenure>) {
+        if let Some(post) = self.posts().get_mut(&id) {
+            post.tenure = tenure;
+        }
+    }
+
     fn ready(&self) -> MutexGuard<'_, Vec<MachineNetwork>> {
         self.ready.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -716,6 +772,7 @@ impl Shared {
                 namespace: Arc::clone(namespace),
                 tap: tap.map(Arc::clone),
                 limit: wanted.limit,
+                tenure: None,
                 _here: following.map(AbortOnDropHandle::new),
                 guard,
             })

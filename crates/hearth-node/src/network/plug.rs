@@ -13,9 +13,10 @@ use std::sync::Arc;
 
 use hearth_machine::{MacAddress, MachineId, NetworkMode, NetworkName, Rate, Uplink};
 
+use super::lease::{self, Tenure};
 use super::links::{Ends, Links, Sender, UPLINK, USER};
 use super::user::{Membership, NewNetwork, UserNetworkError};
-use super::{NetworkError, Networks, Shared, namespace_error};
+use super::{NetworkError, Networks, Shared, believe_routers, namespace_error};
 use crate::host::network_namespace::NetworkNamespace;
 use crate::host::own;
 
@@ -116,25 +117,35 @@ impl Networks {
 }
 
 impl Shared {
-    /// Lets a machine lead out by a bridge of the host's, instead of the node's.
+    /// Lets a machine lead out by a bridge of the host's, instead of the node's. Returns what keeps its address where it is given one there.
     pub(super) async fn lead_out(
         &self,
         id: MachineId,
         namespace: &NetworkNamespace,
         uplink: &Uplink,
-    ) -> Result<(), NetworkError> {
+    ) -> Result<Option<Tenure>, NetworkError> {
         let links = of_node()?;
         let bridge = links.find_bridge(uplink.bridge()).await?;
         let within = within(namespace)?;
         within.remove_uplink().await?;
+        let card = MacAddress::of(id).bytes();
         let ends = Ends {
             outer: &self.key.bridge_link(id),
             inner: UPLINK,
-            card: Some(MacAddress::of(id).bytes()),
+            card: Some(card),
             mtu: bridge.mtu,
         };
         links.plug(bridge.index, namespace, &ends).await?;
-        within.lead_out(uplink).await
+        if !uplink.is_leased() {
+            within.lead_out(uplink).await?;
+            return Ok(None);
+        }
+        namespace
+            .enter(believe_routers)
+            .map_err(namespace_error("let a machine have what routers announce"))?;
+        within.lead_out(uplink).await?;
+        let tenure = lease::take(namespace, card, uplink.bridge(), bridge.delay).await?;
+        Ok(Some(tenure))
     }
 
     /// Connects a machine's namespace with all networks that it is on; `anew` where it may have links of an earlier namespace.

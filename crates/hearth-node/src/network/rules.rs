@@ -187,6 +187,7 @@ table inet {TABLE} {{
         iifname \"{TAP}\" meta l4proto {{ tcp, udp }} th dport 53 accept
         iifname \"{TAP}\" icmp type echo-request accept
         icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert, echo-request }} accept
+        iifname \"{UPLINK}\" icmpv6 type nd-router-advert accept
         iifname \"{TAP}\" meta l4proto tcp counter name {DROPPED} reject with tcp reset
         iifname \"{TAP}\" counter name {DROPPED} reject with icmpx type admin-prohibited
     }}
@@ -194,7 +195,7 @@ table inet {TABLE} {{
         type filter hook output priority filter; policy accept;
         oifname != \"{UPLINK}\" accept
         ct state established,related accept
-        icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
+        icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit }} accept
         drop
     }}
     chain forward {{
