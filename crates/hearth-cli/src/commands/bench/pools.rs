@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use hearth_api::v1::{AcquireMachine, CreatePool, ExecuteRequest, Pool, PoolSpec, ReleaseMachine};
+use hearth_api::v1::{
+    AcquireMachine, CreatePool, ExecuteRequest, Pool, PoolSpec, ReleaseMachine, ResizePool,
+};
 
 use super::BenchError;
 use super::figures::{Report, Unit, milliseconds};
@@ -11,8 +13,10 @@ use crate::error::CliError;
 
 /// How long a pool may take to have a machine ready again.
 const READY: Duration = Duration::from_secs(120);
-/// Machines that a pool has ready, of which one is taken by itself, one right behind it, and one while others are made for these.
+/// Machines that a pool has ready, of which one is taken by itself, one right behind it, and one while others are made for these, or none are.
 const READY_TOGETHER: u32 = 3;
+/// How long after an acquire a pool begins to make others, at the earliest.
+const QUIET: Duration = Duration::from_millis(260);
 /// How often a pool is asked whether it has.
 const LOOK: Duration = Duration::from_millis(20);
 /// How often it is asked whether it makes any, which takes no longer than a clone.
@@ -32,9 +36,21 @@ impl Bencher<'_> {
     }
 
     async fn acquire(&self, report: &mut Report, pool: &str) -> Result<(), CliError> {
-        let (mut acquires, mut behind, mut beside) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut acquires, mut behind) = (Vec::new(), Vec::new());
+        let (mut beside, mut unfilled) = (Vec::new(), Vec::new());
         let (mut releases, mut again, mut cold) = (Vec::new(), Vec::new(), Vec::new());
         for turn in 0..self.runs {
+            self.wait_ready(pool, READY_TOGETHER).await?;
+            self.resize(pool, READY_TOGETHER, READY_TOGETHER).await?;
+            let taken = [self.take(pool).await?.0, self.take(pool).await?.0];
+            self.see_none_filled(pool).await?;
+            let (third, took) = self.take(pool).await?;
+            unfilled.push(took);
+            self.resize(pool, READY_TOGETHER, 2 * READY_TOGETHER).await?;
+            for other in [&taken[0], &taken[1], &third] {
+                self.wait_ready(pool, READY_TOGETHER).await?;
+                self.give_back(other).await?;
+            }
             self.wait_ready(pool, READY_TOGETHER).await?;
             let (first, took) = self.take(pool).await?;
             acquires.push(took);
@@ -67,11 +83,21 @@ impl Bencher<'_> {
         }
         let against = "run --detach --hold, from the prompt to the prompt";
         report.add_against("pool: acquire", Unit::Milliseconds, &acquires, against, &cold);
-        for (name, times) in [
-            ("pool: acquire, right behind another", &behind),
-            ("pool: acquire, while the pool fills up", &beside),
+        for (name, times, against, base) in [
+            (
+                "pool: acquire, right behind another",
+                &behind,
+                "pool: acquire",
+                &acquires,
+            ),
+            (
+                "pool: acquire, while the pool fills up",
+                &beside,
+                "the third acquire as well, and nothing made for the others",
+                &unfilled,
+            ),
         ] {
-            report.add_against(name, Unit::Milliseconds, times, "pool: acquire", &acquires);
+            report.add_against(name, Unit::Milliseconds, times, against, base);
         }
         report.add("pool: release", Unit::Milliseconds, &releases);
         report.add(
@@ -195,6 +221,24 @@ impl Bencher<'_> {
     /// Waits until a pool makes a machine.
     async fn wait_filling(&self, name: &str) -> Result<(), CliError> {
         self.wait_until(name, GLANCE, |pool| pool.starting > 0).await
+    }
+
+    /// Looks as often as that does, for as long, at a pool that makes none.
+    async fn see_none_filled(&self, name: &str) -> Result<(), CliError> {
+        let begun = Instant::now();
+        self.wait_until(name, GLANCE, |pool| pool.starting > 0 || begun.elapsed() > QUIET)
+            .await
+    }
+
+    async fn resize(&self, name: &str, min: u32, max: u32) -> Result<(), CliError> {
+        let request = ResizePool {
+            min: Some(min),
+            max: Some(max),
+        };
+        let resized = self
+            .node
+            .call(async |client| client.pool_resize(name, &request).await);
+        resized.await.map(drop)
     }
 
     async fn is_filling(&self, name: &str) -> Result<bool, CliError> {
