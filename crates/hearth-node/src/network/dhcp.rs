@@ -4,8 +4,11 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use dhcproto::v4::{CLIENT_PORT, DhcpOption, Flags, Message, MessageType, Opcode, OptionCode, SERVER_PORT};
-use dhcproto::{Decodable as _, Decoder, Encodable as _, Encoder};
+use dhcproto::v4::{
+    CLIENT_PORT, DhcpOption, DhcpOptions, Flags, Message, MessageType, Opcode, OptionCode, SERVER_PORT,
+    borrowed,
+};
+use dhcproto::{Encodable as _, Encoder};
 use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 use hearth_machine::Uplink;
 use ipnet::Ipv4Net;
@@ -16,6 +19,16 @@ use crate::host::packet_socket::Card;
 pub(super) const PORT: u16 = CLIENT_PORT;
 /// How many routers a packet may pass.
 const HOPS: u8 = 64;
+/// The options of an answer that are read: others may be anything.
+const READ: [OptionCode; 7] = [
+    OptionCode::MessageType,
+    OptionCode::SubnetMask,
+    OptionCode::Router,
+    OptionCode::ServerIdentifier,
+    OptionCode::AddressLeaseTime,
+    OptionCode::Renewal,
+    OptionCode::Rebinding,
+];
 /// The time of a lease that does not end (RFC 2131, 3.3).
 const FOR_EVER: u32 = u32::MAX;
 
@@ -165,23 +178,26 @@ pub(super) fn read(packet: &[u8], number: u32, card: Card) -> Option<Answer> {
     if (datagram.source_port(), datagram.destination_port()) != (SERVER_PORT, CLIENT_PORT) {
         return None;
     }
-    let message = Message::decode(&mut Decoder::new(datagram.payload())).ok()?;
+    let message = borrowed::Message::new(datagram.payload()).ok()?;
     // A client's address may be said to be longer than there is room for.
     let is_clients = usize::from(message.hlen()) == card.len() && message.chaddr() == card;
     if message.opcode() != Opcode::BootReply || message.xid() != number || !is_clients {
         return None;
     }
-    match message.opts().msg_type()? {
-        MessageType::Offer => lease(&message).map(Answer::Offer),
-        MessageType::Ack => lease(&message).map(Answer::Given),
+    let mut options = DhcpOptions::new();
+    for option in message.opts().filter(|option| READ.contains(&option.code())) {
+        options.insert(option.into_option().ok()?);
+    }
+    match options.msg_type()? {
+        MessageType::Offer => lease(message.yiaddr(), &options).map(Answer::Offer),
+        MessageType::Ack => lease(message.yiaddr(), &options).map(Answer::Given),
         MessageType::Nak => Some(Answer::Refused),
         _ => None,
     }
 }
 
 /// Reads what is given.
-fn lease(message: &Message) -> Option<Lease> {
-    let options = message.opts();
+fn lease(given: Ipv4Addr, options: &DhcpOptions) -> Option<Lease> {
     let address = |code| match options.get(code)? {
         DhcpOption::SubnetMask(address) | DhcpOption::ServerIdentifier(address) => Some(*address),
         DhcpOption::Router(routers) => routers.first().copied(),
@@ -194,7 +210,7 @@ fn lease(message: &Message) -> Option<Lease> {
         _ => None,
     };
     let mask = address(OptionCode::SubnetMask)?;
-    let network = Ipv4Net::with_netmask(message.yiaddr(), mask).ok()?;
+    let network = Ipv4Net::with_netmask(given, mask).ok()?;
     let gateway = address(OptionCode::Router);
     let term = match seconds(OptionCode::AddressLeaseTime)? {
         0 => return None,
@@ -218,6 +234,8 @@ fn lease(message: &Message) -> Option<Lease> {
 
 #[cfg(test)]
 mod tests {
+    use dhcproto::{Decodable as _, Decoder};
+
     use super::*;
 
     const CARD: Card = [2, 0, 0, 1, 2, 3];
@@ -303,6 +321,11 @@ mod tests {
             message.opts_mut().remove(code);
             assert_eq!(read(&packed(&message, SERVER_PORT), 7, CARD), None, "{code:?}");
         }
+        // What is not read may be wrong, here an interface of four bytes instead of three (RFC 4578, 2.2).
+        let mut odd = good.clone();
+        let interface = dhcproto::v4::UnknownOption::new(OptionCode::from(94), vec![1, 2, 3, 4]);
+        odd.opts_mut().insert(DhcpOption::Unknown(interface));
+        assert!(read(&packed(&odd, SERVER_PORT), 7, CARD).is_some());
         let whole = packed(&good, SERVER_PORT);
         for length in 0..whole.len() {
             let _ = read(&whole[..length], 7, CARD);
