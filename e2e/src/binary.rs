@@ -12,7 +12,7 @@ const OVERRIDE: &str = "HEARTH_E2E_BINARY";
 const REMEDY: &str = "please run `cargo xtask build`, or `make test`";
 
 /// What `hearth` is not made of: it is made of everything else.
-const OTHER_CRATES: [&str; 2] = ["bare-guest", "hearth-firecracker"];
+const OTHER_CRATES: [&str; 2] = ["bare-guest", "hearth-guest"];
 
 /// What the guest agent is made of.
 const AGENT_CRATES: [&str; 2] = ["hearth-guest", "hearth-guest-protocol"];

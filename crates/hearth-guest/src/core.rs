@@ -22,12 +22,12 @@ use crate::limit::TimeLimit;
 use crate::outbox::Outbox;
 use crate::poller::{Part, Poller, Ready, Source};
 use crate::session::{Session, Verdict, Work};
-use crate::spawn::{Nursery, Place, SpawnError, Spawned};
+use crate::spawn::{Nursery, Place, SpawnError};
 use crate::stillness::{Answers, Stillness};
 use crate::stop::{DRAIN, Facts, Step, Stop, has_children};
 use crate::stream::Sink;
 use crate::timer::Timer;
-use crate::waiting::{Order, Waiting};
+use crate::waiting::Ahead;
 use crate::{machine, network, processes, stats, stillness, sys};
 
 /// The most sessions at once: connections to published ports, and processes beside the workload.
@@ -44,8 +44,8 @@ pub(crate) struct Core {
     greeted: bool,
     configured: bool,
     nursery: Nursery,
-    /// The workload's process, made ahead of its launch.
-    waiting: Option<Waiting>,
+    /// The processes that were made ahead of their launches.
+    ahead: Ahead,
     sessions: BTreeMap<u32, Session>,
     /// The beginnings of launches whose last frame has not come, by session; [`LAUNCH_MAX`] bytes in all.
     parts: BTreeMap<u32, Vec<u8>>,
@@ -84,7 +84,7 @@ impl Core {
             greeted: false,
             configured: false,
             nursery: Nursery::new()?,
-            waiting: None,
+            ahead: Ahead::default(),
             sessions: BTreeMap::new(),
             parts: BTreeMap::new(),
             limits: BTreeMap::new(),
@@ -320,19 +320,10 @@ impl Core {
         }
         machine::configure(request).map_err(|error| (error.code(), error.to_string()))?;
         self.configured = true;
-        self.make_ahead();
+        self.ahead = Ahead::make(&self.nursery);
+        self.children = true;
         self.out.message(Kind::Status, CONTROL, &Status::Ready);
         Ok(())
-    }
-
-    /// Makes the workload's process.
-    fn make_ahead(&mut self) {
-        match self.nursery.ahead() {
-            Ok(waiting) => self.waiting = Some(waiting),
-            // The launch says why.
-            Err(error) => complain!("the workload's process is not made ahead: {error}"),
-        }
-        self.children = true;
     }
 
     /// Makes sure that a new session may be opened under this number.
@@ -398,10 +389,10 @@ impl Core {
                 format!("cannot limit the session's time: {errno}"),
             )
         })?;
-        let made_ahead = match limit {
-            None => self.made_ahead(&mut request),
-            // It needs a cgroup of its own.
-            Some(_) => None,
+        let made_ahead = match (&limit, self.main) {
+            (None, None) => self.ahead.launch(&request),
+            // With a limit it needs a cgroup of its own.
+            _ => None,
         };
         let role = request.execute.role;
         let (work, place) = match (role, self.main) {
@@ -429,9 +420,6 @@ impl Core {
             }
         };
         self.children = true;
-        if role == Role::Rehearsal {
-            self.make_ahead();
-        }
         if matches!(work, Work::Main) {
             self.main = Some(id);
             self.out.keep(id);
@@ -443,19 +431,6 @@ impl Core {
         };
         let session = Session::of_process(id, work, spawned, input, poller);
         self.keep(id, session.and_then(|session| session.limited(limit, poller)))
-    }
-
-    /// Lets the process that was made ahead become the workload, if that is what is launched, and there is one that it suits.
-    fn made_ahead(&mut self, request: &mut Launch) -> Option<Spawned> {
-        if request.execute.role == Role::Exec || self.main.is_some() {
-            return None;
-        }
-        let waiting = self.waiting.take().filter(|_| Waiting::suits(request))?;
-        let order = Order {
-            hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
-            launch: request.clone(),
-        };
-        waiting.launch(&order)
     }
 
     /// Returns a handle to the workload, which must run its program by now.
@@ -765,7 +740,7 @@ impl Core {
 
     /// Kills every process there is: the workload takes along all of its namespace.
     fn kill_all(&mut self) {
-        self.waiting = None;
+        self.ahead = Ahead::default();
         for pid in self.sessions.values().filter_map(Session::pid) {
             sys::kill(pid, libc::SIGKILL as u8);
         }

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use hearth_guest_protocol::credit::WINDOW;
-use hearth_guest_protocol::message::{FailureCode, FileRequest, Launch};
+use hearth_guest_protocol::message::{FailureCode, FileRequest, Launch, Role};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -146,15 +146,20 @@ impl Nursery {
         })
     }
 
-    /// Makes the process of a workload whose launch is not known yet. Returns when it waits for that.
+    /// Makes the process of a workload or a rehearsal whose launch is not known yet. Returns when it waits for that.
     ///
     /// # Errors
     /// Returns [`SpawnError`]; nothing is left of it then.
-    pub(crate) fn ahead(&self) -> Result<Waiting, SpawnError> {
+    pub(crate) fn ahead(&self, role: Role) -> Result<Waiting, SpawnError> {
         let (report, child_report) = report::pair()?;
         let (pipes, child_pipes) = make_pipes(true, true, true)?;
         let (their_orders, orders) = pipe_with(PipeFlags::CLOEXEC)?;
-        let cgroup = self.cgroup.as_ref().map(AsFd::as_fd);
+        // Who looks at the workload's processes is not to see what only rehearses.
+        let cgroup = self
+            .cgroup
+            .as_ref()
+            .filter(|_| role == Role::Main)
+            .map(AsFd::as_fd);
         // With the closure the child's ends are closed here.
         let process = sys::fork(NAMESPACES, cgroup, move || {
             child::wait(child_pipes, child_report.as_fd(), their_orders)

@@ -1,6 +1,6 @@
-//! A workload's process that was made ahead: it has its namespaces and mounts, and waits for its launch.
+//! Processes that were made ahead: each has its namespaces and mounts, and waits for its launch.
 //!
-//! Made when the machine is configured. In a machine that is a clone of one that was configured it is there from the start.
+//! Made when the machine is configured. In a machine that is a clone of one that was configured they are there from the start.
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
@@ -12,8 +12,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::Pid;
 
+use crate::console::complain;
 use crate::report::{self, Received, Report};
-use crate::spawn::Spawned;
+use crate::spawn::{Nursery, Spawned};
 
 /// How long it may take to make its mounts.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -41,12 +42,51 @@ impl Order {
     }
 }
 
-/// The process. When this is dropped it ends, having done nothing.
+/// Those of a machine. The rehearsal has one to itself: to make another in the workload's place is a long way through the kernel, which
+/// an emulator would translate and keep for each clone.
+#[derive(Default)]
+pub(crate) struct Ahead {
+    workload: Option<Waiting>,
+    rehearsal: Option<Waiting>,
+}
+
+impl Ahead {
+    /// Makes them; one that cannot be made is missing, and its launch says why.
+    pub(crate) fn make(nursery: &Nursery) -> Self {
+        let made = |role| {
+            nursery
+                .ahead(role)
+                .inspect_err(|error| complain!("no process is made ahead: {error}"))
+                .ok()
+        };
+        Self {
+            workload: made(Role::Main),
+            rehearsal: made(Role::Rehearsal),
+        }
+    }
+
+    /// Lets one become what is launched, if there is one that suits.
+    pub(crate) fn launch(&mut self, launch: &Launch) -> Option<Spawned> {
+        let waiting = match launch.execute.role {
+            Role::Main => self.workload.take(),
+            Role::Rehearsal => self.rehearsal.take(),
+            Role::Exec => None,
+        };
+        let waiting = waiting.filter(|_| Waiting::suits(launch))?;
+        let order = Order {
+            hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            launch: launch.clone(),
+        };
+        waiting.launch(&order)
+    }
+}
+
+/// One of them. When this is dropped it ends, having done nothing.
 pub(crate) struct Waiting {
     spawned: Spawned,
     orders: OwnedFd,
-    /// The namespace of its mounts.
-    mounts: Option<OwnedFd>,
+    /// Namespaces that are long in going.
+    namespaces: Vec<OwnedFd>,
 }
 
 impl Waiting {
@@ -62,7 +102,7 @@ impl Waiting {
         )?;
         match report::receive(&spawned.report) {
             Received::Report(Report::Waiting, _) => Ok(Self {
-                mounts: mounts_of(spawned.process.pid),
+                namespaces: namespaces_of(spawned.process.pid),
                 spawned,
                 orders,
             }),
@@ -73,34 +113,33 @@ impl Waiting {
     }
 
     /// Tells whether a launch is one that a process which was made ahead can become: its world is the usual one.
-    pub(crate) fn suits(launch: &Launch) -> bool {
+    fn suits(launch: &Launch) -> bool {
         launch.world.tmpfs.is_empty()
     }
 
     /// Lets it become what it is to be. None when it is not there any more.
-    pub(crate) fn launch(self, order: &Order) -> Option<Spawned> {
+    fn launch(self, order: &Order) -> Option<Spawned> {
         let Self {
             mut spawned,
             orders,
-            mounts,
+            namespaces,
         } = self;
         let bytes = order.to_bytes()?;
         // It reads for as long as it lives.
         File::from(orders).write_all(&bytes).ok()?;
         spawned.pipes = spawned.pipes.only(&order.launch);
         // They stay until the machine's end. Taking them down is a long way through the kernel, and only behind it would the agent hear
-        // of the workload's end. The disk comes to rest all the same: it is another mount.
-        if order.launch.execute.role == Role::Main {
-            std::mem::forget(mounts);
-        }
+        // of the process's end. The disk comes to rest all the same: it is another mount.
+        std::mem::forget(namespaces);
         Some(spawned)
     }
 }
 
-/// Opens the namespace of a process's mounts; where that cannot be, they go with the process.
-fn mounts_of(process: Pid) -> Option<OwnedFd> {
-    let path = format!("/proc/{}/ns/mnt", process.as_raw_nonzero());
-    File::open(path).ok().map(OwnedFd::from)
+/// Opens the namespaces of a process's mounts and of its message queues; one that cannot be opened goes with the process.
+fn namespaces_of(process: Pid) -> Vec<OwnedFd> {
+    let open = |name| File::open(format!("/proc/{}/ns/{name}", process.as_raw_nonzero()));
+    let opened = ["mnt", "ipc"].into_iter().map(open);
+    opened.flatten().map(OwnedFd::from).collect()
 }
 
 #[cfg(test)]

@@ -5,14 +5,15 @@ use std::time::Duration;
 
 use super::BenchError;
 use super::figures::{Report, Unit};
-use super::subjects::Bencher;
+use super::subjects::{Bencher, IDLE_PROGRAM};
 use crate::error::CliError;
 
 /// Clones at once, and bare ones beside them.
 const FAMILY: u32 = 20;
 
 impl Bencher<'_> {
-    /// The memory of idle clones beside that of as many bare ones, at once and when they have been idle for a while.
+    /// The memory of idle clones beside that of as many bare ones, at once and when they have been idle for a while. An emulator keeps the
+    /// translation of all that has run; so there are bare ones that have answered, and such that run the same program.
     pub(super) async fn idle_clones(
         &self,
         report: &mut Report,
@@ -30,12 +31,18 @@ impl Bencher<'_> {
         self.remove(&first).await?;
         let crowd = bare.crowd(FAMILY).await?;
         let bare_pids: Vec<u32> = crowd.pids().collect();
-        let against = format!("{FAMILY} bare QEMU clones");
+        let at_work = bare.crowd_at_work(FAMILY, &IDLE_PROGRAM).await?;
+        let at_work_pids: Vec<u32> = at_work.pids().collect();
         let mut tell = |when: &str| {
             let name = format!("{FAMILY} idle clones: memory of each{when}");
-            let (own, bare) = (all(&pids)?, all(&bare_pids)?);
-            report.add_against(&name, Unit::Kibibytes, &own, &against, &bare);
-            Ok::<_, BenchError>(())
+            let own = all(&pids)?;
+            let mut beside = |what: &str, pids: &[u32]| {
+                let against = format!("{FAMILY} bare QEMU clones {what}");
+                report.add_against(&name, Unit::Kibibytes, &own, &against, &all(pids)?);
+                Ok::<_, BenchError>(())
+            };
+            beside("that have answered", &bare_pids)?;
+            beside("that run the same program", &at_work_pids)
         };
         tell("")?;
         if !while_idle.is_zero() {

@@ -31,6 +31,8 @@ const WARM_UP: u32 = 2;
 pub(super) const TRANSFERS: u32 = 5;
 /// Processes that the guest makes by itself, for one sample.
 const SPAWNS: u32 = 20;
+/// What idles.
+pub(super) const IDLE_PROGRAM: [&str; 2] = ["sleep", "86400"];
 /// What a machine has whose memory is to hold the file of `copy` twice, beside the file.
 const ROOM: u64 = 256 << 20;
 
@@ -339,7 +341,8 @@ impl Bencher<'_> {
     pub(super) async fn idle(&self, suffix: &str, memory: u64) -> Result<String, CliError> {
         let name = self.machines.name(suffix);
         let mut arguments = self.machines.run_arguments(&name, memory);
-        arguments.extend(["--detach", self.image, "sleep", "86400"].map(str::to_owned));
+        arguments.extend(["--detach", self.image].map(str::to_owned));
+        arguments.extend(IDLE_PROGRAM.map(str::to_owned));
         self.machines.time(&arguments).await?;
         Ok(name)
     }
