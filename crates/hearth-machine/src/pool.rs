@@ -135,7 +135,9 @@ pub struct Outside {
     /// How many wait for a machine of this pool.
     pub waiting: u32,
     /// Nobody is being handed a machine just now, and nothing of another pool starts: starts that nobody waits for take place then.
-    pub calm: bool,
+    pub idle: bool,
+    /// Nobody has been for a while. As long as most of its machines are ready a pool waits for that.
+    pub quiet: bool,
 }
 
 impl Pool {
@@ -203,7 +205,7 @@ impl Pool {
         key
     }
 
-    /// Tells whether one more machine is to be started now: one that somebody waits for, or one at a time when it is calm.
+    /// Tells whether one more machine is to be started now: one that somebody waits for, or one at a time beside nothing else.
     pub fn wants_start(&self, outside: Outside) -> bool {
         let starting = self.count(|phase| *phase == Phase::Starting);
         let fresh = self.count(|phase| match phase {
@@ -213,7 +215,9 @@ impl Pool {
         let total = u32::try_from(self.members.len()).unwrap_or(u32::MAX);
         let usable = self.count(|phase| matches!(phase, Phase::Ready { .. }));
         let for_waiting = outside.waiting > usable + starting;
-        let for_later = starting == 0 && outside.calm && fresh < self.bounds.min;
+        let is_low = 2 * u64::from(usable) < u64::from(self.bounds.min);
+        let may_fill = outside.idle && (outside.quiet || is_low);
+        let for_later = starting == 0 && may_fill && fresh < self.bounds.min;
         !self.closing
             && total < self.bounds.max
             && outside.now >= self.failed.1

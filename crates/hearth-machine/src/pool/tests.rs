@@ -24,7 +24,8 @@ fn outside(now: u64, waiting: u32) -> Outside {
         now: seconds(now),
         free: ByteSize::from_mib(1000),
         waiting,
-        calm: true,
+        idle: true,
+        quiet: true,
     }
 }
 
@@ -60,7 +61,7 @@ fn a_pool_is_filled_one_at_a_time_and_gives_way_to_who_waits() {
     let mut pool = Pool::new(bounds(2, 4, None));
     assert!(pool.wants_start(outside(0, 0)));
     assert!(!pool.wants_start(Outside {
-        calm: false,
+        idle: false,
         ..outside(0, 0)
     }));
     let first = pool.start();
@@ -73,6 +74,23 @@ fn a_pool_is_filled_one_at_a_time_and_gives_way_to_who_waits() {
         ..outside(1, 0)
     };
     assert!(!pool.wants_start(poor));
+}
+
+#[test]
+fn a_pool_waits_for_quiet_unless_half_of_it_is_gone() {
+    let busy = Outside {
+        quiet: false,
+        ..outside(10, 0)
+    };
+    let bounds = bounds(4, 8, None);
+    assert!(with_ready(bounds, &[1, 2, 3]).wants_start(outside(10, 0)));
+    assert!(!with_ready(bounds, &[1, 2, 3]).wants_start(busy));
+    assert!(!with_ready(bounds, &[1, 2]).wants_start(busy));
+    assert!(
+        with_ready(bounds, &[1]).wants_start(busy),
+        "a stream of acquires would empty it"
+    );
+    assert!(!with_ready(bounds, &[1]).wants_start(Outside { idle: false, ..busy }));
 }
 
 #[test]

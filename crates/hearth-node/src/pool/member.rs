@@ -60,7 +60,7 @@ pub(super) async fn bring_up(machines: &Machines, pool: &str, spec: &PoolSpec) -
         check(&machine).await?;
         failpoint::pass("pool-warm");
         keep_golden(machines, &machine, pool, spec).await;
-        machine.pause().await?;
+        stand_ready(&machine).await?;
         failpoint::pass("pool-paused");
         Ok(())
     };
@@ -99,8 +99,7 @@ async fn restore_golden(machines: &Machines, pool: &str, spec: &PoolSpec) -> Opt
         let machine = machines.restore(&name, new).await?;
         failpoint::pass("pool-restored");
         let ready = async {
-            check(&machine).await?;
-            machine.pause().await?;
+            stand_ready(&machine).await?;
             failpoint::pass("pool-paused");
             Ok(())
         };
@@ -194,10 +193,22 @@ async fn check(machine: &Machine) -> Result<(), PoolError> {
     Ok(guest.ping(CHECK_DEADLINE).await?)
 }
 
+/// Sees that a machine goes on once it has stood still, and lets it stand still. The first time takes a guest longer: its pages are not
+/// there yet, and an emulator has not translated its code.
+async fn stand_ready(machine: &Machine) -> Result<(), PoolError> {
+    machine.pause().await?;
+    go_on(machine).await?;
+    Ok(machine.pause().await?)
+}
+
+async fn go_on(machine: &Machine) -> Result<(), PoolError> {
+    machine.resume().await?;
+    check(machine).await
+}
+
 /// Lets a machine go on for whom it is handed to; when this returns, it answers.
 pub(super) async fn hand_out(machine: &Machine) -> Result<(), PoolError> {
-    machine.resume().await?;
-    check(machine).await?;
+    go_on(machine).await?;
     failpoint::pass("pool-resumed");
     Ok(())
 }

@@ -14,7 +14,7 @@ use crate::host::failpoint;
 use crate::machines::{Machine, chain};
 use crate::records::LeaseFact;
 
-/// How long nobody must have been handed a machine before one is started that nobody waits for.
+/// How long nobody must have been handed a machine before one is started that nobody waits for, of a pool that has most of its machines.
 const QUIET: Duration = Duration::from_millis(250);
 /// Machines that are brought up at once, at most: each needs a processor.
 const STARTS_AT_ONCE: u32 = 2;
@@ -235,8 +235,8 @@ impl Keeper {
         if self.resting || starting >= STARTS_AT_ONCE || self.pools.is_empty() {
             return None;
         }
-        let is_quiet = self.handed.is_none_or(|handed| handed.elapsed() >= QUIET);
-        let calm = starting == 0 && self.handing == 0 && is_quiet && self.admissions.is_empty();
+        let idle = starting == 0 && self.handing == 0 && self.admissions.is_empty();
+        let quiet = self.handed.is_none_or(|handed| handed.elapsed() >= QUIET);
         let free = self.free();
         let came_first = self.admissions.first().map(|waiting| waiting.since);
         let since = |kept: &Kept| kept.queue.first().map(|waiting| waiting.since);
@@ -248,7 +248,8 @@ impl Keeper {
                 now,
                 free,
                 waiting: kept.queue.len(),
-                calm,
+                idle,
+                quiet,
             })
         };
         let pools = self.pools.values().filter(|kept| may(kept) && wants(kept));

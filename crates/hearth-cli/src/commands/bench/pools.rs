@@ -17,6 +17,12 @@ const READY: Duration = Duration::from_secs(120);
 const READY_TOGETHER: u32 = 3;
 /// How long after an acquire a pool begins to make others, at the earliest.
 const QUIET: Duration = Duration::from_millis(260);
+/// Machines that are taken one after the other, of a pool that has as many; once half of them are gone it makes others.
+const STREAM: u32 = 16;
+/// How long lies between two of a stream, in milliseconds: four a second, some of them sooner than one is made under emulation.
+const GAPS: [u64; 8] = [150, 400, 50, 300, 450, 100, 350, 200];
+/// Acquires that stream once.
+const RUNS_OF_A_STREAM: u32 = 3;
 /// How often a pool is asked whether it has.
 const LOOK: Duration = Duration::from_millis(20);
 /// How often it is asked whether it makes any, which takes no longer than a clone.
@@ -27,12 +33,51 @@ impl Bencher<'_> {
     pub(super) async fn pool(&self, report: &mut Report) -> Result<(), CliError> {
         let name = self.machines.name("pool");
         self.create_pool(&name, READY_TOGETHER).await?;
-        let measured = self.acquire(report, &name).await;
+        let measured = match self.acquire(report, &name).await {
+            Ok(()) => self.streams(report, &name).await,
+            Err(error) => Err(error),
+        };
         let removed = self
             .node
             .call(async |client| client.pool_remove(&name, true).await)
             .await;
         measured.and(removed)
+    }
+
+    /// Acquires that go on for as long as a pool must be filled up meanwhile, beside the same of one that need not be.
+    async fn streams(&self, report: &mut Report, pool: &str) -> Result<(), CliError> {
+        let (mut filling, mut full) = (Vec::new(), Vec::new());
+        for _ in 0..self.runs.div_ceil(RUNS_OF_A_STREAM) {
+            for (most, times) in [(2 * STREAM, &mut filling), (STREAM, &mut full)] {
+                self.resize(pool, STREAM, 2 * STREAM).await?;
+                self.wait_ready(pool, STREAM).await?;
+                self.resize(pool, STREAM, most).await?;
+                times.extend(self.stream(pool).await?);
+            }
+        }
+        report.add_against(
+            "pool: acquire, in a stream behind which the pool fills up",
+            Unit::Milliseconds,
+            &filling,
+            "the same stream, and nothing made",
+            &full,
+        );
+        Ok(())
+    }
+
+    /// Takes machines one after the other; returns how long those took that came once half of them were gone. Gives them back.
+    async fn stream(&self, pool: &str) -> Result<Vec<f64>, CliError> {
+        let (mut leases, mut times) = (Vec::new(), Vec::new());
+        for (turn, &gap) in (0..STREAM).zip(GAPS.iter().cycle()) {
+            let (lease, took) = self.take(pool).await?;
+            leases.push(lease);
+            times.extend((turn > STREAM / 2).then_some(took));
+            tokio::time::sleep(Duration::from_millis(gap)).await;
+        }
+        for lease in &leases {
+            self.give_back(lease).await?;
+        }
+        Ok(times)
     }
 
     async fn acquire(&self, report: &mut Report, pool: &str) -> Result<(), CliError> {
