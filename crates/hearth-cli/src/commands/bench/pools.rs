@@ -15,8 +15,6 @@ use crate::error::CliError;
 const READY: Duration = Duration::from_secs(120);
 /// Machines that a pool has ready, of which one is taken by itself, one right behind it, and one while others are made for these, or none are.
 const READY_TOGETHER: u32 = 3;
-/// How long after an acquire a pool begins to make others, at the earliest.
-const QUIET: Duration = Duration::from_millis(260);
 /// Machines that are taken one after the other, of a pool that has as many; once half of them are gone it makes others.
 const STREAM: u32 = 16;
 /// How long lies between two of a stream, in milliseconds: four a second, some of them sooner than one is made under emulation.
@@ -88,7 +86,8 @@ impl Bencher<'_> {
             self.wait_ready(pool, READY_TOGETHER).await?;
             self.resize(pool, READY_TOGETHER, READY_TOGETHER).await?;
             let taken = [self.take(pool).await?.0, self.take(pool).await?.0];
-            self.see_none_filled(pool).await?;
+            // As often as below: a pool that has lost so many begins at once.
+            self.is_filling(pool).await?;
             let (third, took) = self.take(pool).await?;
             unfilled.push(took);
             self.resize(pool, READY_TOGETHER, 2 * READY_TOGETHER).await?;
@@ -266,13 +265,6 @@ impl Bencher<'_> {
     /// Waits until a pool makes a machine.
     async fn wait_filling(&self, name: &str) -> Result<(), CliError> {
         self.wait_until(name, GLANCE, |pool| pool.starting > 0).await
-    }
-
-    /// Looks as often as that does, for as long, at a pool that makes none.
-    async fn see_none_filled(&self, name: &str) -> Result<(), CliError> {
-        let begun = Instant::now();
-        self.wait_until(name, GLANCE, |pool| pool.starting > 0 || begun.elapsed() > QUIET)
-            .await
     }
 
     async fn resize(&self, name: &str, min: u32, max: u32) -> Result<(), CliError> {
