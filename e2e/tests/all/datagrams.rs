@@ -1,6 +1,7 @@
 //! Published UDP ports: datagrams as they were sent, clients apart, in every mode of a network and through every change of a machine.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -285,11 +286,23 @@ fn memory(node: &TestNode) -> Result<u64> {
     Ok(line.context("no VmRSS")?.trim().trim_end_matches(" kB").parse()?)
 }
 
+/// Takes the same number of both protocols: tests beside this one connect from numbers of either.
+fn port_of_both() -> Result<(UdpSocket, TcpListener)> {
+    loop {
+        let datagrams = UdpSocket::bind("127.0.0.1:0")?;
+        match TcpListener::bind(datagrams.local_addr()?) {
+            Ok(stream) => return Ok((datagrams, stream)),
+            Err(error) if error.kind() == ErrorKind::AddrInUse => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
 #[test]
 fn ports_that_cannot_be_are_refused_and_ranges_are_bound() -> Result<()> {
     check(TestNode::ready(Driver::Qemu), |node| {
-        let taken = UdpSocket::bind("127.0.0.1:0")?;
-        let number = taken.local_addr()?.port();
+        let (_taken, other) = port_of_both()?;
+        let number = other.local_addr()?.port();
         let refused = |port: &str, code, word: &str| -> Result<()> {
             node.run(["--rm", "-p", port, "busybox", "true"])
                 .run()?
@@ -310,6 +323,7 @@ fn ports_that_cannot_be_are_refused_and_ranges_are_bound() -> Result<()> {
         refused("1-2000", 125, "1024")?;
         refused("80/sctp", 125, "80/sctp")?;
         // The number alone is no conflict.
+        drop(other);
         let both = format!("127.0.0.1:{number}:80/tcp");
         node.run(["--rm", "-p", &both, "busybox", "true"]).ok()?;
         node.start([
