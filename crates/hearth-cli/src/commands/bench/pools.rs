@@ -15,7 +15,7 @@ use crate::error::CliError;
 const READY: Duration = Duration::from_secs(120);
 /// Machines that a pool has ready, of which one is taken by itself, one right behind it, and one while others are made for these, or none are.
 const READY_TOGETHER: u32 = 3;
-/// Machines that are taken one after the other, of a pool that has as many; once half of them are gone it makes others.
+/// Machines that are taken one after the other, of a pool that has as many; once more than half of them are gone it makes others at once.
 const STREAM: u32 = 16;
 /// How long lies between two of a stream, in milliseconds: four a second, some of them sooner than one is made under emulation.
 const GAPS: [u64; 8] = [150, 400, 50, 300, 450, 100, 350, 200];
@@ -63,7 +63,7 @@ impl Bencher<'_> {
         Ok(())
     }
 
-    /// Takes machines one after the other; returns how long those took that came once half of them were gone. Gives them back.
+    /// Takes machines one after the other; returns how long those took that came once more than half of them were gone. Gives them back.
     async fn stream(&self, pool: &str) -> Result<Vec<f64>, CliError> {
         let (mut leases, mut times) = (Vec::new(), Vec::new());
         for (turn, &gap) in (0..STREAM).zip(GAPS.iter().cycle()) {
